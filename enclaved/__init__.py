@@ -1,0 +1,1 @@
+"""The daemon that runs untrusted code in sandboxes. Start it with ``enclaved run``."""

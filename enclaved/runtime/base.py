@@ -1,0 +1,174 @@
+"""The seam to whatever runs sandboxes: one Protocol, plain frozen dataclasses across it, no callbacks.
+
+Everything privileged lives behind it, so that it can become a process of its own one day. The promises below are
+the contract that ``testing/contracts.py`` checks for every implementation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from enclaved.model import EngineInfo, SandboxSpec
+
+LABEL_ID = "enclaved.id"
+"""Label with the sandbox's id. Images can imitate labels: only the HMAC proves that a container is ours."""
+LABEL_OWNER = "enclaved.owner"
+"""Label with the id of the state directory whose daemon made the container."""
+LABEL_UID = "enclaved.uid"
+"""Label with the user id of the sandbox's programs."""
+LABEL_HMAC = "enclaved.hmac"
+"""Label with the HMAC over the labels above, under the state directory's key."""
+
+STDERR_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that the engine has."""
+
+    id: str
+    """Its digest on the engine: ``sha256:`` and 64 hex digits."""
+    name: str
+    """The name under which it was found (after aliases)."""
+    env: Mapping[str, str]
+    """Its environment, which programs see and the guest does not."""
+    volumes: tuple[str, ...]
+    """Paths that it declares as volumes; they get bounded tmpfs mounts."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSettings:
+    """What the guest must know before it has a connection. Visible to user code: no secrets in here."""
+
+    sandbox_id: str
+    uid: int
+    """User and group id of user code."""
+    working_dir: str
+    expires_in_s: float
+    """The guest exits by itself after this time, should the daemon fail to remove it."""
+    daemon_absence_s: float
+    """The guest exits after this time without a daemon; 0: never."""
+    memory_limit_bytes: int
+    open_files_limit: int = 1024
+    file_size_limit_bytes: int = 0
+    """Largest file a program may write (RLIMIT_FSIZE); 0: no limit of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlan:
+    """Everything that a runtime needs to make the container of one sandbox."""
+
+    image: Image
+    spec: SandboxSpec
+    settings: GuestSettings
+    guest_file: Path
+    """The guest on the host, mode 0444; mounted read-only."""
+    socket_dir: Path
+    """The directory on the host that holds the listening socket ``agent.sock``; mounted read-only."""
+    account_dir: Path
+    """The directory on the host with ``passwd`` and ``group``; both mounted read-only over the image's."""
+    group_id: int
+    """Group under which the guest may reach the socket."""
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStatus:
+    """What the engine says of a container."""
+
+    running: bool
+    paused: bool
+    exit_code: int | None
+    """Exit code of the guest, once it ended."""
+    oom_killed: bool
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRecord:
+    """A container that carries `LABEL_ID`."""
+
+    id: str
+    labels: Mapping[str, str]
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Counters of a sandbox's control group since it was made."""
+
+    oom_kills: int
+    memory_peak_bytes: int
+    memory_bytes: int
+    pids: int
+    pids_limit_hits: int
+
+
+class StderrTail(Protocol):
+    """The end of what a guest wrote to its standard error while it started."""
+
+    def text(self) -> str:
+        """At most the last 64 KiB, decoded with replacement."""
+        ...
+
+
+class Runtime(Protocol):
+    """Makes, starts, looks at and removes containers. Every call has a deadline of its own.
+
+    Every method may raise `EngineUnavailable` (no answer, no permission, deadline passed).
+    """
+
+    async def info(self) -> EngineInfo:
+        """Asks the engine what it is."""
+        ...
+
+    async def resolve_image(self, image: str, *, may_pull: bool) -> Image:
+        """Finds an image: by its name, by its alias, else (``may_pull``) by pulling it.
+
+        Raises `ImageNotFound`, and `ImageUnusable` where its metadata cannot be neutralised.
+        """
+        ...
+
+    async def create(self, plan: ContainerPlan) -> str:
+        """Makes a container without starting it; returns its id.
+
+        Raises `EngineRefused`, `ImageNotFound`, `NoSpace`. Leaves nothing behind when it fails or is cancelled.
+        """
+        ...
+
+    def starting(self, container_id: str) -> AbstractAsyncContextManager[StderrTail]:
+        """Starts a container and collects what the guest writes to standard error until the block ends.
+
+        Raises `EngineRefused`, and `ImageUnusable` where the image cannot start ``python3``.
+        """
+        ...
+
+    async def status(self, container_id: str) -> ContainerStatus | None:
+        """Looks at a container; ``None`` if it is gone."""
+        ...
+
+    async def remove(self, container_id: str) -> None:
+        """Kills a container at once and removes it with its anonymous volumes. One that is gone is fine."""
+        ...
+
+    async def list_records(self) -> list[ContainerRecord]:
+        """Lists all containers that carry `LABEL_ID`, whoever made them, running or not."""
+        ...
+
+    def counters(self, container_id: str) -> Counters | None:
+        """Reads the control group's counters; ``None`` where they cannot be seen. Does not block."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of the engine. Containers stay as they are."""
+        ...
+
+
+def guest_argv(python: str, guest_file: str, socket_path: str, settings: GuestSettings, mode: str) -> list[str]:
+    """The command line of the guest. ``mode`` is ``--container``, or ``--child`` outside a PID namespace."""
+    return [python, "-I", "-S", "-E", guest_file, mode, socket_path, json.dumps(asdict(settings), sort_keys=True)]

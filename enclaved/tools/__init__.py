@@ -1,0 +1,1 @@
+"""Tools: pure functions from parameters to jobs for the guest."""
