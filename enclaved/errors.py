@@ -41,6 +41,9 @@ class FieldViolation:
 
     field: str
     description: str
+    reason: str = "INVALID"
+    """``TOOL_REFUSED`` where a tool was asked well-formed nonsense ("No code provided"), which the documented API
+    answers with a failed result instead of an exception. Goes into ``BadRequest.FieldViolation.reason``."""
 
 
 class EnclaveError(Exception):
@@ -107,9 +110,7 @@ class ExecutionNotFound(NotFound):
     resource_type = "execution"
 
     def __init__(self, execution_id: str) -> None:
-        super().__init__(
-            execution_id, f"execution {execution_id!r} not found; records of ended ones are kept for 60 s"
-        )
+        super().__init__(execution_id, f"execution {execution_id!r} not found; records of ended ones are kept for 60 s")
 
 
 class ToolNotFound(NotFound):

@@ -186,7 +186,9 @@ class FileJob:
 
     A read writes the file's bytes to stdout, from ``offset``, at most ``length`` (``None``: all). A write takes its
     bytes from ``content`` or, if that is ``None``, from stdin until end of input, and renames the result into place.
-    A list writes one name a line (directories end in ``/``). Exists writes ``exists`` or ``does not exist``.
+    A list writes long lines as ``ls -la`` does. Exists writes ``exists`` or ``does not exist``. Write and delete write
+    ``report`` when they are done. A failure is an exception of the program (``FileNotFoundError``, ...), with its text
+    on stderr.
     ``encoding`` transcodes text between the file and UTF-8 on the channel; ``None`` moves bytes as they are.
     """
 
@@ -200,6 +202,7 @@ class FileJob:
     """For a write: fail with ``EEXIST`` instead of replacing."""
     offset: int = 0
     length: int | None = None
+    report: str = ""
 
 
 Job = PythonJob | CommandJob | FileJob
