@@ -66,7 +66,7 @@ class SandboxRequest:
     working_dir_size_bytes: int | None = None
     tmp_size_bytes: int | None = None
     working_dir: str | None = None
-    env_vars: Mapping[str, str] = EMPTY
+    env_vars: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     tools: Mapping[str, Mapping[str, Any]] | None = None
     timeout_s: float | None = None
     ttl_s: float | None = None
@@ -75,7 +75,7 @@ class SandboxRequest:
     network: str | None = None
     volumes: tuple[Volume, ...] = ()
     ports: tuple[PortMapping, ...] = ()
-    extra_hosts: Mapping[str, str] = EMPTY
+    extra_hosts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     platform: str | None = None
     command: tuple[str, ...] = ()
     privileged: bool | None = None

@@ -1,0 +1,148 @@
+"""Every metric of the daemon, in one place. docs/metrics.md describes each.
+
+Metrics live in a registry of their own, so that two daemons in one process (as in tests) do not share numbers. Label
+sets are bounded: a value that is not on its list is counted as ``other``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Collection, Iterator
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from enclaved.errors import EnclaveError
+from enclaved.model import Phases, SandboxState, Verdict
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+OTHER = "other"
+
+_RPC_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
+_PHASE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0)
+_RPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
+
+
+class Metrics:
+    """Counts and times what the daemon does; `render` answers a scrape.
+
+    ``tools`` are the names that may appear in the label ``tool``.
+    """
+
+    def __init__(self, *, version: str, tools: Collection[str] = ()) -> None:
+        self._tools = frozenset(tools)
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._rpcs_started = Counter(
+            "grpc_server_started", "RPCs started on the server.", _RPC_LABELS, registry=registry
+        )
+        self._rpcs_handled = Counter(
+            "grpc_server_handled",
+            "RPCs completed on the server, whatever their outcome.",
+            (*_RPC_LABELS, "grpc_code"),
+            registry=registry,
+        )
+        self._rpc_seconds = Histogram(
+            "grpc_server_handling_seconds",
+            "Time from the start of an RPC to its end on the server.",
+            _RPC_LABELS,
+            buckets=_RPC_SECONDS,
+            registry=registry,
+        )
+        self._sandboxes = Gauge("enclaved_sandboxes", "Sandboxes by state.", ("state",), registry=registry)
+        self._created = Counter(
+            "enclaved_sandboxes_created", "Creations of sandboxes by outcome.", ("outcome",), registry=registry
+        )
+        self._executions = Counter(
+            "enclaved_executions", "Executions that ended, by tool and verdict.", ("tool", "verdict"), registry=registry
+        )
+        self._active = Gauge("enclaved_executions_active", "Executions that run or wait now.", registry=registry)
+        self._phases = Histogram(
+            "enclaved_execution_phase_seconds",
+            "Wall time of executions by phase.",
+            ("phase",),
+            buckets=_PHASE_SECONDS,
+            registry=registry,
+        )
+        self._engine_up = Gauge("enclaved_engine_up", "Whether the container engine answers.", registry=registry)
+        Gauge("enclaved_build_info", "Always 1; the version is a label.", ("version",), registry=registry).labels(
+            version
+        ).set(1)
+        for state in SandboxState:
+            self._sandboxes.labels(state.value)
+
+    def rpc_started(self, kind: str, service: str, method: str) -> None:
+        """Counts an RPC that begins. Only for methods that the server has: their number bounds the labels."""
+        self._rpcs_started.labels(kind, service, method).inc()
+
+    def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
+        """Counts and times an RPC that ended with the gRPC status code of this name."""
+        self._rpcs_handled.labels(kind, service, method, code).inc()
+        self._rpc_seconds.labels(kind, service, method).observe(seconds)
+
+    def sandbox_moved(self, before: SandboxState | None, after: SandboxState | None) -> None:
+        """Moves one sandbox from state to state; ``None`` before it exists and after it is forgotten."""
+        if before is not None:
+            self._sandboxes.labels(before.value).dec()
+        if after is not None:
+            self._sandboxes.labels(after.value).inc()
+
+    def sandbox_created(self, error: BaseException | None = None) -> None:
+        """Counts one attempt to create a sandbox: ``ok``, or the class of the error that ended it."""
+        self._created.labels("ok" if error is None else _outcome(error)).inc()
+
+    def execution_started(self) -> None:
+        """Counts one execution as active until `execution_finished`."""
+        self._active.inc()
+
+    def execution_finished(self, tool: str, verdict: Verdict, phases: Phases) -> None:
+        """Counts the end of one execution and times its phases."""
+        self._active.dec()
+        self._executions.labels(tool if tool in self._tools else OTHER, verdict.value).inc()
+        self._phases.labels("queued").observe(phases.queued_s)
+        self._phases.labels("starting").observe(phases.starting_s)
+        self._phases.labels("running").observe(phases.running_s)
+        self._phases.labels("draining").observe(phases.draining_s)
+
+    def engine_up(self, up: bool) -> None:
+        """Says whether the engine answered the last call."""
+        self._engine_up.set(1 if up else 0)
+
+    def render(self) -> bytes:
+        """Answers a scrape in Prometheus' text format (`CONTENT_TYPE`)."""
+        return generate_latest(_WithoutCreationTimes(self._registry))
+
+    def value(self, name: str, **labels: str) -> float:
+        """Reads one sample; 0 if it does not exist (yet)."""
+        return self._registry.get_sample_value(name, labels) or 0.0
+
+
+class _WithoutCreationTimes(Collector):
+    """A view of a registry without the ``_created`` series that the library adds to each counter and histogram."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the registry's metrics."""
+        for metric in self._registry.collect():
+            metric.samples = [sample for sample in metric.samples if sample.name != f"{metric.name}_created"]
+            yield metric
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    if not isinstance(error, EnclaveError):
+        return "internal"
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()

@@ -1,0 +1,46 @@
+"""docs/metrics.md names every metric with its type and labels, and no other."""
+
+import re
+from pathlib import Path
+
+from enclaved.metrics import Metrics
+from enclaved.model import Phases, SandboxState, Verdict
+
+PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+ROW = re.compile(r"^\| `([a-z_]+)` \| (counter|gauge|histogram) \|([^|]*)\|", re.MULTILINE)
+
+
+def documented() -> dict[str, tuple[str, frozenset[str]]]:
+    return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in ROW.findall(PAGE)}
+
+
+def exported() -> dict[str, tuple[str, frozenset[str]]]:
+    metrics = Metrics(version="0", tools=["python_executor"])
+    metrics.rpc_started("unary", "s", "m")
+    metrics.rpc_handled("unary", "s", "m", "OK", 0.1)
+    metrics.sandbox_moved(None, SandboxState.RUNNING)
+    metrics.sandbox_created()
+    metrics.execution_started()
+    metrics.execution_finished("python_executor", Verdict.EXITED, Phases())
+    metrics.engine_up(True)
+    text = metrics.render().decode()
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        if name.startswith("process_"):
+            continue
+        labels = {
+            label
+            for body in re.findall(rf"^{name}(?:_bucket|_sum|_count)?\{{(.*)\}} ", text, re.MULTILINE)
+            for label in re.findall(r'(\w+)="', body)
+        }
+        found[name] = (kind, frozenset(labels - {"le"}))
+    return found
+
+
+def test_every_metric_is_documented_with_its_type_and_labels():
+    assert documented() == exported()
+
+
+def test_every_value_of_a_closed_label_is_documented():
+    for value in (*SandboxState, *Verdict):
+        assert f"`{value.value}`" in PAGE
