@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
+from _console import Refused
+
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 CHUNK_BYTES = 1024 * 1024
 
 
-class EngineError(Exception):
+class EngineError(Refused):
     """Says that the engine cannot be reached or refused a request, and what to do about it."""
 
 
@@ -49,10 +51,9 @@ class Engine:
         """Returns the engine that ``DOCKER_HOST`` names, else the one at the usual socket."""
         return cls(environ.get("DOCKER_HOST") or DEFAULT_HOST)
 
-    def version(self, timeout_s: float = 5.0) -> str:
-        """Returns the engine's version; raises ``EngineError`` if nothing answers within ``timeout_s``."""
-        body = self._json("GET", "/version", timeout_s=timeout_s)
-        return str(body.get("Version", "unknown"))
+    def version(self, timeout_s: float = 5.0) -> dict[str, Any]:
+        """Returns what the engine says of itself; raises ``EngineError`` if none answers within ``timeout_s``."""
+        return dict(self._json("GET", "/version", timeout_s=timeout_s))
 
     def image(self, name: str) -> dict[str, Any] | None:
         """Returns what the engine knows about a local image, or None if it has none of that name."""
@@ -71,6 +72,15 @@ class Engine:
         for line in self._stream("POST", path, body=_chunks(archive, sent), timeout_s=600):
             if "error" in line:
                 raise EngineError(f"the engine refused the image: {line['error']}")
+
+    def remove_unused_image(self, image_id: str) -> None:
+        """Removes an image that has no name and no container; leaves any other alone."""
+        image = self.image(image_id)
+        if image is not None and not image.get("RepoTags"):
+            try:
+                self._json("DELETE", f"/images/{quote(image_id)}")
+            except _Conflict:
+                return
 
     def pull(self, name: str, *, progress: Callable[[str], None], timeout_s: float) -> None:
         """Pulls an image; raises ``EngineError`` if no registry gives it, or none answers within ``timeout_s``."""
@@ -132,6 +142,8 @@ class Engine:
             message = response.reason
         if response.status == 404:
             raise _NotFound(message)
+        if response.status == 409:
+            raise _Conflict(message)
         raise EngineError(f"the engine at {self.host} answered {response.status}: {message}")
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
@@ -148,6 +160,10 @@ class Engine:
 
 class _NotFound(EngineError):
     """The engine has no such thing."""
+
+
+class _Conflict(EngineError):
+    """Something else still uses the thing."""
 
 
 def split_name(name: str) -> tuple[str, str]:
