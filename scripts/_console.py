@@ -72,10 +72,12 @@ class Progress:
         clear = "\r\033[K" if self._terminal else ""
         self._write(f"{clear}{self._title}: {outcome} ({elapsed:.1f} s)\n")
 
-    def update(self, done: float, detail: str = "") -> None:
-        """Says how much is done by now, and what is being done."""
+    def update(self, done: float, detail: str = "", *, total: float | None = None) -> None:
+        """Says how much is done by now, what is being done, and perhaps a new idea of the total."""
         self._done = done
         self._detail = detail
+        if total is not None:
+            self._total = total
 
     def _tick(self) -> None:
         while not self._ended.wait(REDRAW_S if self._terminal else PLAIN_LINE_S):

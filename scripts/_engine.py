@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
@@ -82,14 +83,22 @@ class Engine:
             except _Conflict:
                 return
 
-    def pull(self, name: str, *, progress: Callable[[str], None], timeout_s: float) -> None:
-        """Pulls an image; raises ``EngineError`` if no registry gives it, or none answers within ``timeout_s``."""
+    def pull(self, name: str, *, heard: Callable[[PullState], None], first_answer_s: float, silence_s: float) -> None:
+        """Pulls an image; raises ``EngineError`` if no registry gives it.
+
+        ``first_answer_s`` limits the wait for the registry's first word, ``silence_s`` the silence after it.
+        """
         repository, tag = split_name(name)
         path = "/images/create?" + urlencode({"fromImage": repository, "tag": tag})
-        for line in self._stream("POST", path, timeout_s=timeout_s):
+        layers: dict[str, tuple[int, int]] = {}
+        for line in self._stream("POST", path, timeout_s=first_answer_s, silence_s=silence_s):
             if "error" in line:
                 raise EngineError(str(line["error"]))
-            progress(f"{line.get('status', '')} {line.get('progress', '')}".strip())
+            detail = line.get("progressDetail") or {}
+            if line.get("status") == "Downloading" and detail.get("total"):
+                layers[str(line.get("id"))] = (int(detail["current"]), int(detail["total"]))
+            done = sum(current for current, _ in layers.values())
+            heard(PullState(str(line.get("status", "")), done, sum(total for _, total in layers.values())))
 
     def containers(self, label: str) -> list[str]:
         """Returns the ids of all containers, running or not, that carry a label of that name."""
@@ -110,12 +119,20 @@ class Engine:
         return json.loads(content) if content.strip() else {}
 
     def _stream(
-        self, method: str, path: str, *, body: Iterator[bytes] | None = None, timeout_s: float
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Iterator[bytes] | None = None,
+        timeout_s: float,
+        silence_s: float | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Yields the JSON lines of an answer; ``timeout_s`` limits the silence between two of them."""
+        """Yields the JSON lines of an answer; ``silence_s`` limits the wait for all but the first of them."""
         connection = self._connect(timeout_s)
         with closing(connection):
             response = self._open(connection, method, path, body)
+            if silence_s is not None and connection.sock is not None:
+                connection.sock.settimeout(silence_s)
             try:
                 for line in response:
                     if line.strip():
@@ -130,8 +147,8 @@ class Engine:
             connection.request(method, path, body=body, encode_chunked=body is not None, headers=_headers(body))
             response = connection.getresponse()
         except PermissionError as error:
-            message = f"no permission on the Docker engine at {self.host}. Fix: run as root, or join the docker group"
-            raise EngineError(message) from error
+            message = f"no permission on the Docker engine at {self.host}. Fix: run as root, or join its group (docker)"
+            raise NoPermission(message) from error
         except (OSError, http.client.HTTPException) as error:
             raise EngineError(f"no Docker engine answers at {self.host} ({error})") from error
         if response.status < 400:
@@ -156,6 +173,20 @@ class Engine:
                 return http.client.HTTPSConnection(url.hostname, port, timeout=timeout_s, context=_client_tls())
             return http.client.HTTPConnection(url.hostname, url.port or 2375, timeout=timeout_s)
         raise EngineError(f"cannot use DOCKER_HOST={self.host}: only unix://, tcp:// and https:// addresses work here")
+
+
+@dataclass(frozen=True)
+class PullState:
+    """How far a pull is."""
+
+    status: str
+    done_bytes: int
+    known_bytes: int
+    """The size of the layers whose download has begun."""
+
+
+class NoPermission(EngineError):
+    """An engine is there, but this user may not talk to it."""
 
 
 class _NotFound(EngineError):
