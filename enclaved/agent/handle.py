@@ -1,0 +1,327 @@
+"""One execution as the daemon knows it of the guest: its output readers, its input, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from enclaved.agent.guest import MAX_PAYLOAD_BYTES, STDERR, STDIN_WINDOW_BYTES, STDOUT, FrameError
+from enclaved.agent.jobs import WireJob
+from enclaved.errors import EnclaveError, ExecutionNotFound, InvalidRequest, LimitReached, OffsetReleased
+from enclaved.model import CHANNEL_NAMES, Output
+
+CREDIT_BYTES = 2 * MAX_PAYLOAD_BYTES
+
+
+class Sender(Protocol):
+    """The connection that a handle speaks through."""
+
+    sandbox_id: str
+    handles: dict[str, Handle]
+
+    def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Sends a frame if the guest is there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How the guest should run a job."""
+
+    timeout_s: float
+    output_limit_bytes: int | None = None
+    stdin: bool = False
+    merge_stderr: bool = False
+
+
+class OutputReader:
+    """One follower of an execution's output. The guest sends no more than the credit that this grants."""
+
+    def __init__(self, handle: Handle, number: int, offsets: Mapping[int, int] | None) -> None:
+        self.number = number
+        self.handle = handle
+        self.subscribed: asyncio.Future[Mapping[int, int]] = asyncio.get_running_loop().create_future()
+        self.offsets: dict[int, int] = dict(offsets or {})
+        self._chunks: deque[Output] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._consumed = 0
+        self._ended = False
+        self._error: EnclaveError | None = None
+
+    async def next(self) -> Output | None:
+        """Waits for the next chunk; ``None`` when the execution has ended and everything was delivered.
+
+        Raises `SandboxLost` or `ExecutionNotFound` if there will be no more.
+        """
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        chunk = self._chunks.popleft()
+        self._consumed += len(chunk.data)
+        if self._consumed >= CREDIT_BYTES // 2:
+            self.handle.send("credit", reader=self.number, bytes=self._consumed)
+            self._consumed = 0
+        return chunk
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing that has arrived waits to be taken."""
+        return not self._chunks
+
+    def subscription(self) -> dict[str, Any]:
+        """What the guest must know to send from where this reader stands."""
+        offsets = {str(channel): offset for channel, offset in self.offsets.items()}
+        return {"reader": self.number, "offsets": offsets, "credit_bytes": CREDIT_BYTES - self._waiting_bytes()}
+
+    def _waiting_bytes(self) -> int:
+        waiting = sum(len(chunk.data) for chunk in self._chunks)
+        self._consumed = 0
+        return min(waiting, CREDIT_BYTES - 1)
+
+    def close(self) -> None:
+        """Stops following."""
+        if self.handle.readers.pop(self.number, None) is not None and not self._ended:
+            self.handle.send("unsubscribe", reader=self.number)
+
+    def push(self, chunk: Output) -> None:
+        """Takes a chunk from the guest. What was already taken before a reconnect is dropped."""
+        expected = self.offsets.get(chunk.channel)
+        if expected is not None and chunk.offset < expected:
+            raise FrameError(f"output at {chunk.offset}, wanted {expected}")
+        self.offsets[chunk.channel] = chunk.offset + len(chunk.data)
+        self._chunks.append(chunk)
+        self._wake()
+
+    def start_at(self, offsets: Mapping[int, int]) -> None:
+        """The guest follows from these offsets."""
+        self.offsets = dict(offsets)
+        if not self.subscribed.done():
+            self.subscribed.set_result(dict(offsets))
+
+    def end(self) -> None:
+        """Everything has been sent."""
+        self._ended = True
+        self._wake()
+
+    def fail(self, error: EnclaveError) -> None:
+        """There will be no more."""
+        self._error = error
+        if not self.subscribed.done():
+            self.subscribed.set_exception(error)
+            self.subscribed.exception()  # whoever waits has it; nobody else needs the warning
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Handle:
+    """One execution as the daemon knows it of the guest."""
+
+    def __init__(self, link: Sender, execution_id: str, job: WireJob, options: RunOptions) -> None:
+        self.link, self.execution_id, self.options = link, execution_id, options
+        self.job: WireJob | None = job
+        self.readers: dict[int, OutputReader] = {}
+        self.finished: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        self.full = asyncio.Event()
+        self._next_reader = 1
+        self._acknowledged: dict[int, int] = {}
+        self._stdin = bytearray()
+        self._stdin_base = 0  # offset of the first byte that the guest has not taken
+        self._stdin_ended = False
+        self._stdin_moved = asyncio.Event()
+
+    def subscribe(self, offsets: Mapping[int, int] | None = None) -> OutputReader:
+        """Adds a reader. Wait for its ``subscribed`` to know where it starts, or that it cannot."""
+        reader = self._add_reader(offsets)
+        self.send("subscribe", **reader.subscription())
+        return reader
+
+    def _add_reader(self, offsets: Mapping[int, int] | None) -> OutputReader:
+        reader = OutputReader(self, self._next_reader, offsets)
+        self._next_reader += 1
+        self.readers[reader.number] = reader
+        return reader
+
+    def start(self) -> OutputReader:
+        """Sends the job, with a first reader from the first byte on."""
+        reader = self._add_reader(None)
+        self._send_job(reader)
+        return reader
+
+    def _send_job(self, reader: OutputReader | None) -> None:
+        if self.job is None:
+            return
+        document = self.job.document
+        subscription = {"subscribe": reader.subscription()} if reader is not None else {}
+        self.send(
+            "run",
+            document[:MAX_PAYLOAD_BYTES],
+            context=self.job.context,
+            timeout_s=self.options.timeout_s,
+            output_limit_bytes=self.options.output_limit_bytes,
+            stdin=self.options.stdin,
+            merge_stderr=self.options.merge_stderr,
+            job_bytes=len(document),
+            **subscription,
+        )
+        for start in range(MAX_PAYLOAD_BYTES, len(document), MAX_PAYLOAD_BYTES):
+            self.send("job", document[start : start + MAX_PAYLOAD_BYTES])
+
+    def resume(self, known: bool) -> None:
+        """Takes up the conversation after a reconnect."""
+        if not known and (self.finished.done() or self.job is None):
+            self.fail(ExecutionNotFound(self.execution_id))
+            return
+        readers = list(self.readers.values())
+        if not known:
+            self._send_job(None)
+        for reader in readers:
+            self.send("subscribe", **reader.subscription())
+        if self._stdin or self._stdin_ended:
+            self._send_stdin(self._stdin_base, bytes(self._stdin))
+            if self._stdin_ended:
+                self.send("end_of_input")
+
+    def acknowledge(self, offsets: Mapping[int, int]) -> None:
+        """Lets the guest release output before these offsets."""
+        news = {channel: offset for channel, offset in offsets.items() if offset > self._acknowledged.get(channel, 0)}
+        if news:
+            self._acknowledged.update(news)
+            self.full.clear()
+            self.send("acknowledge", offsets={str(channel): offset for channel, offset in news.items()})
+
+    async def write_stdin(self, data: bytes, offset: int | None) -> None:
+        """Sends input; waits while the program does not read. Bytes that were sent before are skipped."""
+        end = self._stdin_base + len(self._stdin)
+        if offset is not None:
+            if offset > end:
+                raise InvalidRequest.of("stdin.offset", f"{offset} leaves a gap; the next byte wanted is {end}")
+            data = data[end - offset :]
+        if data and self._stdin_ended:
+            raise InvalidRequest.of("stdin", "the end of the input has been sent already")
+        for start in range(0, len(data), MAX_PAYLOAD_BYTES):
+            while len(self._stdin) >= STDIN_WINDOW_BYTES and not self.finished.done():
+                self._stdin_moved.clear()
+                await self._stdin_moved.wait()
+            if self.finished.done():
+                return  # nobody will read it
+            piece = data[start : start + MAX_PAYLOAD_BYTES]
+            end = self._stdin_base + len(self._stdin)
+            self._stdin += piece
+            self._send_stdin(end, piece)
+
+    def _send_stdin(self, offset: int, data: bytes) -> None:
+        for start in range(0, len(data), MAX_PAYLOAD_BYTES):
+            self.send("stdin", data[start : start + MAX_PAYLOAD_BYTES], offset=offset + start)
+
+    def end_input(self) -> None:
+        """Says that no more input comes."""
+        if not self._stdin_ended:
+            self._stdin_ended = True
+            self.send("end_of_input")
+
+    def cancel(self) -> None:
+        """Asks the guest to kill the execution."""
+        self.send("cancel")
+
+    def forget(self) -> None:
+        """Lets the guest release the record of an execution that has ended."""
+        self.send("forget")
+        self.link.handles.pop(self.execution_id, None)
+
+    def send(self, kind: str, payload: bytes = b"", **fields: Any) -> None:
+        """Sends a frame about this execution; nothing while the guest is away, since ``resume`` says it again."""
+        self.link.send({"type": kind, "execution": self.execution_id, **fields}, payload)
+
+    def on_frame(self, kind: str, header: Mapping[str, Any], payload: bytes) -> None:
+        """Takes in a frame of the guest about this execution."""
+        if kind == "finished":
+            self.job = None
+            self._stdin_moved.set()
+            if not self.finished.done():
+                self.finished.set_result(header)
+        elif kind == "refused":
+            self.fail(self._refusal(str(header.get("code")), str(header.get("message"))[:1000]))
+        elif kind == "full":
+            self.full.set()
+        elif kind == "stdin_taken":
+            taken = integer(header, "offset")
+            if not self._stdin_base <= taken <= self._stdin_base + len(self._stdin):
+                raise FrameError(f"took input up to {taken}")
+            del self._stdin[: taken - self._stdin_base]
+            self._stdin_base = taken
+            self._stdin_moved.set()
+        else:
+            reader = self.readers.get(integer(header, "reader"))
+            if reader is not None:
+                self._on_reader_frame(reader, kind, header, payload)
+
+    def _on_reader_frame(self, reader: OutputReader, kind: str, header: Mapping[str, Any], payload: bytes) -> None:
+        if kind == "output":
+            channel, offset = integer(header, "channel"), integer(header, "offset")
+            time_s = header.get("time_s")
+            if channel not in CHANNEL_NAMES or offset < 0 or not isinstance(time_s, int | float):
+                raise FrameError("output of an unknown channel or time")
+            reader.push(Output(channel, offset, payload, float(time_s)))
+        elif kind == "subscribed":
+            self.job = None  # the guest has it
+            reader.start_at(_offsets(header))
+        elif kind == "end":
+            self.readers.pop(reader.number, None)
+            reader.end()
+        elif kind == "released":
+            self.readers.pop(reader.number, None)
+            name = CHANNEL_NAMES.get(integer(header, "channel"), "unknown")
+            reader.fail(OffsetReleased(name, integer(header, "offset"), integer(header, "first_offset")))
+        elif kind == "unknown":
+            self.readers.pop(reader.number, None)
+            reader.fail(ExecutionNotFound(self.execution_id))
+        else:
+            raise FrameError(f"unknown type {kind!r}")
+
+    def _refusal(self, code: str, message: str) -> EnclaveError:
+        if code == "full":
+            return LimitReached(f"sandbox/{self.link.sandbox_id}", "executions", message)
+        return LimitReached(f"sandbox/{self.link.sandbox_id}", "processes", message)
+
+    def fail(self, error: EnclaveError) -> None:
+        """The execution will not go on, whoever asks."""
+        self._stdin_moved.set()
+        if not self.finished.done():
+            self.finished.set_exception(error)
+            self.finished.exception()
+        for reader in list(self.readers.values()):
+            reader.fail(error)
+        self.readers.clear()
+        self.link.handles.pop(self.execution_id, None)
+
+
+def integer(header: Mapping[str, Any], name: str) -> int:
+    """Takes a whole number out of a header. Raises FrameError if it is anything else."""
+    value = header.get(name)
+    if type(value) is not int:
+        raise FrameError(f"{name} is {value!r}")
+    return value
+
+
+def _offsets(header: Mapping[str, Any]) -> dict[int, int]:
+    offsets = header.get("offsets")
+    if not isinstance(offsets, dict):
+        raise FrameError("no offsets")
+    found = {int(name): offset for name, offset in offsets.items() if name in ("1", "2", "3")}
+    if any(type(offset) is not int or offset < 0 for offset in found.values()):
+        raise FrameError(f"offsets {json.dumps(offsets)[:200]}")
+    return {STDOUT: 0, STDERR: 0, **found}

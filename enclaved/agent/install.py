@@ -1,0 +1,44 @@
+"""Puts on the host what every sandbox mounts read-only: the guest, and the user's lines in passwd and group."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from importlib import resources
+from pathlib import Path
+
+USER_NAME = "sandbox"
+
+
+def install_guest(directory: Path) -> Path:
+    """Writes the guest into a directory, under a name made of its content; returns the path.
+
+    Guests of an older daemon keep running from their own file. The file is 0444 in a 0755 directory, so that any
+    uid may read it and nobody in a sandbox may change it.
+    """
+    source = resources.files("enclaved.agent").joinpath("guest.py").read_bytes()
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    directory.chmod(0o755)
+    path = directory / f"guest-{hashlib.sha256(source).hexdigest()[:16]}.py"
+    if not path.exists():
+        temporary = directory / f".{path.name}.{os.getpid()}"
+        temporary.write_bytes(source)
+        temporary.chmod(0o444)
+        temporary.replace(path)
+    return path
+
+
+def write_accounts(directory: Path, uid: int, working_dir: str) -> None:
+    """Writes ``passwd`` and ``group`` for one sandbox: root, nobody and the user under which programs run."""
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    directory.chmod(0o755)
+    passwd = [
+        "root:x:0:0:root:/root:/bin/sh",
+        f"{USER_NAME}:x:{uid}:{uid}:{USER_NAME}:{working_dir}:/bin/sh",
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin",
+    ]
+    group = ["root:x:0:", f"{USER_NAME}:x:{uid}:", "nogroup:x:65534:"]
+    for name, lines in (("passwd", passwd), ("group", group)):
+        path = directory / name
+        path.write_text("\n".join(lines) + "\n")
+        path.chmod(0o444)

@@ -1,0 +1,232 @@
+"""The daemon's side of the connection to one guest: it listens, the guest connects and reconnects.
+
+Everything that comes from a guest is hostile: frames are length-limited by the codec, every field is checked here or
+in ``handle.py``, and nonsense ends the connection. Frames: docs/guest-protocol.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from enclaved.agent.guest import PROTOCOL_VERSION, FrameDecoder, FrameError, encode_frame
+from enclaved.agent.handle import Handle, OutputReader, RunOptions, integer
+from enclaved.agent.jobs import WireJob
+from enclaved.errors import EnclaveError, GuestUnavailable, NoSpace, SandboxLost
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "agent.sock"
+PARK_DEADLINE_S = 10.0
+_SOCKET_PATH_MAX = 107
+
+
+class GuestLink:
+    """Listens for one sandbox's guest, and routes frames between it and its executions."""
+
+    def __init__(self, sandbox_id: str, directory: Path, *, group_id: int, guest_uids: Collection[int]) -> None:
+        self.sandbox_id = sandbox_id
+        self.directory = directory
+        self.handles: dict[str, Handle] = {}
+        self.python_version = ""
+        self._group_id = group_id
+        self._guest_uids = guest_uids
+        self._server: asyncio.Server | None = None
+        self._peer: _Peer | None = None
+        self._ready = asyncio.Event()
+        self._away = asyncio.Event()
+        self._away.set()
+        self._held: set[str] = set()
+        self._numbers = 0
+        self._answers: dict[int, asyncio.Future[None]] = {}
+        self._lost: EnclaveError | None = None
+
+    async def listen(self) -> None:
+        """Makes the directory and listens in it. Raises `NoSpace` if the host does not let it."""
+        path = self.directory / SOCKET_NAME
+        if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
+            raise NoSpace(str(path), f"the socket path {path} is too long; choose a shorter state directory")
+        try:
+            self.directory.mkdir(mode=0o710, parents=True, exist_ok=True)
+            os.chown(self.directory, -1, self._group_id)
+            self.directory.chmod(0o710)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                path.unlink(missing_ok=True)
+                sock.bind(str(path))
+                os.chown(path, -1, self._group_id)
+                path.chmod(0o660)
+            except OSError:
+                sock.close()
+                raise
+        except OSError as error:
+            raise NoSpace(str(path), f"cannot listen on {path}: {error.strerror}") from error
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Peer(self), sock=sock, backlog=4)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the guest is there and has said what it holds."""
+        return self._ready.is_set()
+
+    async def wait_connected(self) -> None:
+        """Waits until the guest is there. The caller sets the deadline."""
+        await self._ready.wait()
+
+    async def wait_away(self) -> None:
+        """Waits until the guest is not there."""
+        await self._away.wait()
+
+    def start(self, execution_id: str, job: WireJob, options: RunOptions) -> tuple[Handle, OutputReader]:
+        """Starts a job; returns its handle and a reader from the first byte on.
+
+        Raises `GuestUnavailable` while the guest is away, `SandboxLost` after the sandbox's end.
+        """
+        if self._lost is not None:
+            raise self._lost
+        if not self.connected:
+            raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} is reconnecting; try again")
+        handle = Handle(self, execution_id, job, options)
+        self.handles[execution_id] = handle
+        return handle, handle.start()
+
+    async def park(self) -> None:
+        """Kills everything that runs in the sandbox. Raises `GuestUnavailable` if the guest does not confirm."""
+        await self._ask("park", PARK_DEADLINE_S)
+
+    async def ping(self, deadline_s: float) -> None:
+        """Asks the guest for a sign of life. Raises `GuestUnavailable`."""
+        await self._ask("ping", deadline_s)
+
+    async def _ask(self, kind: str, deadline_s: float) -> None:
+        self._numbers += 1
+        number = self._numbers
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            self.send({"type": kind, "number": number})
+            async with asyncio.timeout(deadline_s):
+                await answer
+        except TimeoutError as error:
+            raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} does not answer") from error
+        finally:
+            self._answers.pop(number, None)
+
+    def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Sends a frame if the guest is there."""
+        if self._peer is not None and self.connected:
+            self._peer.write(encode_frame(dict(header), payload))
+
+    def fail(self, error: EnclaveError) -> None:
+        """The sandbox has ended: so has everything in it."""
+        self._lost = error
+        for handle in list(self.handles.values()):
+            handle.fail(error)
+
+    async def close(self) -> None:
+        """Stops listening, drops the guest and removes the socket. Executions are lost."""
+        if self._lost is None:
+            self.fail(SandboxLost(self.sandbox_id, "it was removed"))
+        if self._peer is not None:
+            self._peer.abort()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+        with contextlib.suppress(OSError):
+            (self.directory / SOCKET_NAME).unlink(missing_ok=True)
+            self.directory.rmdir()
+
+    # -- what the connection tells
+
+    def on_hello(self, peer: _Peer, header: Mapping[str, Any]) -> None:
+        if self._peer is not None and self._peer is not peer:
+            raise FrameError("a second guest")
+        if header.get("sandbox") != self.sandbox_id:
+            raise FrameError("the guest of another sandbox")
+        if header.get("version") != PROTOCOL_VERSION:
+            raise FrameError(f"protocol version {header.get('version')!r}, wanted {PROTOCOL_VERSION}")
+        self._peer = peer
+        self.python_version = str(header.get("python"))[:32]
+        self._held = set()
+
+    def on_frame(self, peer: _Peer, header: Mapping[str, Any], payload: bytes) -> None:
+        """Takes in one frame. Raises FrameError for nonsense."""
+        kind = header["type"]
+        if kind == "hello":
+            self.on_hello(peer, header)
+        elif peer is not self._peer:
+            raise FrameError("no hello")
+        elif kind == "holds":
+            if len(self._held) < 4096:
+                self._held.add(str(header.get("execution")))
+        elif kind == "ready":
+            self._away.clear()
+            self._ready.set()
+            for handle in list(self.handles.values()):
+                handle.resume(handle.execution_id in self._held)
+        elif kind in ("pong", "parked"):
+            answer = self._answers.get(integer(header, "number"))
+            if answer is not None and not answer.done():
+                answer.set_result(None)
+        else:
+            known = self.handles.get(str(header.get("execution")))
+            if known is not None:
+                known.on_frame(kind, header, payload)
+
+    def on_gone(self, peer: _Peer) -> None:
+        """The connection is gone; the guest will come back unless it died."""
+        if peer is self._peer:
+            self._peer = None
+            self._ready.clear()
+            self._away.set()
+
+    def may_connect(self, uid: int) -> bool:
+        """Whether a process of this user may be the guest."""
+        return uid in self._guest_uids and self._peer is None and self._lost is None
+
+
+class _Peer(asyncio.Protocol):
+    """One connection to the listening socket: whoever it is, until the hello has been checked."""
+
+    def __init__(self, link: GuestLink) -> None:
+        self._link = link
+        self._decoder = FrameDecoder()
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)
+        sock = transport.get_extra_info("socket")
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", credentials)
+        if not self._link.may_connect(uid):
+            log.warning("connection refused", extra={"sandbox_id": self._link.sandbox_id, "peer_uid": uid})
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for header, payload in self._decoder.feed(data):
+                self._link.on_frame(self, header, payload)
+        except FrameError as error:
+            log.error("guest dropped", extra={"sandbox_id": self._link.sandbox_id, "reason": str(error)[:500]})
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link.on_gone(self)
+
+    def write(self, data: bytes) -> None:
+        """Queues bytes; what is queued is bounded by credits, windows and the number of executions."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def abort(self) -> None:
+        """Drops the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._link.on_gone(self)
