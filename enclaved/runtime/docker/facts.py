@@ -1,0 +1,63 @@
+"""What must be known of an engine before a container is described to it. One that cannot hold limits is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from enclaved.errors import EngineRefused
+
+CGROUP_DRIVERS = ("cgroupfs", "systemd")
+
+_REQUIRED_LIMITS = {
+    "MemoryLimit": "memory limits",
+    "PidsLimit": "limits on the number of processes",
+    "CpuCfsQuota": "CPU limits",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What the create body depends on."""
+
+    cgroup_driver: str
+    """``cgroupfs`` or ``systemd``: decides how a parent control group is named."""
+    cgroup_version: int
+    """1 or 2."""
+    cpus: int
+    """CPUs of the machine. An engine refuses a limit above it, although that means no more than "all of them"."""
+
+
+def facts_of(info: Mapping[str, Any]) -> EngineFacts:
+    """Reads the answer of ``GET /info``.
+
+    Raises `EngineRefused` if the engine would take a limit or the system call filter and then not enforce it: engines
+    answer such a create with success and a warning that nobody reads.
+    """
+    lacking = [words for key, words in _REQUIRED_LIMITS.items() if info.get(key) is not True]
+    if not _filters_system_calls(info.get("SecurityOptions") or ()):
+        lacking.append("a seccomp filter")
+    driver = str(info.get("CgroupDriver", ""))
+    if driver not in CGROUP_DRIVERS:
+        lacking.append(f"a control group driver (it has {driver!r})")
+    if lacking:
+        raise EngineRefused(
+            "isolate a sandbox",
+            f"it does not enforce {', '.join(lacking)}; 'docker info' shows why. "
+            "Sandboxes run only where every limit is enforced",
+        )
+    return EngineFacts(
+        cgroup_driver=driver,
+        cgroup_version=cgroup_version(info),
+        cpus=max(1, int(info.get("NCPU") or 1)),
+    )
+
+
+def cgroup_version(info: Mapping[str, Any]) -> int:
+    """1 or 2. Engines before 20.10 do not say, and know version 1 only."""
+    return 2 if str(info.get("CgroupVersion")) == "2" else 1
+
+
+def _filters_system_calls(options: list[str] | tuple[str, ...]) -> bool:
+    return any(o.startswith("name=seccomp") and "profile=unconfined" not in o for o in options)
