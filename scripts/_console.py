@@ -137,15 +137,15 @@ def run(
         raise CommandFailed(command, status, tail)
 
 
-def run_script(work: Callable[[], None]) -> int:
+def run_script(work: Callable[[], None], *, name: str = "") -> int:
     """Runs a script's work and returns its exit code: 0 done, 1 refused with a sentence, 130 interrupted."""
-    name = Path(sys.argv[0]).name
+    name = name or Path(sys.argv[0]).name
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
         work()
     except CommandFailed as error:
-        print(f"{name}: {error}. Its last lines:", *error.tail, sep="\n  ", file=sys.stderr)
+        print(f"{name}: {error}; it wrote:", *error.tail, sep="\n  ", file=sys.stderr)
         return 1
     except (Refused, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str]) -> int:
         with Progress(title) as progress:
             run(command, progress=progress)
 
-    return run_script(work)
+    return run_script(work, name=title)
 
 
 if __name__ == "__main__":

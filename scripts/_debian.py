@@ -1,4 +1,7 @@
-"""What the scripts ask of Debian: packages for this machine, and a mirror to build images from."""
+"""What the scripts ask of Debian: packages for this machine, and a mirror to build images from.
+
+As a program it installs the packages that it is given: ``_debian.py PACKAGE...``.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from _console import CommandFailed, Progress, Refused, run
+from _console import CommandFailed, Progress, Refused, run, run_script
 
 DEFAULT_MIRROR = "http://deb.debian.org/debian"
 MIRROR_TIMEOUT_S = 20.0
@@ -116,3 +120,7 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(lambda: install(sys.argv[1:])))
