@@ -1,4 +1,4 @@
-"""Descriptions of tools and the helpers that plug-ins build on."""
+"""Descriptions of tools, and what plug-ins build on."""
 
 from __future__ import annotations
 
