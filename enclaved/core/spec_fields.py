@@ -92,7 +92,7 @@ def _quantity(quantity: _Quantity, value: object) -> Iterator[FieldViolation]:
     # NaN compares false with everything, so it fails the first of these comparisons.
     if not isinstance(value, wanted) or isinstance(value, bool) or not quantity.least <= value:
         number = "whole number" if quantity.whole else "finite number"
-        text = f"must be a {number} of {quantity.unit}, at least {quantity.least:g}"
+        text = f"must be a {number} of {quantity.unit}, at least {quantity.least}"
         yield FieldViolation(field, f"{text}; leave it out for the default")
     elif value > quantity.absurd:
         yield FieldViolation(field, f"asks for more {quantity.unit} than make sense; leave it out for the default")

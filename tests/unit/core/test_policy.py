@@ -151,6 +151,12 @@ def test_too_little_to_work_with_is_malformed(field: str, value: object) -> None
     assert "at least" in found[f"spec.{field}"]
 
 
+def test_the_least_that_works_is_named_in_full() -> None:
+    assert malformed(memory_limit_bytes=0) == {
+        "spec.memory_limit_bytes": "must be a whole number of bytes, at least 67108864; leave it out for the default"
+    }
+
+
 @pytest.mark.parametrize(
     ("field", "value", "limit"),
     [
