@@ -100,10 +100,13 @@ class Engine:
             done = sum(current for current, _ in layers.values())
             heard(PullState(str(line.get("status", "")), done, sum(total for _, total in layers.values())))
 
-    def containers(self, label: str) -> list[str]:
-        """Returns the ids of all containers, running or not, that carry a label of that name."""
+    def containers(self, label: str) -> list[Container]:
+        """Returns all containers, running or not, that carry a label of that name."""
         query = urlencode({"all": "true", "filters": json.dumps({"label": [label]})})
-        return [str(item["Id"]) for item in self._json("GET", f"/containers/json?{query}")]
+        return [
+            Container(str(item["Id"]), tuple(str(mount.get("Source", "")) for mount in item.get("Mounts") or ()))
+            for item in self._json("GET", f"/containers/json?{query}")
+        ]
 
     def remove_container(self, container_id: str) -> None:
         """Kills and removes a container; one that is gone already is fine."""
@@ -173,6 +176,14 @@ class Engine:
                 return http.client.HTTPSConnection(url.hostname, port, timeout=timeout_s, context=_client_tls())
             return http.client.HTTPConnection(url.hostname, url.port or 2375, timeout=timeout_s)
         raise EngineError(f"cannot use DOCKER_HOST={self.host}: only unix://, tcp:// and https:// addresses work here")
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container, and the paths of this machine that are mounted in it."""
+
+    id: str
+    mounts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
