@@ -21,14 +21,15 @@ from typing import Any, Literal, TextIO
 from enclaved.errors import EnclaveError
 
 _VALUE_CHARS = 2000
+_ID_CHARS = 128
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _BUILT_IN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _bound: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("enclaved_log_fields", default=_NOTHING)
 
 
 def bind(**fields: str) -> None:
-    """Adds fields to every later line of this task and the tasks that it starts. Empty values are left out."""
-    _bound.set({**_bound.get(), **{name: value for name, value in fields.items() if value}})
+    """Adds fields to every later line of this task and of the tasks that it starts. Empty values are left out."""
+    _bound.set({**_bound.get(), **{name: value[:_ID_CHARS] for name, value in fields.items() if value}})
 
 
 def configure(level: str, form: Literal["json", "text"], stream: TextIO | None = None) -> None:

@@ -1,0 +1,104 @@
+"""The gRPC edge: one module per service, each method reads, calls one thing in ``core`` and writes.
+
+`make_server` makes the server, `add_services` puts everything on it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from grpc import aio
+from grpc_reflection.v1alpha import reflection
+
+from enclaved.metrics import Metrics
+from enclaved.services._health import Health
+from enclaved.services._interceptors import Calls, Handler, Wrapper
+from enclaved.services.execution_service import ExecutionService
+from enclaved.services.file_service import FileService
+from enclaved.services.sandbox_service import SandboxService
+from enclaved.services.system_service import SystemService
+from enclaved.services.tool_service import ToolService
+
+if TYPE_CHECKING:
+    from enclaved.core.executions import Executions
+    from enclaved.core.files import Files
+    from enclaved.core.sandboxes import Sandboxes
+    from enclaved.core.system import System
+
+__all__ = ["MESSAGE_BYTES_MAX", "Calls", "Health", "add_services", "make_server"]
+
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+CALLS_MAX: Final = 512
+"""Calls at once over all connections; further ones are refused with RESOURCE_EXHAUSTED."""
+
+_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.so_reuseport", 0),  # by default a second daemon would share the port without a word
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_concurrent_streams", 100),
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # Finds clients that vanished without a word, also while a long execution is silent.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Ends connections that flood us with pings.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    # Old connections go away; calls that run on them may finish first.
+    ("grpc.max_connection_idle_ms", 300_000),
+    ("grpc.max_connection_age_ms", 3_600_000),
+)
+
+
+def make_server(metrics: Metrics, calls: Calls) -> aio.Server:
+    """Makes a server with the wrapper round every call and limits on everything that a client sends."""
+    return aio.server(interceptors=(Wrapper(metrics, calls),), options=_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+
+
+def add_services(
+    server: aio.Server, *, sandboxes: Sandboxes, executions: Executions, files: Files, system: System
+) -> Health:
+    """Puts every service on the server, with health and reflection; returns what sets the health."""
+    ours: dict[str, object] = {
+        "ms_enclave.v1.SandboxService": SandboxService(sandboxes),
+        "ms_enclave.v1.ExecutionService": ExecutionService(executions),
+        "ms_enclave.v1.ToolService": ToolService(sandboxes),
+        "ms_enclave.v1.FileService": FileService(files),
+        "ms_enclave.v1.SystemService": SystemService(system),
+    }
+    health = Health(ours)
+    served = {**ours, "grpc.health.v1.Health": health}
+    for name, service in served.items():
+        _add(server, descriptor_pool.Default().FindServiceByName(name), service)
+    reflection.enable_server_reflection((*served, reflection.SERVICE_NAME), server)
+    return health
+
+
+def _add(server: aio.Server, descriptor: ServiceDescriptor, service: object) -> None:
+    """Serves every method of a service: ``CreateSandbox`` by ``create_sandbox``, and so on."""
+    handlers = {method.name: _handler(method, service) for method in descriptor.methods}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
+    server.add_registered_method_handlers(descriptor.full_name, handlers)
+
+
+def _handler(method: MethodDescriptor, service: object) -> Handler:
+    make: Any = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[method.client_streaming, method.server_streaming]
+    request = message_factory.GetMessageClass(method.input_type)
+    response = message_factory.GetMessageClass(method.output_type)
+    handler: Handler = make(
+        getattr(service, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()),
+        request_deserializer=request.FromString,
+        response_serializer=response.SerializeToString,
+    )
+    return handler

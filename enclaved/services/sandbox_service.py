@@ -1,0 +1,76 @@
+"""SandboxService: makes, shows and removes sandboxes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ms_enclave.v1.sandbox_service_pb2 import (
+    CreateSandboxRequest,
+    CreateSandboxResponse,
+    DeleteSandboxRequest,
+    DeleteSandboxResponse,
+    GetSandboxRequest,
+    GetSandboxResponse,
+    ListSandboxesRequest,
+    ListSandboxesResponse,
+    StartSandboxRequest,
+    StartSandboxResponse,
+    StopSandboxRequest,
+    StopSandboxResponse,
+)
+
+from enclaved.services import _convert as convert
+from enclaved.services import _fields as fields
+from enclaved.services._interceptors import Context
+
+if TYPE_CHECKING:
+    from enclaved.core.sandboxes import Sandboxes
+
+
+class SandboxService:
+    """Serves ``ms_enclave.v1.SandboxService``."""
+
+    def __init__(self, sandboxes: Sandboxes) -> None:
+        self._sandboxes = sandboxes
+
+    async def create_sandbox(self, request: CreateSandboxRequest, context: Context) -> CreateSandboxResponse:
+        """Creates a sandbox and starts it."""
+        sandbox = await self._sandboxes.create(
+            convert.sandbox_request(request.spec),
+            sandbox_id=fields.sandbox_id(request.sandbox_id, required=False),
+            labels=dict(request.labels),
+        )
+        return CreateSandboxResponse(sandbox=convert.sandbox(sandbox))
+
+    async def get_sandbox(self, request: GetSandboxRequest, context: Context) -> GetSandboxResponse:
+        """Gets one sandbox."""
+        return GetSandboxResponse(
+            sandbox=convert.sandbox(self._sandboxes.get(fields.sandbox_id(request.sandbox_id))),
+        )
+
+    async def list_sandboxes(self, request: ListSandboxesRequest, context: Context) -> ListSandboxesResponse:
+        """Lists a page of sandboxes."""
+        page = self._sandboxes.list(
+            labels=dict(request.labels),
+            states=convert.states(request.states),
+            page_size=fields.page_size(request.page_size),
+            page_token=request.page_token,
+        )
+        return ListSandboxesResponse(
+            sandboxes=[convert.sandbox(sandbox) for sandbox in page.sandboxes], next_page_token=page.next_page_token
+        )
+
+    async def delete_sandbox(self, request: DeleteSandboxRequest, context: Context) -> DeleteSandboxResponse:
+        """Deletes a sandbox with everything in it."""
+        await self._sandboxes.delete(fields.sandbox_id(request.sandbox_id))
+        return DeleteSandboxResponse()
+
+    async def start_sandbox(self, request: StartSandboxRequest, context: Context) -> StartSandboxResponse:
+        """Starts a stopped sandbox again."""
+        sandbox = await self._sandboxes.start(fields.sandbox_id(request.sandbox_id))
+        return StartSandboxResponse(sandbox=convert.sandbox(sandbox))
+
+    async def stop_sandbox(self, request: StopSandboxRequest, context: Context) -> StopSandboxResponse:
+        """Stops a sandbox."""
+        sandbox = await self._sandboxes.stop(fields.sandbox_id(request.sandbox_id))
+        return StopSandboxResponse(sandbox=convert.sandbox(sandbox))
