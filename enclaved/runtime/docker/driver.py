@@ -1,0 +1,246 @@
+"""`Runtime` over a Docker engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import aiodocker
+from aiodocker.containers import DockerContainer
+
+from enclaved.errors import EnclaveError, EngineUnavailable, InvalidRequest
+from enclaved.model import EngineInfo
+from enclaved.runtime.base import (
+    LABEL_ID,
+    ContainerPlan,
+    ContainerRecord,
+    ContainerStatus,
+    Counters,
+    Image,
+    StderrTail,
+)
+from enclaved.runtime.docker.cgroup import DEFAULT_ROOT, ControlGroups
+from enclaved.runtime.docker.engine import Deadlines, Engine
+from enclaved.runtime.docker.errors import docker_errors
+from enclaved.runtime.docker.facts import cgroup_version
+from enclaved.runtime.docker.images import Images
+from enclaved.runtime.docker.options import container_name, create_body
+from enclaved.runtime.docker.stderr import Attachment, Tail
+
+STARTS_AT_ONCE = 64
+"""Each start holds a connection until its block ends; aiohttp lends 100 for everything."""
+LAST_WORDS_S = 1.0
+"""How long `status` waits for the rest of the standard error of a guest that ended."""
+
+_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+_log = logging.getLogger(__name__)
+
+
+class DockerRuntime:
+    """Makes, starts, looks at and removes containers on one engine.
+
+    ``engine_url`` is ``unix:///path`` or ``tcp://host:port`` (see `detect_engine_url`); the engine must see the
+    daemon's files under the same paths. ``image_aliases`` names images of the engine for names that need a registry.
+    Nothing is asked of the engine before the first call, and one that was away is found again.
+    """
+
+    def __init__(
+        self,
+        engine_url: str,
+        *,
+        image_aliases: Mapping[str, str] = _NO_ALIASES,
+        deadlines: Deadlines | None = None,
+        cgroup_root: Path = DEFAULT_ROOT,
+    ) -> None:
+        self._deadlines = deadlines or Deadlines()
+        self._engine = Engine(engine_url, self._deadlines)
+        self._images = Images(self._engine, image_aliases)
+        self._groups = ControlGroups(cgroup_root)
+        self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._tails: dict[str, Tail] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def info(self) -> EngineInfo:
+        """See `Runtime.info`."""
+        async with self._engine.calling("say what it is", self._deadlines.query_s) as docker:
+            info = await docker.system.info()
+        version = str(info.get("ServerVersion", ""))
+        return EngineInfo(name="docker", version=version, available=True, cgroup_version=cgroup_version(info))
+
+    async def resolve_image(self, image: str, *, may_pull: bool) -> Image:
+        """See `Runtime.resolve_image`. Raises `InvalidRequest` too, for what is no image name."""
+        return await self._images.resolve(image, may_pull=may_pull)
+
+    async def create(self, plan: ContainerPlan) -> str:
+        """See `Runtime.create`. Raises `InvalidRequest` and `ImageUnusable` too (see `create_body`)."""
+        name = container_name(plan)
+        body = create_body(plan, await self._engine.facts())
+        # An engine goes on with a create whose client has left. So this call is not cancelled with its caller: it is
+        # waited for, and what it made is removed.
+        creating = asyncio.create_task(self._create(name, body, plan.image.name), name=f"create {name}")
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            await self._to_the_end(self._undo(creating))
+            raise
+
+    @asynccontextmanager
+    async def starting(self, container_id: str) -> AsyncIterator[StderrTail]:
+        """See `Runtime.starting`. At most `STARTS_AT_ONCE` of these blocks are open at a time; more wait."""
+        _check_id(container_id)
+        async with self._starting, self._engine.using() as docker:
+            attachment = Attachment(docker.containers.container(container_id))
+            try:
+                async with self._engine.calling("start a container", self._deadlines.query_s):
+                    await attachment.open()
+                await self._start(container_id)
+                self._tails[container_id] = attachment.tail
+                yield attachment.tail
+            finally:
+                self._tails.pop(container_id, None)
+                await attachment.close()
+
+    async def status(self, container_id: str) -> ContainerStatus | None:
+        """See `Runtime.status`. In a `starting` block, one that ended has no more to say on standard error."""
+        _check_id(container_id)
+        async with self._engine.calling("look at a container", self._deadlines.query_s) as docker:
+            try:
+                container = await docker.containers.get(container_id)
+            except aiodocker.DockerError as error:
+                if error.status == 404:
+                    return None
+                raise
+        status = _status(container["State"])
+        if not status.running and (tail := self._tails.get(container_id)) is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await tail.ended.wait()
+        return status
+
+    async def remove(self, container_id: str) -> None:
+        """See `Runtime.remove`."""
+        _check_id(container_id)
+        async with self._engine.calling("remove a container", self._deadlines.remove_s) as docker:
+            await _remove(docker.containers.container(container_id))
+        self._groups.forget(container_id)
+
+    async def list_records(self) -> list[ContainerRecord]:
+        """See `Runtime.list_records`."""
+        async with self._engine.calling("list containers", self._deadlines.query_s) as docker:
+            containers = await docker.containers.list(all=True, filters={"label": [LABEL_ID]})
+        return [ContainerRecord(c.id, dict(c["Labels"]), c["State"] in ("running", "paused")) for c in containers]
+
+    def counters(self, container_id: str) -> Counters | None:
+        """See `Runtime.counters`."""
+        _check_id(container_id)
+        return self._groups.counters(container_id)
+
+    async def close(self) -> None:
+        """See `Runtime.close`. Waits for removals that a cancelled `create` left to do."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=self._deadlines.remove_s)
+        await self._images.close()
+        await self._engine.close()
+
+    async def _create(self, name: str, body: Mapping[str, Any], image: str) -> str:
+        try:
+            async with self._engine.calling("create a container", self._deadlines.create_s, image=image) as docker:
+                container = await docker.containers.create(body, name=name)
+        except EngineUnavailable:
+            # The engine may have made it all the same, and we do not know its id.
+            await self._remove_unstarted(name)
+            raise
+        return container.id
+
+    async def _undo(self, creating: asyncio.Task[str]) -> None:
+        try:
+            container_id = await creating
+        except EnclaveError:
+            return  # Nothing was made, or `_create` has dealt with it.
+        try:
+            await self.remove(container_id)
+        except EnclaveError as error:
+            _warn_left_over(container_id, error)
+
+    async def _remove_unstarted(self, name: str) -> None:
+        """Removes the container of this name, unless it runs: then it is an earlier one, and in use."""
+        try:
+            async with self._engine.calling("remove a container", self._deadlines.query_s) as docker:
+                container = await docker.containers.get(name)
+                if container["State"]["Status"] == "created":
+                    await _remove(container)
+        except EnclaveError as error:
+            _warn_left_over(name, error)
+
+    async def _start(self, container_id: str) -> None:
+        async with self._engine.calling("start a container", self._deadlines.start_s) as docker:
+            try:
+                await docker.containers.container(container_id).start()
+            except aiodocker.DockerError:
+                image = await self._image_of(container_id)
+                with docker_errors("start a container", self._engine.url, image=image):
+                    raise
+
+    async def _image_of(self, container_id: str) -> str:
+        """The name of a container's image, for an error about it; as good as can be had."""
+        try:
+            async with self._engine.calling("look at a container", self._deadlines.query_s) as docker:
+                container = await docker.containers.get(container_id)
+            return await self._images.tag_of(str(container["Image"]))
+        except EnclaveError:
+            return "of the sandbox"
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Waits for work that goes on when the waiting is cancelled."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        await asyncio.shield(task)
+
+
+async def _remove(container: DockerContainer) -> None:
+    try:
+        await container.delete(force=True, v=True)
+    except aiodocker.DockerError as error:
+        if error.status == 409 and "in progress" in error.message:
+            await _gone(container)
+        elif error.status != 404:
+            raise
+
+
+async def _gone(container: DockerContainer) -> None:
+    """Waits until a container that somebody else is removing is gone."""
+    try:
+        await container.wait(condition="removed")
+    except aiodocker.DockerError as error:
+        if error.status != 404:
+            raise
+
+
+def _status(state: Mapping[str, Any]) -> ContainerStatus:
+    ended = state["Status"] in ("exited", "dead", "removing")
+    return ContainerStatus(
+        running=bool(state["Running"]),
+        paused=bool(state["Paused"]),
+        exit_code=int(state["ExitCode"]) if ended else None,
+        oom_killed=bool(state["OOMKilled"]),
+        error=str(state.get("Error") or ""),
+    )
+
+
+def _warn_left_over(container: str, error: EnclaveError) -> None:
+    # Its labels tell the daemon's next look at the engine what it is.
+    _log.warning("a container may be left over", extra={"container": container, "error": str(error)})
+
+
+def _check_id(container_id: str) -> None:
+    """Nothing but an id gets into a URL or a path."""
+    if not _CONTAINER_ID.fullmatch(container_id):
+        raise InvalidRequest.of("container_id", "is no container id: 64 hex digits")
