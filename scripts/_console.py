@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TextIO
 
@@ -137,9 +136,8 @@ def run(
         raise CommandFailed(command, status, tail)
 
 
-def run_script(work: Callable[[], None], *, name: str = "") -> int:
+def run_script(name: str, work: Callable[[], None]) -> int:
     """Runs a script's work and returns its exit code: 0 done, 1 refused with a sentence, 130 interrupted."""
-    name = name or Path(sys.argv[0]).name
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
@@ -167,7 +165,7 @@ def main(arguments: Sequence[str]) -> int:
         with Progress(title) as progress:
             run(command, progress=progress)
 
-    return run_script(work, name=title)
+    return run_script(title, work)
 
 
 if __name__ == "__main__":

@@ -123,4 +123,4 @@ def _lines(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_script(lambda: install(sys.argv[1:])))
+    sys.exit(run_script("apt-get", lambda: install(sys.argv[1:])))

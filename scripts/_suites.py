@@ -79,7 +79,7 @@ class Sums:
 
 def main(arguments: Sequence[str]) -> int:
     sums = Sums()
-    exit_code = run_script(lambda: run_all(chosen(arguments), sums), name="test")
+    exit_code = run_script("test", lambda: run_all(chosen(arguments), sums))
     for problem in sums.problems:
         print(f"FAILED {problem}")
     print(sums.line())

@@ -1,0 +1,181 @@
+"""The import arrows: who may import whom. A new module needs a room here, and a new arrow a line that can be argued."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = {"enclaved": ROOT / "enclaved", "ms_enclave": ROOT / "sdk_python" / "ms_enclave"}
+
+# Each room, and what of ours it may import besides itself. The longest name that fits a module is its room.
+ARROWS: dict[str, tuple[str, ...]] = {
+    "enclaved": (),
+    "enclaved.__main__": ("enclaved.cli",),
+    "enclaved.cli": ("enclaved.daemon", "enclaved.config", "enclaved.errors", "enclaved.log", "ms_enclave.__version__"),
+    "enclaved.daemon": (
+        "enclaved.agent",
+        "enclaved.config",
+        "enclaved.core",
+        "enclaved.errors",
+        "enclaved.log",
+        "enclaved.metrics",
+        "enclaved.model",
+        "enclaved.runtime",
+        "enclaved.services",
+        "enclaved.tools",
+        "ms_enclave.__version__",
+    ),
+    "enclaved.services": (
+        "enclaved.core",
+        "enclaved.errors",
+        "enclaved.log",
+        "enclaved.metrics",
+        "enclaved.model",
+        "enclaved.status",
+        "ms_enclave.v1",
+    ),
+    "enclaved.core": (
+        "enclaved.agent",
+        "enclaved.errors",
+        "enclaved.metrics",
+        "enclaved.model",
+        "enclaved.runtime.base",
+        "enclaved.tools.base",
+        "enclaved.tools.registry",
+    ),
+    "enclaved.core.policy": ("enclaved.core.spec_fields", "enclaved.errors", "enclaved.model"),
+    "enclaved.tools": ("enclaved.errors", "enclaved.model"),
+    "enclaved.agent": ("enclaved.agent.guest", "enclaved.errors", "enclaved.model", "enclaved.runtime.base"),
+    "enclaved.agent.guest": (),
+    "enclaved.runtime.base": ("enclaved.errors", "enclaved.model"),
+    "enclaved.runtime.docker": ("enclaved.errors", "enclaved.model", "enclaved.runtime.base"),
+    "enclaved.config": ("enclaved.core.policy", "enclaved.errors", "enclaved.model"),
+    "enclaved.status": ("enclaved.errors", "enclaved.model", "ms_enclave.v1"),
+    "enclaved.metrics": ("enclaved.errors", "enclaved.model"),
+    "enclaved.log": ("enclaved.errors",),
+    "enclaved.errors": ("enclaved.model",),
+    "enclaved.model": (),
+    # For tests, ours and those of plug-in authors: it may import the product, and nothing imports it.
+    "enclaved.testing": ("enclaved", "ms_enclave"),
+    "ms_enclave": (),
+    "ms_enclave.errors": (),
+    "ms_enclave.v1": (),
+    "ms_enclave._status": ("ms_enclave.errors", "ms_enclave.v1"),
+    "ms_enclave._convert": ("ms_enclave.errors", "ms_enclave.v1", "ms_enclave.sandbox.model"),
+    "ms_enclave._transports": (
+        "ms_enclave._convert",
+        "ms_enclave._status",
+        "ms_enclave.errors",
+        "ms_enclave.sandbox.model",
+        "ms_enclave.v1",
+    ),
+    "ms_enclave._local": ("ms_enclave._transports", "ms_enclave.errors"),
+    "ms_enclave.sandbox.model": ("ms_enclave.errors", "ms_enclave.sandbox._volcengine"),
+    "ms_enclave.sandbox": ("ms_enclave._local", "ms_enclave._transports", "ms_enclave.errors"),
+}
+
+# Libraries that one room wraps, so that the rest of the product does not know them.
+FOREIGN: dict[str, tuple[str, ...]] = {
+    "aiodocker": ("enclaved.runtime.docker",),
+    "prometheus_client": ("enclaved.metrics",),
+    "grpc": ("enclaved.services", "enclaved.daemon", "enclaved.status", "ms_enclave._transports", "ms_enclave.v1"),
+    "google": (
+        "enclaved.services",
+        "enclaved.status",
+        "ms_enclave._convert",
+        "ms_enclave._status",
+        "ms_enclave._transports",
+        "ms_enclave.v1",
+    ),
+    "pydantic": ("enclaved.config", "enclaved.tools", "ms_enclave.sandbox"),
+}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement's target, as far as it is a module, or a name in one."""
+
+    importer: str
+    target: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.importer} (line {self.line}) imports {self.target}"
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            yield ".".join((package, *(part for part in parts if part != "__init__"))), path
+
+
+MODULES = dict(modules())
+
+
+def imports(module: str) -> Iterator[Import]:
+    path = MODULES[module]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(module, alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+                base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+            for alias in node.names:
+                name = f"{base}.{alias.name}"
+                yield Import(module, name if name in MODULES or alias.name == "__version__" else base, node.lineno)
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def room_of(module: str) -> str:
+    return max((room for room in ARROWS if within(module, room)), key=len)
+
+
+def is_allowed(found: Import) -> bool:
+    room = room_of(found.importer)
+    top = found.target.split(".")[0]
+    if top not in PACKAGES:
+        return top not in FOREIGN or any(within(found.importer, wrapper) for wrapper in FOREIGN[top])
+    if within(found.target, "enclaved.testing") and room != "enclaved.testing":
+        return False
+    # A package's name alone stands for its own short __init__, which imports nothing that its rooms may not.
+    return room_of(found.target) == room or any(within(found.target, arrow) for arrow in ARROWS[room])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_room_may(module: str) -> None:
+    assert [str(found) for found in imports(module) if not is_allowed(found)] == []
+
+
+def test_the_services_do_not_import_each_other() -> None:
+    services = [name for name in MODULES if within(name, "enclaved.services") and name.endswith("_service")]
+    assert services
+    assert [str(found) for name in services for found in imports(name) if found.target in services] == []
+
+
+def test_the_guest_imports_the_standard_library_only() -> None:
+    tops = {found.target.split(".")[0] for found in imports("enclaved.agent.guest")}
+    assert tops - sys.stdlib_module_names == set()
+
+
+def test_every_room_of_the_table_exists() -> None:
+    """A room that was renamed or removed leaves no arrow behind."""
+    assert [room for room in ARROWS if room not in MODULES] == []
+
+
+@pytest.mark.parametrize("folder", ["proto", "systemd"])
+def test_a_folder_that_shares_its_name_with_a_library_is_no_package(folder: str) -> None:
+    """With the checkout first on sys.path, an __init__.py in it would hide the library."""
+    assert list((ROOT / folder).rglob("*.py")) == []
