@@ -79,7 +79,7 @@ class Engine:
     async def using(self) -> AsyncIterator[aiodocker.Docker]:
         """Lends the client without a deadline, for what outlives a call. It stays open until the last user leaves."""
         if self._client is None:
-            self._client = _Client(aiodocker.Docker(self.url))
+            self._client = _Client(self._connected())
         client = self._client
         client.users += 1
         try:
@@ -93,6 +93,16 @@ class Engine:
             client.users -= 1
             if client.users == 0 and self._client is not client:
                 await client.docker.close()
+
+    def _connected(self) -> aiodocker.Docker:
+        try:
+            return aiodocker.Docker(self.url)
+        except (ValueError, OSError) as error:  # For tcp:// it reads certificates.
+            raise EngineUnavailable(
+                self.url,
+                f"the certificates for the container engine at {self.url} cannot be used ({error}); "
+                "check DOCKER_TLS_VERIFY and DOCKER_CERT_PATH",
+            ) from error
 
     async def facts(self) -> EngineFacts:
         """What the create body depends on, asked once per client. Raises `EngineRefused` (see `facts_of`)."""

@@ -23,7 +23,7 @@ NO_PYTHON = (
     "it has no python3 in its PATH; use an image with Python 3.8 or newer, such as ms-enclave/python:3.11. "
     "Images without Python come in a later version"
 )
-_PYTHON_MISSING = re.compile(r'exec: \\?"python3\\?": .*not found|stat python3: no such file')
+_PYTHON_MISSING = re.compile(r'exec: \\?"python3\\?": .*not found|stat python3: no such file|`python3` not found')
 _PYTHON_BROKEN = re.compile(r'exec: \\?"[^"]*python3[^"]*\\?": permission denied|exec [^ ]*python3[^ ]*: ')
 _ENGINE_TROUBLE = ("context deadline exceeded", "transport is closing", "error while dialing", "containerd.sock")
 
@@ -46,12 +46,12 @@ def docker_errors(operation: str, engine_url: str, *, image: str = "") -> Iterat
         ) from error
     except PermissionError as error:
         raise _no_permission(engine_url) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise _not_there(engine_url) from error
-    except json.JSONDecodeError as error:
+    except (aiohttp.ClientResponseError, json.JSONDecodeError) as error:
         raise EngineUnavailable(
             engine_url, f"what answers at {engine_url} is no container engine; check the address in DOCKER_HOST"
         ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise _not_there(engine_url) from error
 
 
 def _translated(error: aiodocker.DockerError, operation: str, engine_url: str, image: str) -> EnclaveError:
@@ -59,9 +59,7 @@ def _translated(error: aiodocker.DockerError, operation: str, engine_url: str, i
     if error.status == CONNECTION_FAILED:
         return _no_permission(engine_url) if _is_about_permission(error) else _not_there(engine_url)
     if is_no_space(error):
-        return NoSpace(
-            "", f"the engine's disk is full (to {operation}): free space, for example with 'docker system df'"
-        )
+        return NoSpace("", f"no space left on the engine's disk to {operation}; 'docker system df' shows what takes it")
     if _PYTHON_MISSING.search(text):
         return ImageUnusable(image, NO_PYTHON)
     if _PYTHON_BROKEN.search(text):

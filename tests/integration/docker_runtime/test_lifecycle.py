@@ -9,7 +9,6 @@ import pytest
 
 from enclaved.errors import EngineRefused, ImageNotFound, ImageUnusable, InvalidRequest
 from enclaved.runtime.base import STDERR_TAIL_BYTES, ContainerStatus
-from enclaved.runtime.docker import detect_engine_url
 
 pytestmark = pytest.mark.docker
 
@@ -215,11 +214,6 @@ async def test_many_sandboxes_start_at_once(workshop):
 
     assert await asyncio.gather(*(live() for _ in range(6))) == [True] * 6
     assert await workshop.ours() == []
-
-
-def test_the_engine_is_the_one_that_docker_host_names():
-    assert detect_engine_url({}) == "unix:///var/run/docker.sock"
-    assert detect_engine_url({"DOCKER_HOST": "tcp://127.0.0.1:2375"}) == "tcp://127.0.0.1:2375"
 
 
 async def _turns(count: int) -> None:
