@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import os
 import tarfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,6 +24,8 @@ from enclaved.runtime.docker import DockerRuntime, detect_engine_url
 DEFAULT_IMAGE = "ms-enclave/python:3.11"
 MIB = 1024 * 1024
 UID = 1900000123
+# Root can test with a group that is nobody's; others have only their own.
+GROUP = 4242 if os.getuid() == 0 else os.getgid()
 
 SLEEP = "import time; time.sleep(600)"
 AS_PROGRAM = f"""
@@ -112,7 +115,7 @@ class Workshop:
             guest_file=guest_file,
             socket_dir=socket_dir,
             account_dir=account_dir,
-            group_id=4242,
+            group_id=GROUP,
             labels={LABEL_ID: sandbox_id, LABEL_OWNER: self.owner},
         )
 

@@ -129,6 +129,14 @@ async def test_a_second_container_of_one_sandbox_is_refused_and_the_first_unharm
     assert status.running
 
 
+async def test_a_sandbox_can_have_another_container_once_the_first_is_removed(workshop):
+    plan = workshop.plan()
+    first = await workshop.runtime.create(plan)
+    await workshop.runtime.remove(first)
+    async with workshop.running(plan) as second:
+        assert second != first
+
+
 async def test_a_guest_file_that_the_engine_cannot_see_is_refused_and_not_created(workshop):
     plan = workshop.plan()
     plan.guest_file.unlink()

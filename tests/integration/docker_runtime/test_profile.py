@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 
 import pytest
 
 from enclaved.runtime.docker.facts import facts_of
 from enclaved.runtime.docker.options import create_body
 
-from .conftest import AS_PROGRAM, MIB, UID
+from .conftest import AS_PROGRAM, GROUP, MIB, UID
 
 pytestmark = pytest.mark.docker
 
@@ -61,7 +63,7 @@ tell(guest=status(), program=as_program(status), pid=os.getpid())
     of_guest = {name: report["guest"][name][0] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
     assert of_guest == {"CapInh": none, "CapPrm": three, "CapEff": three, "CapBnd": three, "CapAmb": none}
     assert report["guest"]["Uid"] == ["0"] * 4
-    assert report["guest"]["Gid"] == ["4242"] * 4
+    assert report["guest"]["Gid"] == [str(GROUP)] * 4
     assert report["program"]["Uid"] == [str(UID)] * 4
     assert [report["program"][name][0] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [none] * 4
     for process in ("guest", "program"):
@@ -295,9 +297,7 @@ daemon.recv(1)
         writer.close()
         await writer.wait_closed()
 
-    server = await asyncio.start_unix_server(serve, plan.socket_dir / "agent.sock")
-    (plan.socket_dir / "agent.sock").chmod(0o666)
-    async with server:
+    async with await _listen(plan, serve):
         async with workshop.running(plan) as container_id:
             async with asyncio.timeout(60):
                 assert await said == b"9"
@@ -314,3 +314,37 @@ daemon.recv(1)
     assert status.running
     await workshop.runtime.remove(container_id)
     assert workshop.runtime.counters(container_id) is None
+
+
+async def test_the_guest_reaches_the_daemons_socket_and_a_program_does_not(workshop):
+    guest = AS_PROGRAM + (
+        """
+import socket
+def connect():
+    daemon = socket.socket(socket.AF_UNIX)
+    return daemon.connect_ex("/run/enclave/socket/agent.sock")
+tell(program=as_program(connect), guest=connect())
+"""
+    )
+    plan = workshop.plan(guest)
+    accepted = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set()
+        writer.close()
+        await writer.wait_closed()
+
+    async with await _listen(plan, serve):
+        report = json.loads(await workshop.run(plan))
+        await accepted.wait()
+    assert report == {"program": errno.EACCES, "guest": 0}
+
+
+async def _listen(plan, serve) -> asyncio.Server:
+    """Listens as the daemon does: only its own group may pass the directory and use the socket."""
+    path = plan.socket_dir / "agent.sock"
+    server = await asyncio.start_unix_server(serve, path)
+    for made, mode in ((path, 0o660), (plan.socket_dir, 0o710)):
+        os.chown(made, -1, GROUP)
+        made.chmod(mode)
+    return server
