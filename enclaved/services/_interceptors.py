@@ -130,13 +130,13 @@ class Wrapper(aio.ServerInterceptor):
                 # The client went away while we wrote to it: this is how gRPC says so.
                 code = grpc.StatusCode.CANCELLED
                 raise leaf from None
-            found = _status_of(leaf)
-            code = _CODES[found.code]
-            await context.abort_with_status(_Status.of(found))
+            refusal = _status_of(leaf)
+            code = _CODES[refusal.code]
         finally:
             seconds = time.perf_counter() - started
             self._metrics.rpc_handled(rpc.kind, rpc.service, rpc.method, _code_name(code), seconds)
             _log.debug("rpc ended", extra={"code": code.name, "seconds": round(seconds, 6)})
+        return await context.abort_with_status(_Status.of(refusal))
 
 
 class _Rpc(NamedTuple):

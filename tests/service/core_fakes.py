@@ -1,0 +1,223 @@
+"""Small stand-ins for the core, for tests of the edge alone: they record what they are asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from enclaved import model
+from enclaved.errors import ExecutionNotFound, SandboxNotFound
+
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
+
+SPEC = model.SandboxSpec(
+    image="python:3.11-slim",
+    memory_limit_bytes=512 * 2**20,
+    cpu_limit=1.0,
+    pids_limit=256,
+    working_dir_size_bytes=128 * 2**20,
+    tmp_size_bytes=64 * 2**20,
+    shm_size_bytes=16 * 2**20,
+    working_dir="/sandbox",
+    env_vars={},
+    tools=None,
+    timeout_s=30.0,
+    timeout_max_s=3600.0,
+    ttl_s=86400.0,
+    remove_on_exit=True,
+)
+
+BOX = model.Sandbox(
+    id="box",
+    state=model.SandboxState.RUNNING,
+    state_reason="",
+    spec=SPEC,
+    adjustments=(),
+    labels={},
+    created_at=MOMENT,
+    updated_at=MOMENT,
+    expires_at=MOMENT,
+    image_id="sha256:" + "0" * 64,
+    active_executions=0,
+    uid=1_900_000_000,
+)
+
+
+@dataclass
+class FakeSandboxes:
+    """Knows one sandbox, ``box``. Raises ``error`` if it is set."""
+
+    error: BaseException | None = None
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def _note(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.error is not None:
+            raise self.error
+
+    async def create(
+        self, request: model.SandboxRequest, *, sandbox_id: str = "", labels: Mapping[str, str] = model.EMPTY
+    ) -> model.Sandbox:
+        self._note("create", request, sandbox_id, dict(labels))
+        return BOX
+
+    def get(self, sandbox_id: str) -> model.Sandbox:
+        self._note("get", sandbox_id)
+        if sandbox_id != "box":
+            raise SandboxNotFound(sandbox_id)
+        return BOX
+
+    def list(
+        self,
+        *,
+        labels: Mapping[str, str],
+        states: Collection[model.SandboxState],
+        page_size: int,
+        page_token: str,
+    ) -> model.SandboxPage:
+        self._note("list", dict(labels), set(states), page_size, page_token)
+        return model.SandboxPage((BOX,), "next")
+
+    async def start(self, sandbox_id: str) -> model.Sandbox:
+        self._note("start", sandbox_id)
+        return BOX
+
+    async def stop(self, sandbox_id: str) -> model.Sandbox:
+        self._note("stop", sandbox_id)
+        return BOX
+
+    async def delete(self, sandbox_id: str) -> None:
+        self._note("delete", sandbox_id)
+
+    def tools(self, sandbox_id: str = "") -> tuple[model.ToolDescription, ...]:
+        self._note("tools", sandbox_id)
+        return tuple(model.ToolDescription(name, (), name, {"type": "function"}) for name in ("shell", "python"))
+
+
+class FakeExecution:
+    """An execution that tells ``events`` (fed by the test) until it told a `Finished`."""
+
+    def __init__(self, execution_id: str = "run") -> None:
+        self.id = execution_id
+        self.events: asyncio.Queue[model.Event] = asyncio.Queue()
+        self.attached: list[tuple[dict[int, int], bool]] = []
+        self.left = asyncio.Event()
+        self.refuses: BaseException | None = None
+        self.received: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+        self.may_read = asyncio.Event()
+        self.may_read.set()
+        self.writing = 0
+
+    @asynccontextmanager
+    async def attach(
+        self, offsets: Mapping[int, int] | None = None, *, observe: bool = False
+    ) -> AsyncIterator[AsyncIterator[model.Event]]:
+        if self.refuses is not None:
+            raise self.refuses
+        self.attached.append((dict(offsets or {}), observe))
+        try:
+            yield self._follow()
+        finally:
+            self.left.set()
+
+    async def _follow(self) -> AsyncIterator[model.Event]:
+        while True:
+            event = await self.events.get()
+            yield event
+            if isinstance(event, model.Finished):
+                return
+
+    async def write_stdin(self, data: bytes, offset: int | None = None) -> None:
+        self.writing += 1
+        assert self.writing == 1, "the edge must not write twice at once"
+        await self.received.put(("stdin", data, offset))
+        await self.may_read.wait()
+        self.writing -= 1
+
+    async def end_input(self) -> None:
+        await self.received.put(("end",))
+
+    def acknowledge(self, offsets: Mapping[int, int]) -> None:
+        self.received.put_nowait(("acknowledge", dict(offsets)))
+
+    def cancel(self, by: str) -> None:
+        self.received.put_nowait(("cancel", by))
+
+
+@dataclass
+class FakeExecutions:
+    """Knows one execution. Raises ``error`` if it is set."""
+
+    execution: FakeExecution = field(default_factory=FakeExecution)
+    error: BaseException | None = None
+    opened: list[model.ToolCall] = field(default_factory=list)
+    ran: list[model.ToolCall] = field(default_factory=list)
+    running: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once `run` was called."""
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    """`run` waits for it if the tool is called ``slow``."""
+
+    async def open(self, call: model.ToolCall) -> FakeExecution:
+        self.opened.append(call)
+        if self.error is not None:
+            raise self.error
+        return self.execution
+
+    def get(self, execution_id: str, sandbox_id: str = "") -> FakeExecution:
+        if execution_id != self.execution.id:
+            raise ExecutionNotFound(execution_id)
+        return self.execution
+
+    async def run(self, call: model.ToolCall) -> model.RunResult:
+        self.ran.append(call)
+        self.running.set()
+        if self.error is not None:
+            raise self.error
+        if call.tool == "slow":
+            await self.may_end.wait()
+        return model.RunResult("run", b"out\xff", b"err", (), model.Finished(model.Verdict.EXITED, exit_code=3))
+
+
+class FakeFiles:
+    """Holds one file."""
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.asked: list[tuple[Any, ...]] = []
+
+    @asynccontextmanager
+    async def read(
+        self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.asked.append(("read", sandbox_id, path, offset, length))
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for start in range(0, len(self.content), 65536):
+                yield self.content[start : start + 65536]
+
+        yield chunks()
+
+    async def write(
+        self,
+        sandbox_id: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        mode: int = 0o644,
+        create_parents: bool = False,
+    ) -> int:
+        self.asked.append(("write", sandbox_id, path, mode, create_parents))
+        content = b"".join([chunk async for chunk in chunks])
+        self.content = content
+        return len(content)
+
+
+class FakeSystem:
+    """Describes a daemon."""
+
+    async def info(self) -> model.SystemInfo:
+        return model.SystemInfo("1.2.3", MOMENT, True, model.EngineInfo("docker", "20.10", True, 1), 1, 2, 3)
