@@ -198,11 +198,13 @@ class FileJob:
     encoding: str | None = None
     mode: int = 0o644
     create_parents: bool = False
-    exclusive: bool = False
-    """For a write: fail with ``EEXIST`` instead of replacing."""
     offset: int = 0
     length: int | None = None
     report: str = ""
+    recursive: bool = False
+    """For a delete: directories with all that is in them."""
+    missing_ok: bool = False
+    """For a delete: nothing there is fine."""
 
 
 Job = PythonJob | CommandJob | FileJob
@@ -288,6 +290,8 @@ class ExceptionInfo:
 
     type: str
     message: str
+    errno: int | None = None
+    """The error number of the operating system, where it was one."""
 
 
 @dataclass(frozen=True, slots=True)

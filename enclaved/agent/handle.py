@@ -49,18 +49,20 @@ class OutputReader:
         self._chunks: deque[Output] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._consumed = 0
-        self._ended = False
+        self.ended = False
         self._error: EnclaveError | None = None
 
-    async def next(self) -> Output | None:
+    async def next(self, until_full: bool = False) -> Output | None:
         """Waits for the next chunk; ``None`` when the execution has ended and everything was delivered.
+
+        With ``until_full`` it is ``None`` too when the program waits because its journal is full.
 
         Raises `SandboxLost` or `ExecutionNotFound` if there will be no more.
         """
         while not self._chunks:
             if self._error is not None:
                 raise self._error
-            if self._ended:
+            if self.ended or (until_full and self.handle.full):
                 return None
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -74,11 +76,6 @@ class OutputReader:
             self._consumed = 0
         return chunk
 
-    @property
-    def drained(self) -> bool:
-        """Whether nothing that has arrived waits to be taken."""
-        return not self._chunks
-
     def subscription(self) -> dict[str, Any]:
         """What the guest must know to send from where this reader stands."""
         offsets = {str(channel): offset for channel, offset in self.offsets.items()}
@@ -91,7 +88,7 @@ class OutputReader:
 
     def close(self) -> None:
         """Stops following."""
-        if self.handle.readers.pop(self.number, None) is not None and not self._ended:
+        if self.handle.readers.pop(self.number, None) is not None and not self.ended:
             self.handle.send("unsubscribe", reader=self.number)
 
     def push(self, chunk: Output) -> None:
@@ -101,7 +98,7 @@ class OutputReader:
             raise FrameError(f"output at {chunk.offset}, wanted {expected}")
         self.offsets[chunk.channel] = chunk.offset + len(chunk.data)
         self._chunks.append(chunk)
-        self._wake()
+        self.wake()
 
     def start_at(self, offsets: Mapping[int, int]) -> None:
         """The guest follows from these offsets."""
@@ -111,8 +108,8 @@ class OutputReader:
 
     def end(self) -> None:
         """Everything has been sent."""
-        self._ended = True
-        self._wake()
+        self.ended = True
+        self.wake()
 
     def fail(self, error: EnclaveError) -> None:
         """There will be no more."""
@@ -120,9 +117,10 @@ class OutputReader:
         if not self.subscribed.done():
             self.subscribed.set_exception(error)
             self.subscribed.exception()  # whoever waits has it; nobody else needs the warning
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Lets whoever waits look again."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -135,7 +133,9 @@ class Handle:
         self.job: WireJob | None = job
         self.readers: dict[int, OutputReader] = {}
         self.finished: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
-        self.full = asyncio.Event()
+        self.full = False
+        """Whether the program waits because nobody acknowledges its output."""
+        self._failure: EnclaveError | None = None
         self._next_reader = 1
         self._acknowledged: dict[int, int] = {}
         self._stdin = bytearray()
@@ -146,7 +146,10 @@ class Handle:
     def subscribe(self, offsets: Mapping[int, int] | None = None) -> OutputReader:
         """Adds a reader. Wait for its ``subscribed`` to know where it starts, or that it cannot."""
         reader = self._add_reader(offsets)
-        self.send("subscribe", **reader.subscription())
+        if self._failure is not None:
+            reader.fail(self._failure)
+        else:
+            self.send("subscribe", **reader.subscription())
         return reader
 
     def _add_reader(self, offsets: Mapping[int, int] | None) -> OutputReader:
@@ -200,7 +203,7 @@ class Handle:
         news = {channel: offset for channel, offset in offsets.items() if offset > self._acknowledged.get(channel, 0)}
         if news:
             self._acknowledged.update(news)
-            self.full.clear()
+            self.full = False
             self.send("acknowledge", offsets={str(channel): offset for channel, offset in news.items()})
 
     async def write_stdin(self, data: bytes, offset: int | None) -> None:
@@ -256,7 +259,9 @@ class Handle:
         elif kind == "refused":
             self.fail(self._refusal(str(header.get("code")), str(header.get("message"))[:1000]))
         elif kind == "full":
-            self.full.set()
+            self.full = True
+            for reader in self.readers.values():
+                reader.wake()
         elif kind == "stdin_taken":
             taken = integer(header, "offset")
             if not self._stdin_base <= taken <= self._stdin_base + len(self._stdin):
@@ -265,9 +270,9 @@ class Handle:
             self._stdin_base = taken
             self._stdin_moved.set()
         else:
-            reader = self.readers.get(integer(header, "reader"))
-            if reader is not None:
-                self._on_reader_frame(reader, kind, header, payload)
+            follower = self.readers.get(integer(header, "reader"))
+            if follower is not None:
+                self._on_reader_frame(follower, kind, header, payload)
 
     def _on_reader_frame(self, reader: OutputReader, kind: str, header: Mapping[str, Any], payload: bytes) -> None:
         if kind == "output":
@@ -299,6 +304,7 @@ class Handle:
 
     def fail(self, error: EnclaveError) -> None:
         """The execution will not go on, whoever asks."""
+        self._failure = error
         self._stdin_moved.set()
         if not self.finished.done():
             self.finished.set_exception(error)

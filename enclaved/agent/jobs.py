@@ -61,10 +61,11 @@ def encode_job(job: Job, env: Mapping[str, str]) -> WireJob:
                 "encoding": job.encoding,
                 "mode": job.mode,
                 "create_parents": job.create_parents,
-                "exclusive": job.exclusive,
                 "offset": job.offset,
                 "length": job.length,
                 "report": job.report,
+                "recursive": job.recursive,
+                "missing_ok": job.missing_ok,
             }
     encoded = json.dumps(document, separators=(",", ":")).encode()
     if len(encoded) > MAX_JOB_BYTES:

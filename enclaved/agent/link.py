@@ -198,16 +198,16 @@ class _Peer(asyncio.Protocol):
     def __init__(self, link: GuestLink) -> None:
         self._link = link
         self._decoder = FrameDecoder()
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport = connection = cast("asyncio.Transport", transport)
         sock = transport.get_extra_info("socket")
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         _, uid, _ = struct.unpack("3i", credentials)
         if not self._link.may_connect(uid):
             log.warning("connection refused", extra={"sandbox_id": self._link.sandbox_id, "peer_uid": uid})
-            transport.abort()
+            connection.abort()
 
     def data_received(self, data: bytes) -> None:
         try:

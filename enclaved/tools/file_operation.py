@@ -56,15 +56,16 @@ class FileOperationTool(Tool):
         encoding = _encoding(params.encoding)
         match params.operation:
             case "create":
-                return _write(path, params.content or "", encoding, exclusive=True)
+                return _write(path, params.content or "", encoding)
             case "write":
                 if params.content is None:
                     raise refused("content", "Content is required for write operation")
-                return _write(path, params.content, encoding, exclusive=False)
+                return _write(path, params.content, encoding)
             case "read":
                 return FileJob(Operation.READ, path, encoding=encoding)
             case "delete":
-                return FileJob(Operation.DELETE, path, report=f"Successfully deleted: {path}")
+                report = f"Successfully deleted: {path}"
+                return FileJob(Operation.DELETE, path, report=report, recursive=True, missing_ok=True)
             case "list":
                 return FileJob(Operation.LIST, path)
             case "exists":
@@ -73,14 +74,13 @@ class FileOperationTool(Tool):
                 raise refused("operation", f"Unknown operation: {unknown[:100]}")
 
 
-def _write(path: str, content: str, encoding: str | None, *, exclusive: bool) -> FileJob:
+def _write(path: str, content: str, encoding: str | None) -> FileJob:
     return FileJob(
         Operation.WRITE,
         path,
         content=content,
         encoding=encoding,
         create_parents=True,
-        exclusive=exclusive,
         report=f"File written successfully: {path}",
     )
 

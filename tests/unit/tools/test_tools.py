@@ -124,11 +124,11 @@ def test_write_replaces_makes_parents_and_reports() -> None:
 
 
 @pytest.mark.parametrize(("parameters", "content"), [({}, ""), ({"content": None}, ""), ({"content": "x"}, "x")])
-def test_create_makes_a_new_file_and_never_replaces(parameters: dict[str, Any], content: str) -> None:
+def test_create_writes_a_file_and_needs_no_content(parameters: dict[str, Any], content: str) -> None:
     job = plan("file_operation", operation="create", file_path="a.txt", **parameters)
 
     assert isinstance(job, FileJob)
-    assert (job.operation, job.content, job.exclusive, job.create_parents) == (FileOperation.WRITE, content, True, True)
+    assert (job.operation, job.content, job.create_parents) == (FileOperation.WRITE, content, True)
 
 
 def test_the_other_operations_take_a_path() -> None:
@@ -136,7 +136,7 @@ def test_the_other_operations_take_a_path() -> None:
     assert plan("file_operation", operation="list", file_path="a") == FileJob(FileOperation.LIST, "a")
     assert plan("file_operation", operation="exists", file_path="a") == FileJob(FileOperation.EXISTS, "a")
     assert plan("file_operation", operation="delete", file_path="a") == FileJob(
-        FileOperation.DELETE, "a", report="Successfully deleted: a"
+        FileOperation.DELETE, "a", report="Successfully deleted: a", recursive=True, missing_ok=True
     )
 
 

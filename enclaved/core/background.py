@@ -1,0 +1,41 @@
+"""Tasks that outlive the call that started them, all in one place, so that none is lost and all can be ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Background:
+    """Keeps tasks until they are done. A failure is logged; it ends nothing else."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Starts a task."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background task failed", extra={"task": task.get_name()}, exc_info=task.exception())
+
+    async def finish(self, work: Coroutine[Any, Any, Any], name: str) -> Any:
+        """Runs work to its end even if the caller is cancelled meanwhile."""
+        return await asyncio.shield(self.spawn(work, name))
+
+    async def close(self, deadline_s: float) -> None:
+        """Cancels what still runs and waits for it, within a deadline."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=deadline_s)

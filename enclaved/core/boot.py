@@ -1,0 +1,211 @@
+"""Makes the container and the guest of a sandbox, watches over them, and takes them down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from enclaved.agent.install import install_guest, write_accounts
+from enclaved.agent.jobs import environment
+from enclaved.agent.link import GuestLink
+from enclaved.core.background import Background
+from enclaved.core.ownership import Ownership
+from enclaved.core.record import SandboxRecord
+from enclaved.errors import EngineRefused, EngineUnavailable, GuestUnavailable, LimitReached, NoSpace, SandboxLost
+from enclaved.runtime.base import ContainerPlan, GuestSettings, Runtime, StderrTail
+
+log = logging.getLogger(__name__)
+
+HELLO_DEADLINE_S = 30.0
+STATUS_EVERY_S = 0.5
+PING_EVERY_S = 2.0
+PING_PATIENCE_S = 3.0
+RECONNECT_DEADLINE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class BootSettings:
+    """Where sandboxes live on the host, and what they get from it."""
+
+    state_dir: Path
+    uid_first: int = 1_900_000_000
+    uid_count: int = 65_536
+    guest_absence_s: float = 0.0
+    """Guests exit after this time without a daemon; 0: never."""
+    may_pull: bool = True
+
+
+class Boot:
+    """Everything that turns a record into a running guest, and back."""
+
+    def __init__(self, runtime: Runtime, settings: BootSettings, ownership: Ownership, background: Background) -> None:
+        self._runtime, self._settings, self._ownership = runtime, settings, ownership
+        self._background = background
+        self._guest_file = install_guest(settings.state_dir / "guest")
+        self._uids: set[int] = set()
+
+    def take_uid(self) -> int:
+        """Draws a user id that no other live sandbox of this daemon has. Random, since engines are shared."""
+        first, count = self._settings.uid_first, self._settings.uid_count
+        if len(self._uids) >= count:
+            raise LimitReached(
+                "daemon", "uids", f"all {count} user ids for sandboxes are in use; delete some sandboxes"
+            )
+        while (uid := first + random.randrange(count)) in self._uids:  # noqa: S311 - spread, not secrecy
+            pass
+        self._uids.add(uid)
+        return uid
+
+    def return_uid(self, uid: int) -> None:
+        """Lets another sandbox have a user id."""
+        self._uids.discard(uid)
+
+    def new_directory(self) -> Path:
+        """Names a directory on the host for one sandbox, short enough for socket paths."""
+        base = self._settings.state_dir / "s"
+        while (path := base / f"{random.getrandbits(32):08x}").exists():
+            pass
+        return path
+
+    async def up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
+        """Makes and starts the container, and waits for its guest. Leaves nothing behind when it fails."""
+        try:
+            await self._up(record, remaining_ttl_s)
+        except BaseException:
+            await self._background.finish(self.down(record), f"undo {record.id}")
+            raise
+
+    async def _up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
+        spec = record.spec
+        image = await self._runtime.resolve_image(spec.image, may_pull=self._settings.may_pull)
+        record.image = image
+        record.env = environment(image.env, spec.env_vars, spec.working_dir)
+        accounts = record.directory / "accounts"
+        try:
+            record.directory.mkdir(mode=0o711, parents=True)
+            write_accounts(accounts, record.uid, spec.working_dir)
+        except OSError as error:
+            text = f"cannot write to the state directory {record.directory}: {error.strerror}"
+            raise NoSpace(str(record.directory), text) from error
+        link = record.link = GuestLink(
+            record.id, record.directory / "socket", group_id=os.getegid(), guest_uids={0, os.geteuid()}
+        )
+        await link.listen()
+        plan = ContainerPlan(
+            image=image,
+            spec=spec,
+            settings=GuestSettings(
+                sandbox_id=record.id,
+                uid=record.uid,
+                working_dir=spec.working_dir,
+                expires_in_s=remaining_ttl_s,
+                daemon_absence_s=self._settings.guest_absence_s,
+                memory_limit_bytes=spec.memory_limit_bytes,
+                file_size_limit_bytes=max(spec.working_dir_size_bytes, spec.tmp_size_bytes),
+            ),
+            guest_file=self._guest_file,
+            socket_dir=link.directory,
+            account_dir=accounts,
+            group_id=os.getegid(),
+            labels=self._ownership.labels(record.id, record.uid),
+        )
+        record.container_id = await self._runtime.create(plan)
+        async with self._runtime.starting(record.container_id) as stderr:
+            await self._await_guest(record, record.container_id, link, stderr)
+        record.counted = self._runtime.counters(record.container_id)
+
+    async def _await_guest(self, record: SandboxRecord, container_id: str, link: GuestLink, stderr: StderrTail) -> None:
+        """Waits for the hello; a container that ends before says why on its standard error."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + HELLO_DEADLINE_S
+        while loop.time() < deadline:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_EVERY_S):
+                    await link.wait_connected()
+                    return
+            status = await self._runtime.status(container_id)
+            if status is None or not status.running:
+                code = status.exit_code if status is not None else None
+                words = stderr.text().strip() or (status.error if status is not None else "") or "it said nothing"
+                raise EngineRefused(f"start sandbox {record.id!r}", f"its guest ended with code {code}: {words}")
+        raise EngineRefused(
+            f"start sandbox {record.id!r}",
+            f"its guest did not report within {HELLO_DEADLINE_S:g} s: {stderr.text().strip() or 'it said nothing'}",
+        )
+
+    async def down(self, record: SandboxRecord) -> None:
+        """Kills and removes whatever there is of a sandbox. Raises `EngineUnavailable`; can be repeated."""
+        link, container_id = record.link, record.container_id
+        if link is not None:
+            link.fail(SandboxLost(record.id, record.state_reason or "it was removed"))
+        if container_id is not None:
+            await self._runtime.remove(container_id)
+            record.container_id = None
+        if link is not None:
+            await link.close()
+            record.link = None
+        await asyncio.to_thread(shutil.rmtree, record.directory, True)
+
+    async def watch(self, record: SandboxRecord, on_lost: Callable[[SandboxRecord, str], None]) -> None:
+        """Watches over a running sandbox until it is lost."""
+        link, container_id = record.link, record.container_id
+        if link is None or container_id is None:
+            return
+        while True:
+            try:
+                async with asyncio.timeout(PING_EVERY_S):
+                    await link.wait_away()
+            except TimeoutError:
+                reason = await self._frozen(link, container_id)
+            else:
+                reason = await self._gone(link, container_id)
+            if reason:
+                on_lost(record, reason)
+                return
+
+    async def _frozen(self, link: GuestLink, container_id: str) -> str:
+        """Why a connected guest must be given up; empty if it answers, or is paused from outside."""
+        try:
+            await link.ping(PING_PATIENCE_S)
+        except GuestUnavailable:
+            if not link.connected:
+                return ""
+            try:
+                status = await self._runtime.status(container_id)
+            except EngineUnavailable:
+                return "its guest stopped answering, and so did the engine"
+            if status is not None and status.paused:
+                return ""
+            return f"its guest did not answer for {PING_PATIENCE_S:g} s"
+        return ""
+
+    async def _gone(self, link: GuestLink, container_id: str) -> str:
+        """Why a guest that is away must be given up; empty if it came back."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + RECONNECT_DEADLINE_S
+        while True:
+            try:
+                status = await self._runtime.status(container_id)
+            except EngineUnavailable:
+                status = None
+                dead = False
+            else:
+                dead = status is None or not status.running
+            if dead:
+                if status is None:
+                    return "its container was removed"
+                memory = " (out of memory)" if status.oom_killed else ""
+                return f"its container ended with code {status.exit_code}{memory}"
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_EVERY_S):
+                    await link.wait_connected()
+                    return ""
+            if loop.time() > deadline:
+                return f"its guest went away and did not come back within {RECONNECT_DEADLINE_S:g} s"

@@ -1,0 +1,80 @@
+"""Which containers are ours: a key in the state directory, and labels that carry an HMAC under it.
+
+Images and other programs can put any label on a container. Only the HMAC proves that this state directory's daemon
+made it; what we cannot prove we leave alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from enclaved.runtime.base import LABEL_HMAC, LABEL_ID, LABEL_OWNER, LABEL_UID
+
+KEY_NAME = "key"
+LOCK_NAME = "lock"
+
+
+class Ownership:
+    """Signs the labels of containers, and recognises them."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self.owner = hashlib.sha256(b"owner:" + key).hexdigest()[:16]
+
+    @classmethod
+    def of(cls, state_dir: Path) -> Ownership:
+        """Reads the key of a state directory; makes one if there is none."""
+        path = state_dir / KEY_NAME
+        with contextlib.suppress(FileNotFoundError):
+            return cls(path.read_bytes())
+        key = secrets.token_bytes(32)
+        temporary = state_dir / f".{KEY_NAME}.{os.getpid()}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(key)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        return cls(key)
+
+    def labels(self, sandbox_id: str, uid: int) -> dict[str, str]:
+        """Makes the labels of a container."""
+        labels = {LABEL_ID: sandbox_id, LABEL_OWNER: self.owner, LABEL_UID: str(uid)}
+        return {**labels, LABEL_HMAC: self._sign(labels)}
+
+    def proves(self, labels: Mapping[str, str]) -> bool:
+        """Whether a container with these labels was made under this key."""
+        return hmac.compare_digest(labels.get(LABEL_HMAC, ""), self._sign(labels))
+
+    def _sign(self, labels: Mapping[str, str]) -> str:
+        text = "\n".join(labels.get(name, "") for name in (LABEL_ID, LABEL_OWNER, LABEL_UID))
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def abandoned(base: Path, own: Path) -> Iterator[tuple[Path, Ownership]]:
+    """Finds state directories of embedded daemons that are gone: below a base, with a free lock and a key.
+
+    Holds each one's lock while it is looked at, so that two daemons do not clean the same directory.
+    """
+    for lock in sorted(base.glob(f"*/state/{LOCK_NAME}")):
+        state_dir = lock.parent
+        if state_dir.resolve() == own.resolve():
+            continue
+        try:
+            with lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield state_dir, Ownership((state_dir / KEY_NAME).read_bytes())
+        except (BlockingIOError, FileNotFoundError, PermissionError):
+            continue  # alive, or being made or removed, or not ours
+
+
+def remove_state(state_dir: Path) -> None:
+    """Removes the directory of an embedded daemon that is gone."""
+    shutil.rmtree(state_dir.parent, ignore_errors=True)

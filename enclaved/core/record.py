@@ -1,0 +1,91 @@
+"""One sandbox as the core holds it: the mutable truth behind `model.Sandbox`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from enclaved.agent.link import GuestLink
+from enclaved.errors import WrongState
+from enclaved.metrics import Metrics
+from enclaved.model import Adjustment, Sandbox, SandboxSpec, SandboxState
+from enclaved.runtime.base import Counters, Image
+
+
+@dataclass(slots=True, eq=False)
+class SandboxRecord:
+    """A sandbox from its admission until it is forgotten. Whoever changes its container holds ``lock``."""
+
+    id: str
+    number: int
+    """Order of creation, for pages."""
+    spec: SandboxSpec
+    adjustments: tuple[Adjustment, ...]
+    labels: Mapping[str, str]
+    uid: int
+    directory: Path
+    metrics: Metrics
+    state: SandboxState = SandboxState.INITIALIZING
+    state_reason: str = ""
+    image: Image | None = None
+    container_id: str | None = None
+    link: GuestLink | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    watcher: asyncio.Task[None] | None = None
+    expiry: asyncio.TimerHandle | None = None
+    active_executions: int = 0
+    counted: Counters | None = None
+    """The control group's counters when the last execution ended."""
+    born: float = 0.0
+    """Monotonic time of its first start; 0 before. The time to live counts from there."""
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self.metrics.sandbox_moved(None, self.state)
+
+    def enter(self, state: SandboxState, reason: str = "") -> None:
+        """Changes the state."""
+        self.metrics.sandbox_moved(self.state, state)
+        self.state, self.state_reason = state, reason
+        self.updated_at = datetime.now(UTC)
+
+    def forgotten(self) -> None:
+        """The record is dropped."""
+        self.metrics.sandbox_moved(self.state, None)
+        if self.expiry is not None:
+            self.expiry.cancel()
+
+    def running_link(self) -> GuestLink:
+        """The link to the guest. Raises `WrongState` unless the sandbox runs."""
+        if self.state is SandboxState.RUNNING and self.link is not None:
+            return self.link
+        hint = {
+            SandboxState.STOPPED: "start it again first (StartSandbox)",
+            SandboxState.INITIALIZING: "wait until it has been created",
+            SandboxState.ERROR: "delete it and create another one",
+        }.get(self.state, "try again")
+        why = f" ({self.state_reason})" if self.state_reason else ""
+        text = f"sandbox {self.id!r} is {self.state.value}{why}, not running; {hint}"
+        raise WrongState(f"sandbox/{self.id}", self.state.value, SandboxState.RUNNING.value, text)
+
+    def snapshot(self) -> Sandbox:
+        """The sandbox as others see it."""
+        return Sandbox(
+            id=self.id,
+            state=self.state,
+            state_reason=self.state_reason,
+            spec=self.spec,
+            adjustments=self.adjustments,
+            labels=self.labels,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            expires_at=self.created_at + timedelta(seconds=self.spec.ttl_s),
+            image_id=self.image.id if self.image is not None else "",
+            active_executions=self.active_executions,
+            uid=self.uid,
+        )

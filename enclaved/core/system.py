@@ -1,0 +1,51 @@
+"""What this daemon is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from enclaved.agent.guest import PROTOCOL_VERSION
+from enclaved.core.executions import Executions
+from enclaved.core.sandboxes import Sandboxes
+from enclaved.errors import EngineUnavailable
+from enclaved.metrics import Metrics
+from enclaved.model import EngineInfo, SystemInfo
+from enclaved.runtime.base import Runtime
+
+
+class System:
+    """Describes the daemon and its engine."""
+
+    def __init__(
+        self,
+        *,
+        version: str,
+        embedded: bool,
+        runtime: Runtime,
+        sandboxes: Sandboxes,
+        executions: Executions,
+        metrics: Metrics,
+    ) -> None:
+        self._version, self._embedded = version, embedded
+        self._runtime, self._sandboxes, self._executions = runtime, sandboxes, executions
+        self._metrics = metrics
+        self._started_at = datetime.now(UTC)
+        self._engine = EngineInfo(name="docker")
+
+    async def info(self) -> SystemInfo:
+        """Asks the engine and describes the daemon. An engine that does not answer is part of the description."""
+        try:
+            self._engine = await self._runtime.info()
+        except EngineUnavailable:
+            known = self._engine
+            self._engine = EngineInfo(known.name, known.version, False, known.cgroup_version)
+        self._metrics.engine_up(self._engine.available)
+        return SystemInfo(
+            version=self._version,
+            started_at=self._started_at,
+            embedded=self._embedded,
+            engine=self._engine,
+            active_sandboxes=self._sandboxes.active,
+            active_executions=self._executions.active,
+            guest_protocol_version=PROTOCOL_VERSION,
+        )

@@ -1,0 +1,180 @@
+"""A runtime without Docker for the service tests: the real guest as a child process on this machine.
+
+It isolates nothing that matters and cannot be selected by configuration. As root the guest is PID 1 of a PID
+namespace of its own and user code gets a uid of its own, so that every step of the real path runs; otherwise the
+guest is a subreaper that kills only its own descendants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from enclaved.errors import EngineRefused, ImageNotFound
+from enclaved.model import EngineInfo
+from enclaved.runtime.base import (
+    LABEL_ID,
+    STDERR_TAIL_BYTES,
+    ContainerPlan,
+    ContainerRecord,
+    ContainerStatus,
+    Counters,
+    Image,
+    guest_argv,
+)
+
+SOCKET_NAME = "agent.sock"
+IMAGES = ("python:3.11-slim", "ms-enclave/python:3.11")
+_DEADLINE_S = 10.0
+
+
+class _Tail:
+    """The end of a stream."""
+
+    def __init__(self) -> None:
+        self._chunks: deque[bytes] = deque()
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._size += len(data)
+        while self._size - len(self._chunks[0]) >= STDERR_TAIL_BYTES:
+            self._size -= len(self._chunks.popleft())
+
+    def text(self) -> str:
+        """At most the last 64 KiB, decoded with replacement."""
+        return b"".join(self._chunks)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
+
+
+@dataclass(slots=True)
+class _Container:
+    plan: ContainerPlan
+    working_dir: Path
+    process: Process | None = None
+    tail: _Tail = field(default_factory=_Tail)
+    drain: asyncio.Task[None] | None = None
+
+
+class SubprocessRuntime:
+    """Runs guests as child processes.
+
+    ``python`` is the interpreter of the guests; it must be readable for any user. Default: the system's.
+    """
+
+    name = "subprocess"
+
+    def __init__(self, python: str | None = None) -> None:
+        system = "/usr/bin/python3"
+        self._python = python or (system if Path(system).exists() else sys.executable)
+        self._containers: dict[str, _Container] = {}
+        self._base: Path | None = None
+        self._in_namespace = os.getuid() == 0
+
+    async def info(self) -> EngineInfo:
+        """Describes this runtime."""
+        return EngineInfo(name=self.name, version="0", available=True, cgroup_version=0)
+
+    async def resolve_image(self, image: str, *, may_pull: bool) -> Image:
+        """Knows the default image under its two names, and no other."""
+        if image not in IMAGES:
+            raise ImageNotFound(image, f"this runtime has only {', '.join(IMAGES)}")
+        return Image(id="sha256:" + "0" * 64, name=image, env={}, volumes=())
+
+    async def create(self, plan: ContainerPlan) -> str:
+        """Makes the working directory."""
+        if self._base is None:
+            self._base = Path(tempfile.mkdtemp(prefix="enclaved-subprocess-"))
+            self._base.chmod(0o711)
+        container_id = secrets.token_hex(32)
+        working_dir = self._base / container_id[:12]
+        working_dir.mkdir(mode=0o700)
+        if self._in_namespace:
+            os.chown(working_dir, plan.settings.uid, plan.settings.uid)
+        self._containers[container_id] = _Container(plan, working_dir)
+        return container_id
+
+    @contextlib.asynccontextmanager
+    async def starting(self, container_id: str) -> AsyncIterator[_Tail]:
+        """Starts the guest; its standard error is read for as long as it lives."""
+        container = self._containers.get(container_id)
+        if container is None:
+            raise EngineRefused("start the sandbox", "it is gone")
+        settings = replace(container.plan.settings, working_dir=str(container.working_dir))
+        socket_path = str(container.plan.socket_dir / SOCKET_NAME)
+        mode = "--container" if self._in_namespace else "--child"
+        argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
+        if self._in_namespace:
+            argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *argv]
+        try:
+            container.process = await asyncio.create_subprocess_exec(
+                *argv, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, start_new_session=True, cwd="/", env={}
+            )
+        except OSError as error:
+            raise EngineRefused("start the sandbox", str(error)) from error
+        container.drain = asyncio.create_task(self._drain(container))
+        yield container.tail
+
+    @staticmethod
+    async def _drain(container: _Container) -> None:
+        if container.process is not None and container.process.stderr is not None:
+            while data := await container.process.stderr.read(65536):
+                container.tail.add(data)
+
+    async def status(self, container_id: str) -> ContainerStatus | None:
+        """Looks at the child process."""
+        container = self._containers.get(container_id)
+        if container is None:
+            return None
+        code = container.process.returncode if container.process is not None else None
+        running = container.process is not None and code is None
+        return ContainerStatus(running=running, paused=False, exit_code=code, oom_killed=False, error="")
+
+    async def remove(self, container_id: str) -> None:
+        """Kills the child process with all its own, and removes the working directory."""
+        container = self._containers.pop(container_id, None)
+        if container is None:
+            return
+        if container.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(container.process.pid, signal.SIGKILL)
+            async with asyncio.timeout(_DEADLINE_S):
+                await container.process.wait()
+        if container.drain is not None:
+            container.drain.cancel()
+            await asyncio.wait([container.drain], timeout=_DEADLINE_S)
+        await asyncio.to_thread(shutil.rmtree, container.working_dir, True)
+
+    async def list_records(self) -> list[ContainerRecord]:
+        """Lists the guests of this object; others cannot be seen."""
+        return [
+            ContainerRecord(container_id, _labels(container), container.process is not None)
+            for container_id, container in self._containers.items()
+            if LABEL_ID in container.plan.labels
+        ]
+
+    def counters(self, container_id: str) -> Counters | None:
+        """There is no control group."""
+        return None
+
+    async def close(self) -> None:
+        """Kills what is left, since nobody could find it again."""
+        for container_id in list(self._containers):
+            await self.remove(container_id)
+        if self._base is not None:
+            await asyncio.to_thread(shutil.rmtree, self._base, True)
+            self._base = None
+
+
+def _labels(container: _Container) -> Mapping[str, str]:
+    return dict(container.plan.labels)
