@@ -1,0 +1,24 @@
+"""The configuration: every setting with its default, and where its value came from.
+
+A value comes from the last of these that has one: the default, the TOML file, the environment, a flag. The setting
+``limits.cpu_max`` is ``cpu_max`` in the section ``[limits]``, ``ENCLAVED_LIMITS_CPU_MAX`` and ``--limits-cpu-max``.
+docs/configuration.md lists them all.
+"""
+
+from enclaved.config.checks import SOCKET_PATH_BYTES_MAX, Address, parse_address
+from enclaved.config.loading import DEFAULT_FILE, FILE_VARIABLE, ConfigError, Configuration, load
+from enclaved.config.settings import SETTINGS, Setting, Settings
+
+__all__ = [
+    "DEFAULT_FILE",
+    "FILE_VARIABLE",
+    "SETTINGS",
+    "SOCKET_PATH_BYTES_MAX",
+    "Address",
+    "ConfigError",
+    "Configuration",
+    "Setting",
+    "Settings",
+    "load",
+    "parse_address",
+]

@@ -1,0 +1,158 @@
+"""Puts the settings together: defaults, then the TOML file, then the environment, then flags."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from enclaved.config.checks import contradictions
+from enclaved.config.settings import PREFIX, SETTINGS, Setting, Settings
+
+DEFAULT_FILE: Final = Path("/etc/enclaved/config.toml")
+FILE_VARIABLE: Final = "ENCLAVED_CONFIG"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; ``problems`` has one line for each reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The settings in force, and where each came from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    """Key to "default", "file PATH", "environment NAME" or "flag --NAME"."""
+    warnings: tuple[str, ...] = ()
+
+
+def load(
+    file: Path | None = None, *, environ: Mapping[str, str] = os.environ, flags: Mapping[str, str] | None = None
+) -> Configuration:
+    """Puts the configuration together. Raises `ConfigError` with every problem at once.
+
+    ``file`` must exist; without it ``ENCLAVED_CONFIG`` names the file, which must exist too, else
+    /etc/enclaved/config.toml is read if there is one. ``flags`` maps keys to the texts of the command line.
+    """
+    gathered = _Gathered()
+    path = file or (Path(environ[FILE_VARIABLE]) if environ.get(FILE_VARIABLE) else None)
+    gathered.take_file(path or DEFAULT_FILE, required=path is not None)
+    gathered.take_environment(environ)
+    for setting in SETTINGS:
+        if flags and setting.key in flags:
+            gathered.take_text(setting, flags[setting.key], f"flag {setting.flag}")
+    return gathered.configuration()
+
+
+class _Gathered:
+    """Values on their way into the settings: later sources replace earlier ones."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
+        self._problems: list[str] = []
+        self._warnings: list[str] = []
+
+    def take_file(self, path: Path, *, required: bool) -> None:
+        """Reads a TOML file."""
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if required:
+                self._problems.append(f"file {path}: there is no such file")
+            return
+        except OSError as error:
+            self._problems.append(f"file {path}: cannot be read: {error.strerror}")
+            return
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            self._problems.append(f"file {path}: is not TOML: {error}")
+            return
+        for section, table in tables.items():
+            if not isinstance(table, dict):
+                self._unknown(f"file {path}", section)
+                continue
+            for name, value in table.items():
+                self._take(f"{section}.{name}", value, f"file {path}")
+            if not table and section not in Settings.model_fields:
+                self._unknown(f"file {path}", section)
+
+    def take_environment(self, environ: Mapping[str, str]) -> None:
+        """Reads the environment. An unknown variable is worth a warning only: others may share our prefix."""
+        if environ.get("DOCKER_HOST") and "engine.url" not in self._values:
+            self._take("engine.url", environ["DOCKER_HOST"], "environment DOCKER_HOST")
+        known = {setting.variable: setting for setting in SETTINGS}
+        for name, text in environ.items():
+            if name in known:
+                self.take_text(known[name], text, f"environment {name}")
+            elif name.startswith(PREFIX) and name != FILE_VARIABLE:
+                self._warnings.append(f"environment {name} is no setting and is ignored{_nearest(name, known)}")
+
+    def take_text(self, setting: Setting, text: str, origin: str) -> None:
+        """Takes a value in the form of text."""
+        try:
+            self._take(setting.key, _parse(setting.field, text), origin)
+        except ValidationError as error:
+            self._problems.append(f"{origin}: {setting.key} {_reason(error.errors()[0]['msg'])}")
+        except ValueError as error:
+            self._problems.append(f"{origin}: {setting.key} {error}")
+
+    def configuration(self) -> Configuration:
+        """Checks everything together."""
+        tables: dict[str, dict[str, Any]] = {}
+        for key, value in self._values.items():
+            section, _, name = key.partition(".")
+            tables.setdefault(section, {})[name] = value
+        try:
+            settings = Settings.model_validate(tables)
+        except ValidationError as error:
+            for detail in error.errors():
+                key = ".".join(str(part) for part in detail["loc"][:2])
+                self._problems.append(f"{self._origins[key]}: {key} {_reason(detail['msg'])}")
+            raise ConfigError(self._problems) from None
+        for key, why in contradictions(settings):
+            self._problems.append(f"{self._origins.get(key, 'default')}: {key} {why}")
+        if self._problems:
+            raise ConfigError(self._problems)
+        origins = {setting.key: self._origins.get(setting.key, "default") for setting in SETTINGS}
+        return Configuration(settings, origins, tuple(self._warnings))
+
+    def _take(self, key: str, value: Any, origin: str) -> None:
+        if not any(setting.key == key for setting in SETTINGS):
+            self._unknown(origin, key)
+            return
+        self._values[key], self._origins[key] = value, origin
+
+    def _unknown(self, origin: str, key: str) -> None:
+        known = [*Settings.model_fields, *(setting.key for setting in SETTINGS)]
+        self._problems.append(f"{origin}: {key} is no setting{_nearest(key, known)}")
+
+
+def _parse(field: FieldInfo, text: str) -> Any:
+    annotation: Any = field.annotation
+    if annotation != dict[str, str]:
+        return TypeAdapter(annotation).validate_strings(text)
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    if not all(name.strip() and equals and value.strip() for name, equals, value in pairs):
+        raise ValueError("must look like name=value,name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _reason(message: str) -> str:
+    return message.replace("Input should be", "must be").replace("String should", "must")

@@ -1,0 +1,160 @@
+"""Every setting with its default and its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+from enclaved.core.policy import PolicyLimits
+
+PREFIX: Final = "ENCLAVED_"
+
+_DEFAULTS = PolicyLimits()
+_Bytes = Annotated[int, Field(gt=0)]
+_Count = Annotated[int, Field(gt=0)]
+_Cores = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Listen(_Section):
+    """Where the daemon listens."""
+
+    unix: str = Field("/run/enclaved/enclaved.sock", description="Path of the unix socket; empty: none.")
+    unix_mode: str = Field("0660", pattern="^0?[0-7]{3}$", description="Permission bits of the unix socket, in octal.")
+    unix_group: str = Field(
+        "ms-enclave", description="Group of the unix socket, if it exists; empty: the daemon's own."
+    )
+    tcp: str = Field("", description="Address for gRPC over TCP, such as 127.0.0.1:50061; loopback only. Empty: none.")
+    metrics: str = Field("127.0.0.1:9464", description="Address for Prometheus; loopback only. Empty: none.")
+
+
+class State(_Section):
+    """What the daemon keeps."""
+
+    dir: str = Field("/var/lib/enclaved", description="Directory for the daemon's state. One daemon at a time uses it.")
+
+
+class Engine(_Section):
+    """The container engine."""
+
+    url: str = Field(
+        "unix:///var/run/docker.sock", description="Address of the engine. DOCKER_HOST counts below the other sources."
+    )
+    pull: bool = Field(True, description="Whether images that the engine lacks are pulled.")
+
+
+class Images(_Section):
+    """Which images sandboxes run."""
+
+    default: str = Field(
+        _DEFAULTS.image_default, min_length=1, description="Image of a sandbox whose caller names none."
+    )
+    aliases: dict[str, str] = Field(
+        {"python:3.11-slim": "ms-enclave/python:3.11"},
+        description="Other names for images, used where the engine lacks the image of the name itself.",
+    )
+
+
+class Limits(_Section):
+    """What a caller may ask for, and gets without asking."""
+
+    memory_default_bytes: _Bytes = Field(_DEFAULTS.memory_default_bytes, description="Memory of a sandbox.")
+    memory_max_bytes: _Bytes = Field(_DEFAULTS.memory_max_bytes, description="Most memory of a sandbox.")
+    cpu_default: _Cores = Field(_DEFAULTS.cpu_default, description="CPU time per wall time of a sandbox, in cores.")
+    cpu_max: _Cores = Field(_DEFAULTS.cpu_max, description="Most CPU time per wall time of a sandbox, in cores.")
+    pids_default: _Count = Field(_DEFAULTS.pids_default, description="Processes and threads of a sandbox.")
+    pids_max: _Count = Field(_DEFAULTS.pids_max, description="Most processes and threads of a sandbox.")
+    timeout_default_s: _Seconds = Field(_DEFAULTS.timeout_default_s, description="Timeout of an execution.")
+    timeout_max_s: _Seconds = Field(_DEFAULTS.timeout_max_s, description="Longest timeout of an execution.")
+    ttl_default_s: _Seconds = Field(_DEFAULTS.ttl_default_s, description="Time to live of a sandbox.")
+    ttl_max_s: _Seconds = Field(_DEFAULTS.ttl_max_s, description="Longest time to live of a sandbox.")
+    sandboxes_max: _Count = Field(_DEFAULTS.sandboxes_max, description="Sandboxes at once.")
+    executions_per_sandbox_max: _Count = Field(
+        _DEFAULTS.executions_per_sandbox_max, description="Executions at once in one sandbox."
+    )
+
+
+class Sandbox(_Section):
+    """How sandboxes are made."""
+
+    uid_first: int = Field(1_900_000_000, ge=1000, le=4_000_000_000, description="First user id for user code.")
+    uid_count: int = Field(65_536, ge=1, le=1_000_000, description="How many user ids there are; each sandbox has one.")
+    guest_absence_s: _SecondsOrZero = Field(
+        0.0, description="Time without a daemon after which a sandbox ends itself; 0: never (embedded daemons: 30)."
+    )
+
+
+class Daemon(_Section):
+    """The daemon itself."""
+
+    drain_grace_s: _SecondsOrZero = Field(10.0, description="Time that calls get to finish when the daemon stops.")
+
+
+class Log(_Section):
+    """The log, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    format: Literal["json", "text"] = Field("json", description="One JSON object per line, or text for a person.")
+
+
+class Settings(_Section):
+    """All settings."""
+
+    listen: Listen = Listen()
+    state: State = State()
+    engine: Engine = Engine()
+    images: Images = Images()
+    limits: Limits = Limits()
+    sandbox: Sandbox = Sandbox()
+    daemon: Daemon = Daemon()
+    log: Log = Log()
+
+    def policy_limits(self) -> PolicyLimits:
+        """Returns the numbers of the policy. Raises `ValueError` where they contradict each other."""
+        return PolicyLimits(**self.limits.model_dump(), image_default=self.images.default)
+
+    def value(self, key: str) -> Any:
+        """Returns the value of a key such as ``limits.cpu_max``."""
+        section, _, name = key.partition(".")
+        return getattr(getattr(self, section), name)
+
+
+class Setting(NamedTuple):
+    """One setting, under all its names."""
+
+    key: str
+    field: FieldInfo
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return PREFIX + self.key.replace(".", "_").upper()
+
+    @property
+    def flag(self) -> str:
+        """Its flag on the command line."""
+        return "--" + self.key.replace(".", "-").replace("_", "-")
+
+    @property
+    def description(self) -> str:
+        """What it is, in a sentence."""
+        return self.field.description or ""
+
+
+def _all_settings() -> Iterator[Setting]:
+    for section, field in Settings.model_fields.items():
+        model = field.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            for name, inner in model.model_fields.items():
+                yield Setting(f"{section}.{name}", inner)
+
+
+SETTINGS: Final = tuple(_all_settings())
