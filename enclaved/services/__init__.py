@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
@@ -14,6 +14,10 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
+from enclaved.core.executions import Executions
+from enclaved.core.files import Files
+from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.system import System
 from enclaved.metrics import Metrics
 from enclaved.services._health import Health
 from enclaved.services._interceptors import Calls, Handler, Wrapper
@@ -22,12 +26,6 @@ from enclaved.services.file_service import FileService
 from enclaved.services.sandbox_service import SandboxService
 from enclaved.services.system_service import SystemService
 from enclaved.services.tool_service import ToolService
-
-if TYPE_CHECKING:
-    from enclaved.core.executions import Executions
-    from enclaved.core.files import Files
-    from enclaved.core.sandboxes import Sandboxes
-    from enclaved.core.system import System
 
 __all__ = ["MESSAGE_BYTES_MAX", "Calls", "Health", "add_services", "make_server"]
 

@@ -12,8 +12,6 @@ from enclaved.errors import InvalidRequest
 PARAMETERS_BYTES_MAX = 1024 * 1024
 CHUNK_BYTES_MAX = 1024 * 1024
 """Most bytes in one message of input or of a file."""
-PAGE_SIZE_DEFAULT = 100
-PAGE_SIZE_MAX = 1000
 
 _INTEGER_CHARS_MAX = 1000
 
@@ -51,20 +49,6 @@ def chunk(data: bytes, field: str) -> bytes:
     if len(data) > CHUNK_BYTES_MAX:
         raise InvalidRequest.of(field, f"has {len(data)} bytes; send at most {CHUNK_BYTES_MAX} in one message")
     return data
-
-
-def page_size(value: int) -> int:
-    """Checks a page size and fills in its default."""
-    if not 0 <= value <= PAGE_SIZE_MAX:
-        raise InvalidRequest.of("page_size", f"must be between 1 and {PAGE_SIZE_MAX} (0: {PAGE_SIZE_DEFAULT})")
-    return value or PAGE_SIZE_DEFAULT
-
-
-def file_mode(value: int) -> int:
-    """Checks permission bits and fills in their default."""
-    if value > 0o777:
-        raise InvalidRequest.of("open.mode", f"must be at most 0777, is {value:#o}; set-id and sticky bits are refused")
-    return value or 0o644
 
 
 def json_object(text: str, field: str) -> dict[str, Any]:

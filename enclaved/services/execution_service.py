@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ms_enclave.v1.execution_service_pb2 import (
     AttachRequest,
@@ -19,13 +19,11 @@ from ms_enclave.v1.execution_service_pb2 import (
 )
 
 from enclaved import log
+from enclaved.core.executions import Execution, Executions
 from enclaved.errors import InvalidRequest, NotServed
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
-
-if TYPE_CHECKING:
-    from enclaved.core.executions import Execution, Executions
 
 
 class ExecutionService:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 import grpc
 from ms_enclave.v1.file_service_pb2 import (
@@ -15,13 +14,12 @@ from ms_enclave.v1.file_service_pb2 import (
 )
 
 from enclaved import log
+from enclaved.core.files import Files
 from enclaved.errors import InvalidRequest
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
 
-if TYPE_CHECKING:
-    from enclaved.core.files import Files
-
+DEFAULT_MODE = 0o644
 UPLOAD_IDLE_S = 30.0
 """A client that sends nothing for so long loses its upload."""
 
@@ -38,8 +36,8 @@ class FileService:
         reading = self._files.read(
             fields.sandbox_id(request.sandbox_id),
             request.path,
-            offset=fields.not_negative(request.offset, "offset"),
-            length=fields.not_negative(request.length, "length"),
+            offset=request.offset,
+            length=request.length,
         )
         async with reading as chunks:
             async for data in chunks:
@@ -56,7 +54,7 @@ class FileService:
             fields.sandbox_id(first.open.sandbox_id, "open.sandbox_id"),
             first.open.path,
             upload,
-            mode=fields.file_mode(first.open.mode),
+            mode=first.open.mode or DEFAULT_MODE,
             create_parents=first.open.create_parents,
         )
         return WriteFileResponse(size_bytes=size)

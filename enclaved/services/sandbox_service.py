@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ms_enclave.v1.sandbox_service_pb2 import (
     CreateSandboxRequest,
     CreateSandboxResponse,
@@ -19,12 +17,10 @@ from ms_enclave.v1.sandbox_service_pb2 import (
     StopSandboxResponse,
 )
 
+from enclaved.core.sandboxes import Sandboxes
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
-
-if TYPE_CHECKING:
-    from enclaved.core.sandboxes import Sandboxes
 
 
 class SandboxService:
@@ -53,7 +49,7 @@ class SandboxService:
         page = self._sandboxes.list(
             labels=dict(request.labels),
             states=convert.states(request.states),
-            page_size=fields.page_size(request.page_size),
+            page_size=request.page_size,
             page_token=request.page_token,
         )
         return ListSandboxesResponse(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ms_enclave.v1.system_service_pb2 import GetInfoRequest, GetInfoResponse
 
+from enclaved.core.system import System
 from enclaved.services import _convert as convert
 from enclaved.services._interceptors import Context
-
-if TYPE_CHECKING:
-    from enclaved.core.system import System
 
 
 class SystemService:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ms_enclave.v1.tool_service_pb2 import ListToolsRequest, ListToolsResponse
 
+from enclaved.core.sandboxes import Sandboxes
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
-
-if TYPE_CHECKING:
-    from enclaved.core.sandboxes import Sandboxes
 
 
 class ToolService:

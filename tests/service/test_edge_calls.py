@@ -121,7 +121,6 @@ async def test_a_file_is_written_from_chunks(edge: Edge):
         ([], "open"),
         ([file_pb.WriteFileRequest(data=b"x")], "open"),
         ([file_pb.WriteFileRequest(open=file_pb.OpenFile(path="x"))], "open.sandbox_id"),
-        ([file_pb.WriteFileRequest(open=file_pb.OpenFile(sandbox_id="box", mode=0o4755))], "open.mode"),
         ([file_pb.WriteFileRequest(open=file_pb.OpenFile(sandbox_id="box"))] * 2, "open"),
     ],
 )

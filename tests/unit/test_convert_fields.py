@@ -85,19 +85,6 @@ def test_an_amount_is_finite_and_not_negative(value):
         fields.amount(value, "timeout_s")
 
 
-def test_a_page_has_a_default_and_a_most():
-    assert [fields.page_size(n) for n in (0, 1, 1000)] == [100, 1, 1000]
-    for n in (-1, 1001):
-        with pytest.raises(InvalidRequest, match="between 1 and 1000"):
-            fields.page_size(n)
-
-
-def test_permission_bits_have_a_default_and_a_most():
-    assert [fields.file_mode(mode) for mode in (0, 0o600, 0o777)] == [0o644, 0o600, 0o777]
-    with pytest.raises(InvalidRequest, match="at most 0777"):
-        fields.file_mode(0o4755)
-
-
 def test_a_chunk_has_a_most():
     assert fields.chunk(b"x" * 1024 * 1024, "data")
     with pytest.raises(InvalidRequest, match="in one message"):
