@@ -21,6 +21,7 @@ from typing import TextIO
 BAR_WIDTH = 24
 REDRAW_S = 0.2
 PLAIN_LINE_S = 5.0
+PLAIN_LINE_CHARACTERS = 120
 TAIL_LINES = 15
 
 
@@ -84,7 +85,7 @@ class Progress:
                 width = max(shutil.get_terminal_size().columns, 40)
                 self._write(f"\r{self._line()[: width - 1]}\033[K")
             else:
-                self._write(self._line() + "\n")
+                self._write(f"{self._line()[:PLAIN_LINE_CHARACTERS]}\n")
 
     def _line(self) -> str:
         elapsed = f"{time.monotonic() - self._started:.0f} s"

@@ -171,7 +171,7 @@ def test_all_checks_run_after_a_failed_one_and_show_what_it_wrote(checkout: Chec
     assert done.returncode == 1
     lines = [line.split("  ")[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
     assert lines[0] == "ruff format"
-    assert lines[-1] == "arrows"
+    assert lines[-1] == "architecture"
     assert "    wrong" in done.stdout.splitlines()
     assert [line.split()[-3] for line in done.stdout.splitlines() if line.startswith("mypy")] == ["ok", "ok"]
 
