@@ -49,6 +49,8 @@ RECORDS_KEPT = 256
 EXECUTIONS_MAX = 1024
 INTERRUPT_GRACE_S = 1.0
 SPAWN_DEADLINE_S = 5.0
+SPAWN_PATIENCE_S = 2.0
+CLAIMS_AT_ONCE = 16
 KILL_DEADLINE_S = 5.0
 EXPIRY_MARGIN_S = 60.0
 LARGE_PIPE_BYTES = 1024 * 1024
@@ -223,12 +225,12 @@ class Child:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.pid = 0  # as the kernel tells it; 0 until its first message
-        self.ready = False
         self.execution: Optional[Execution] = None
         self.context: Optional[Context] = None
         self.outgoing: Deque[Tuple[bytes, List[int]]] = collections.deque()
         self.incoming = bytearray()
         self.silent = False  # it closed its end
+        self.patience: Optional[Timer] = None
 
 
 class Context:
@@ -316,6 +318,7 @@ class Guest:
         self.standby: Deque[Child] = collections.deque()
         self.spawning: List[Child] = []
         self.waiting: Deque[Tuple[float, Execution]] = collections.deque()  # for a child
+        self.spawn_failure = ""
         self.early_exits: Dict[int, Tuple[int, Any]] = {}
         self.template_pid = 0
         self.template: Optional[socket.socket] = None
@@ -462,8 +465,10 @@ class Guest:
         self.daemon.close()
         self.daemon = None
         self.absent_since = time.monotonic()
-        for execution in self.executions.values():
+        for execution in list(self.executions.values()):
             execution.readers.clear()
+            if execution.state == "queued" and len(execution.job) < execution.job_size:
+                del self.executions[execution.name]  # the rest is lost; the daemon sends it again
         self.after(0.02, self.connect)
 
     def on_daemon(self, events: int) -> None:
@@ -608,11 +613,9 @@ class Guest:
         """Gives up on executions for which no process could be made in time."""
         now = time.monotonic()
         while self.waiting and self.waiting[0][0] <= now:
-            self.refuse(
-                self.waiting.popleft()[1],
-                "no_process",
-                "no process could be started in the sandbox: its process or memory limit is exhausted",
-            )
+            why = self.spawn_failure or "its process or memory limit is exhausted"
+            text = "no process could be started in the sandbox: " + why
+            self.refuse(self.waiting.popleft()[1], "no_process", text)
 
     def refuse(self, execution: Execution, code: str, message: str) -> None:
         """Says that an execution never ran."""
@@ -631,20 +634,21 @@ class Guest:
             self.active[execution.name] = execution
             execution.enter("starting")
         self.cancel(execution.timer)
-        stdin_r, stdin_w = os.pipe() if execution.wants_stdin else (os.open(os.devnull, os.O_RDONLY), None)
-        theirs = [stdin_r]
-        for channel in (STDOUT, STDERR):
-            if channel == STDERR and execution.merge_stderr:
-                theirs.append(os.dup(theirs[STDOUT]))
-                continue
-            read_end, write_end = os.pipe()
-            os.set_blocking(read_end, False)
-            execution.pipes[channel] = read_end
-            theirs.append(write_end)
+        theirs: List[int] = []
+        try:
+            self.open_pipes(execution, theirs)
+        except OSError as error:  # out of descriptors: too much at once in this sandbox
+            for fd in theirs:
+                os.close(fd)
+            for channel in list(execution.pipes):
+                self.close_pipe(execution, channel)
+            self.close_stdin(execution)
+            if child.context is None:
+                self.standby.append(child)
+            self.refuse(execution, "no_process", "no pipes for another program in this sandbox: %s" % error.strerror)
+            return
+        for channel in execution.pipes:
             self.watch_pipe(execution, channel)
-        if stdin_w is not None:
-            os.set_blocking(stdin_w, False)
-            execution.stdin_fd = stdin_w
         execution.child, execution.pid = child, child.pid
         child.execution = execution
         if execution.context_name is not None:
@@ -661,6 +665,25 @@ class Guest:
         self.write_child(child)
         if execution.stdin_buffer or execution.stdin_ended:
             self.write_stdin(execution)
+
+    @staticmethod
+    def open_pipes(execution: Execution, theirs: List[int]) -> None:
+        """Makes the pipes of a program; its own ends are added to a list in the order of their numbers."""
+        if execution.wants_stdin:
+            read_end, write_end = os.pipe()
+            theirs.append(read_end)
+            execution.stdin_fd = write_end
+            os.set_blocking(write_end, False)
+        else:
+            theirs.append(os.open(os.devnull, os.O_RDONLY))
+        for channel in (STDOUT, STDERR):
+            if channel == STDERR and execution.merge_stderr:
+                theirs.append(os.dup(theirs[STDOUT]))
+                continue
+            read_end, write_end = os.pipe()
+            theirs.append(write_end)
+            execution.pipes[channel] = read_end
+            os.set_blocking(read_end, False)
 
     def write_child(self, child: Child) -> None:
         """Sends jobs to a child as far as its socket takes them; descriptors travel with the first byte."""
@@ -727,8 +750,15 @@ class Guest:
             finally:
                 theirs.close()
             child = Child(ours)
+            child.patience = self.after(SPAWN_PATIENCE_S, lambda child=child: self.give_up(child))  # type: ignore[misc]
             self.spawning.append(child)
             self.watch(ours.fileno(), self.readable, lambda ready, child=child: self.on_child(child, ready))  # type: ignore[misc]
+
+    def give_up(self, child: Child) -> None:
+        """A child that does not become ready was stopped by user code, or starves; another one takes its place."""
+        if child in self.spawning:
+            self.kill(child.pid)
+            self.on_silence(child)
 
     def on_child(self, child: Child, events: int) -> None:
         if events & self.writable:
@@ -737,8 +767,13 @@ class Guest:
             self.read_child(child)
 
     def read_child(self, child: Child) -> None:
-        """Takes in what a child says. Everything but the kernel's credentials is a claim."""
-        while not child.silent:
+        """Takes in what a child says. Everything but the kernel's credentials is a claim.
+
+        Only so much at a time: a context that talks without end must not keep the guest from anything else.
+        """
+        for _ in range(CLAIMS_AT_ONCE):
+            if child.silent:
+                break
             try:
                 data, ancillary, _, _ = child.sock.recvmsg(MAX_CLAIM_BYTES, socket.CMSG_SPACE(12))
             except BlockingIOError:
@@ -780,13 +815,17 @@ class Guest:
         elif "ready" in claim:
             if child in self.spawning:
                 self.spawning.remove(child)
-                child.ready = True
+                self.cancel(child.patience)
                 if self.waiting:
                     self.start(self.waiting.popleft()[1], child)
                 else:
                     self.standby.append(child)
         elif "failed" in claim and child in self.spawning:
-            sys.stderr.write("guest: a child could not be prepared: %s\n" % str(claim["failed"])[:2000])
+            self.spawn_failure = str(claim["failed"])[:1000]
+            sys.stderr.write("guest: a child could not be prepared: %s\n" % self.spawn_failure)
+        elif "done" in claim and child.execution is None:  # nobody asked: user code plays with the socket
+            self.on_silence(child)
+            self.kill(child.pid)
         elif "done" in claim and child.execution is not None and child.execution.state == "running":
             child.execution.claim = claim
             if child.context is not None:
@@ -904,21 +943,21 @@ class Guest:
         if time.monotonic() - execution.times["draining"] > KILL_DEADLINE_S:
             sys.stderr.write("guest: processes cannot be killed: %s\n" % sorted(left)[:20])
             os._exit(70)
-        self.kill_all(left, self.protected() if len(self.active) == 1 else None)
+        self.kill_all(left, lambda: self.left_behind(execution))
         execution.kill_rounds += 1
         self.reap()
         self.after(0.0 if execution.kill_rounds < 5 else 0.002, lambda: self.clear_tree(execution))
 
-    def kill_all(self, victims: Set[int], spared: Optional[Set[int]]) -> None:
-        """Kills a set of processes. If all others are known, everything is frozen first: bombs do not fork then."""
-        freeze = spared is not None and len(victims) > 4 and self.owns_namespace and os.getpid() == 1
+    def kill_all(self, victims: Set[int], again: Callable[[], Set[int]]) -> None:
+        """Kills a set of processes. Many of them may be a bomb: everything is frozen first, and looked at again."""
+        freeze = len(victims) > 4 and self.owns_namespace and os.getpid() == 1
         if freeze:
             os.kill(-1, signal.SIGSTOP)
+            victims = victims | again()
         for pid in victims:
             self.kill(pid)
-        if freeze and spared is not None:
-            for pid in spared:
-                self._signal(pid, signal.SIGCONT)
+        if freeze:
+            os.kill(-1, signal.SIGCONT)  # also those that the template was just making
 
     def protected(self) -> Set[int]:
         """Processes that a sweep leaves alone: they are known, alive or not yet reaped."""
@@ -994,18 +1033,22 @@ class Guest:
         self.reap()
         for child in list(self.spawning):
             self.read_child(child)
-        spared = {1, os.getpid(), self.template_pid} | {child.pid for child in self.standby}
-        spared |= {child.pid for child in self.spawning}
-        victims = self.listed() - spared
-        victims = {pid for pid in victims if not self.privileged or _uid(pid) == self.settings["uid"]}
-        victims = {pid for pid in victims if (_stat(pid) or "Z")[0] not in "ZX"}
+        victims = self.park_victims()
         if not victims and not self.active:
             self.send({"type": "parked", "number": number})
         elif time.monotonic() > deadline:
             os._exit(70)
         else:
-            self.kill_all(victims, spared)
+            self.kill_all(victims, self.park_victims)
             self.after(0.002, lambda: self.park_round(number, deadline))
+
+    def park_victims(self) -> Set[int]:
+        """Everything of the user's but the standby children."""
+        spared = {1, os.getpid(), self.template_pid} | {child.pid for child in self.standby}
+        spared |= {child.pid for child in self.spawning}
+        victims = self.listed() - spared
+        victims = {pid for pid in victims if not self.privileged or _uid(pid) == self.settings["uid"]}
+        return {pid for pid in victims if (_stat(pid) or "Z")[0] not in "ZX"}
 
     # -- output
 

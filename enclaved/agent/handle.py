@@ -282,7 +282,8 @@ class Handle:
                 raise FrameError("output of an unknown channel or time")
             reader.push(Output(channel, offset, payload, float(time_s)))
         elif kind == "subscribed":
-            self.job = None  # the guest has it
+            if self.job is not None and len(self.job.document) <= MAX_PAYLOAD_BYTES:
+                self.job = None  # the guest has all of it
             reader.start_at(_offsets(header))
         elif kind == "end":
             self.readers.pop(reader.number, None)

@@ -1,0 +1,147 @@
+"""Times one `print(1)` in an existing sandbox against `docker exec` of the same image, interleaved in one run.
+
+    python benchmarks/print_one.py                 # 200 rounds, about two minutes
+    python benchmarks/print_one.py --rounds 20     # a quick look
+
+Every path runs once a round, in random order, in two rhythms: one call after the other, and one call after 6 ms of
+idling (agents live in the second). Every answer is checked. Ratios are ratios of medians of this run; absolute times
+are the weather of this machine. The empty call is gRPC's standard health check over the same socket.
+
+Needs a Docker engine and the default image (`./scripts/quickstart` makes both).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiodocker
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ms_enclave.sandbox.boxes import SandboxFactory
+from ms_enclave.sandbox.model import DockerSandboxConfig, SandboxType
+
+PROGRAM = "print(1)"
+IDLE_S = 0.006
+BASELINE = "docker exec CLI"
+Path_ = Callable[[], Awaitable[None]]
+
+
+def docker(*arguments: str) -> str:
+    """Runs the Docker client and returns what it prints."""
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+async def exec_by_client(container: str) -> None:
+    """`docker exec` as a person types it."""
+    process = await asyncio.create_subprocess_exec(
+        "docker", "exec", container, "python3", "-c", PROGRAM, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    check(output.decode(), process.returncode == 0)
+
+
+async def exec_by_api(container: aiodocker.containers.DockerContainer) -> None:
+    """`docker exec` through aiodocker: create, start, inspect."""
+    execution = await container.exec(["python3", "-c", PROGRAM])
+    output = b""
+    async with execution.start(detach=False) as stream:
+        while (message := await stream.read_out()) is not None:
+            output += message.data
+    check(output.decode(), (await execution.inspect())["ExitCode"] == 0)
+
+
+def check(output: str, succeeded: bool = True) -> None:
+    """A failed run is not a fast run."""
+    if output != "1\n" or not succeeded:
+        raise SystemExit(f"benchmark: a path answered {output!r}")
+
+
+async def measure(paths: dict[str, Path_], rounds: int, idle_s: float) -> dict[str, list[float]]:
+    """Runs every path once a round, in random order; returns milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for number in range(-3, rounds):
+        for name in random.sample(list(paths), len(paths)):
+            await asyncio.sleep(idle_s)
+            start = time.perf_counter()
+            await paths[name]()
+            if number >= 0:
+                times[name].append((time.perf_counter() - start) * 1000)
+        if number % 20 == 19 and sys.stderr.isatty():
+            print(f"\r{number + 1}/{rounds} rounds", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print("\r" + " " * 30 + "\r", end="", file=sys.stderr)
+    return times
+
+
+def report(title: str, times: dict[str, list[float]]) -> None:
+    """Prints one table."""
+    baseline = statistics.median(times[BASELINE])
+    print(f"\n{title}")
+    print(f"| path | n | min ms | median ms | p95 ms | {BASELINE} / path |")
+    print("|---|---|---|---|---|---|")
+    for name, found in sorted(times.items(), key=lambda item: statistics.median(item[1])):
+        ordered = sorted(found)
+        median = statistics.median(ordered)
+        p95 = ordered[int(len(ordered) * 0.95)]
+        tail = f"{p95:.2f}" if len(ordered) >= 100 else f"{ordered[-1]:.2f} (max)"
+        print(f"| {name} | {len(ordered)} | {ordered[0]:.2f} | {median:.2f} | {tail} | {baseline / median:.1f} |")
+
+
+def machine(image: str) -> None:
+    """Prints what a reader needs to judge the numbers."""
+    packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("ms-enclave", "grpcio", "aiodocker"))
+    cgroup = 2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}, cgroup v{cgroup}")
+    print(f"load at start {os.getloadavg()[0]:.2f}, Python {platform.python_version()}, {packages}")
+    print(f"Docker Engine {docker('version', '--format', '{{.Server.Version}}')}, image {image}")
+
+
+async def main(rounds: int) -> None:
+    """Prepares one sandbox and one plain container, measures, and removes both."""
+    config = DockerSandboxConfig(tools_config=["python_executor", "shell_executor"], memory_limit="512m")
+    async with SandboxFactory.create_sandbox(SandboxType.DOCKER, config) as sandbox, aiodocker.Docker() as engine:
+        image = (await sandbox.info()).image_id
+        machine(image)
+        container = docker("run", "-d", "--rm", "--network", "none", "--log-driver", "none", image, "sleep", "3600")
+        try:
+            plain = await engine.containers.get(container)
+            async with grpc.aio.insecure_channel(sandbox.address) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+
+                async def empty() -> None:
+                    await health.Check(health_pb2.HealthCheckRequest())
+
+                async def tool(name: str, **parameters: object) -> None:
+                    result = await sandbox.execute_tool(name, parameters)
+                    check(result.output or "", result.success)
+
+                paths: dict[str, Path_] = {
+                    "empty gRPC call": empty,
+                    "SDK, persistent context": lambda: tool("python_executor", code=PROGRAM),
+                    "SDK, fresh interpreter": lambda: tool("python_executor", code=PROGRAM, isolated=True),
+                    "SDK, command `echo 1`": lambda: tool("shell_executor", command=["echo", "1"]),
+                    "aiodocker exec": lambda: exec_by_api(plain),
+                    BASELINE: lambda: exec_by_client(container),
+                }
+                for title, idle_s in (("one call after the other", 0.0), ("one call after 6 ms of idling", IDLE_S)):
+                    report(title, await measure(paths, rounds, idle_s))
+        finally:
+            docker("rm", "-f", container)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200, help="rounds per rhythm (default: 200)")
+    asyncio.run(main(parser.parse_args().rounds))
