@@ -103,7 +103,7 @@ FOREIGN: dict[str, tuple[str, ...]] = {
         "ms_enclave._transports",
         "ms_enclave.v1",
     ),
-    "pydantic": ("enclaved.config", "enclaved.tools", "ms_enclave._model"),
+    "pydantic": ("enclaved.config", "enclaved.tools", "ms_enclave._model", "ms_enclave.sandbox"),
 }
 
 
