@@ -1329,13 +1329,18 @@ def _uid(pid: int) -> int:
     return -1
 
 
+_LIBC: List[Any] = []  # the C library once it is loaded; the template loads it for all children
+
+
 def _prctl(option: int, value: int) -> None:
     """Calls prctl(2) where the interpreter has ctypes; the container's own settings hold without it."""
-    try:
-        import ctypes
-    except ImportError:
-        return
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    if not _LIBC:
+        try:
+            import ctypes
+        except ImportError:
+            return
+        _LIBC.append(ctypes.CDLL(None))
+    _LIBC[0].prctl(option, value, 0, 0, 0)
 
 
 # -- the template and its children -------------------------------------------------------------------------------
@@ -1361,7 +1366,7 @@ def template_main(fd: int, settings: Dict[str, Any]) -> None:
     own = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != own]
     sys.argv[:] = [""]
-    _prctl(15, 0)  # loads ctypes (PR_SET_NAME of nothing fails harmlessly)
+    _prctl(4, 1)  # changes nothing here, but the library is loaded
     gc.collect()
     gc.freeze()
     requests = socket.socket(fileno=fd)
