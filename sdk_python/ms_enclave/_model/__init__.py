@@ -1,0 +1,91 @@
+"""The documented models, as a leaf that everything else in the SDK may import. Users find them in
+`ms_enclave.sandbox.model`."""
+
+from ms_enclave._model.config import (
+    DockerNotebookConfig,
+    DockerSandboxConfig,
+    FileOperationConfig,
+    PythonExecutorConfig,
+    SandboxConfig,
+    SandboxManagerConfig,
+    ShellExecutorConfig,
+    ToolConfig,
+)
+from ms_enclave._model.enums import (
+    ExecutionStatus,
+    SandboxManagerType,
+    SandboxStatus,
+    SandboxType,
+    ToolType,
+    Verdict,
+)
+from ms_enclave._model.events import (
+    Channel,
+    Event,
+    ExceptionInfo,
+    Finished,
+    Notice,
+    NoticeKind,
+    Output,
+    Phases,
+    ResourceUsage,
+    Started,
+)
+from ms_enclave._model.requests import (
+    ExecuteCodeRequest,
+    ExecuteCommandRequest,
+    FileOperationRequest,
+    ReadFileRequest,
+    ToolExecutionRequest,
+    WriteFileRequest,
+)
+from ms_enclave._model.results import (
+    CommandResult,
+    ExecutionResult,
+    HealthCheckResult,
+    SandboxInfo,
+    ToolInfo,
+    ToolResult,
+)
+from ms_enclave._model.unserved import VolcengineSandboxConfig, VolcengineSandboxManagerConfig
+
+__all__ = [
+    "Channel",
+    "CommandResult",
+    "DockerNotebookConfig",
+    "DockerSandboxConfig",
+    "Event",
+    "ExceptionInfo",
+    "ExecuteCodeRequest",
+    "ExecuteCommandRequest",
+    "ExecutionResult",
+    "ExecutionStatus",
+    "FileOperationConfig",
+    "FileOperationRequest",
+    "Finished",
+    "HealthCheckResult",
+    "Notice",
+    "NoticeKind",
+    "Output",
+    "Phases",
+    "PythonExecutorConfig",
+    "ReadFileRequest",
+    "ResourceUsage",
+    "SandboxConfig",
+    "SandboxInfo",
+    "SandboxManagerConfig",
+    "SandboxManagerType",
+    "SandboxStatus",
+    "SandboxType",
+    "ShellExecutorConfig",
+    "Started",
+    "ToolConfig",
+    "ToolExecutionRequest",
+    "ToolInfo",
+    "ToolResult",
+    "ToolType",
+    "Verdict",
+    "VolcengineSandboxConfig",
+    "VolcengineSandboxManagerConfig",
+    "WriteFileRequest",
+]
