@@ -1,0 +1,1 @@
+"""Ways to a daemon: one Protocol, one implementation for each wire."""

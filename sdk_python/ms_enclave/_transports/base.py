@@ -1,0 +1,115 @@
+"""The seam between the documented objects and a daemon. Everything above it is written once, for every transport.
+
+Methods speak the documented models and raise `ms_enclave.errors`; no wire type passes. Each has a time limit of its
+own, repeats what is safe to repeat while the daemon does not answer, and may be called from any event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
+from ms_enclave._model.config import DockerSandboxConfig
+
+__all__ = ["SandboxPlan", "ToolCall", "Transport"]
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPlan:
+    """A sandbox that somebody wants."""
+
+    sandbox_id: str
+    config: DockerSandboxConfig
+    tools: Mapping[str, Mapping[str, Any]] | None
+    """The daemon's tools to enable, with their options; ``None``: all that it has."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A wish to run one of the daemon's tools."""
+
+    sandbox_id: str
+    tool: str
+    parameters: Mapping[str, Any]
+    timeout_s: float | None = None
+    """Seconds that the execution may run, as far as the caller can know; ``None`` or 0: unknown. Decides how long to
+    wait for the daemon and nothing else."""
+
+
+class Transport(Protocol):
+    """A way to one daemon."""
+
+    @property
+    def address(self) -> str:
+        """Where the daemon is, for texts."""
+        ...
+
+    async def create_sandbox(self, plan: SandboxPlan) -> SandboxInfo:
+        """Creates a sandbox and waits until it can run tools.
+
+        Raises `InvalidRequest`, `PolicyDenied`, `ImageNotFound`, `ImageUnusable`, `SandboxExists`, `LimitReached`,
+        `EngineUnavailable`, `EngineRefused`.
+        """
+        ...
+
+    async def get_sandbox(self, sandbox_id: str) -> SandboxInfo:
+        """Gets one sandbox. Raises `SandboxNotFound`."""
+        ...
+
+    async def list_sandboxes(self, labels: Mapping[str, str]) -> list[SandboxInfo]:
+        """Lists the sandboxes that carry all of these labels, oldest first."""
+        ...
+
+    async def start_sandbox(self, sandbox_id: str) -> SandboxInfo:
+        """Starts a stopped sandbox again; leaves a running one alone. Raises `SandboxNotFound`, `WrongState`."""
+        ...
+
+    async def stop_sandbox(self, sandbox_id: str) -> SandboxInfo:
+        """Stops a sandbox at once; leaves a stopped one alone. Raises `SandboxNotFound`."""
+        ...
+
+    async def delete_sandbox(self, sandbox_id: str) -> None:
+        """Deletes a sandbox with everything in it. Raises `SandboxNotFound`."""
+        ...
+
+    async def list_tools(self, sandbox_id: str = "") -> list[ToolInfo]:
+        """Lists the tools enabled in a sandbox, or all of the daemon. Raises `SandboxNotFound`."""
+        ...
+
+    async def run(self, call: ToolCall) -> ToolResult:
+        """Runs a tool and returns the whole of its result. Cancelling the caller's task kills the execution.
+
+        Raises `InvalidRequest`, `SandboxNotFound`, `ToolNotFound`, `WrongState`, `LimitReached`. A program that fails
+        is a result.
+        """
+        ...
+
+    def stream(self, call: ToolCall) -> AsyncGenerator[Event, None]:
+        """Runs a tool and yields what happens while it happens; ends after `Finished`.
+
+        Leaving early kills the execution, as does cancelling the caller's task. Raises as `run`.
+        """
+        ...
+
+    def read_file(self, sandbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
+        """Reads a file of a sandbox piece by piece. Raises `PathNotFound`, `PathUnusable`, `InvalidRequest`."""
+        ...
+
+    async def write_file(
+        self, sandbox_id: str, path: str, content: Callable[[], AsyncIterator[bytes]], *, mode: int = 0o644
+    ) -> int:
+        """Writes a file into a sandbox, with missing directories above it, and returns its size in bytes.
+
+        ``content`` is asked anew for each attempt. Raises `PathUnusable`, `NoSpace`, `InvalidRequest`.
+        """
+        ...
+
+    async def health(self, *, timeout_s: float | None = None) -> HealthCheckResult:
+        """Says how the daemon is. With ``timeout_s`` there is one attempt of so many seconds and no other.
+
+        Raises `DaemonUnavailable`, `DeadlineExceeded`.
+        """
+        ...

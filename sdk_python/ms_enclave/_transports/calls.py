@@ -1,0 +1,99 @@
+"""One call at a time: lends a channel, sets the deadline, tries again, and speaks our errors instead of gRPC's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
+
+import grpc.aio
+
+from ms_enclave import _status as status
+from ms_enclave._transports.channels import Channels, Stubs
+from ms_enclave._transports.retry import Retries
+from ms_enclave.errors import DaemonUnavailable, DeadlineExceeded, EnclaveError, Unavailable
+
+REQUEST_S: Final = 60.0
+"""How long a call may take that neither runs a program nor makes a sandbox."""
+
+_DETAILS_KEY = "grpc-status-details-bin"
+_HINT = "start one with 'enclaved run' or 'systemctl start enclaved', or correct MS_ENCLAVE_ADDRESS"
+
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+
+class Calls:
+    """Calls to the daemon at one address, from any event loop."""
+
+    def __init__(self, address: str, revive: Callable[[], Awaitable[None]] | None = None) -> None:
+        """``revive`` is awaited before another attempt at a daemon that does not answer; it may start one."""
+        self.address = address
+        self._revive = revive
+        self._channels = Channels(address)
+        self._reached = False
+
+    async def unary(
+        self,
+        pick: Callable[[Stubs], Callable[..., Awaitable[ResponseT]]],
+        request: object,
+        *,
+        timeout_s: float = REQUEST_S,
+        retries: Retries | None = None,
+    ) -> ResponseT:
+        """Makes a call that is safe to repeat, and repeats it while the daemon does not answer.
+
+        ``timeout_s`` is the deadline of each attempt. Pass ``retries`` (from `retries`) to learn afterwards whether
+        there was more than one attempt, or to allow none.
+        """
+        left = self.retries() if retries is None else retries
+        while True:
+            try:
+                with self.call(timeout_s) as stubs:
+                    return await pick(stubs)(request, timeout=timeout_s)
+            except Unavailable as error:
+                await self.wait(left, error)
+
+    def retries(self) -> Retries:
+        """Makes the waits of one call."""
+        return Retries(reached=self._reached)
+
+    async def wait(self, left: Retries, error: EnclaveError) -> None:
+        """Waits before another attempt, or raises ``error`` if there should be none."""
+        wait_s = left.wait_s(error)
+        if wait_s is None:
+            raise error
+        await asyncio.sleep(wait_s)
+        if self._revive is not None and isinstance(error, DaemonUnavailable):
+            await self._revive()
+
+    @contextlib.contextmanager
+    def call(self, timeout_s: float) -> Iterator[Stubs]:
+        """Lends the stubs for one attempt, and turns what gRPC raises within into our errors."""
+        try:
+            with self._channels.stubs() as stubs:
+                yield stubs
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error, timeout_s) from None
+        except asyncio.CancelledError:
+            # gRPC raises this as well when the other side ended the call. Only a task that was asked to stop stops.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise DaemonUnavailable(f"the daemon at {self.address} ended the call; try again") from None
+        else:
+            self._reached = True
+
+    def _error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> EnclaveError:
+        number, _ = error.code().value
+        details = next((value for key, value in error.trailing_metadata() or () if key == _DETAILS_KEY), b"")
+        found = status.error_of(number, error.details() or "", details if isinstance(details, bytes) else b"")
+        if isinstance(found, DeadlineExceeded):
+            return DeadlineExceeded(f"the daemon at {self.address} did not answer within {timeout_s:g} seconds")
+        if not isinstance(found, DaemonUnavailable):
+            self._reached = True
+            return found
+        if self._reached:
+            return DaemonUnavailable(f"the daemon at {self.address} stopped answering: {found.message}")
+        return DaemonUnavailable(f"no daemon answers at {self.address} ({found.message}); {_HINT}")

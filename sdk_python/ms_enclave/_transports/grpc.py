@@ -1,0 +1,190 @@
+"""The transport over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Final
+
+from ms_enclave import _convert as convert
+from ms_enclave import _results as results
+from ms_enclave import _status as status
+from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
+from ms_enclave._transports.base import SandboxPlan, ToolCall
+from ms_enclave._transports.calls import REQUEST_S, Calls
+from ms_enclave._transports.executions import Executions
+from ms_enclave.errors import EnclaveError, InvalidRequest, SandboxExists, SandboxNotFound, Unavailable
+from ms_enclave.v1 import file_service_pb2 as file_pb
+from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
+from ms_enclave.v1 import system_service_pb2 as system_pb
+from ms_enclave.v1 import tool_service_pb2 as tool_pb
+
+REQUEST_LABEL: Final = "ms-enclave/request"
+"""A label that tells a sandbox that we made from one that somebody else made under the same id."""
+CREATE_S: Final = 900.0
+"""How long the making of a sandbox may take, the pull of its image included."""
+FILE_S: Final = 600.0
+"""How long a file may take."""
+DELETE_QUIETLY_S: Final = 5.0
+"""How long a caller that was cancelled waits for the sandbox that it no longer wants to be deleted."""
+
+
+class GrpcTransport:
+    """A way to the daemon at one address. May be called from any event loop and thread."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        request_timeout_s: float = REQUEST_S,
+        revive: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Takes a gRPC target such as ``unix:/run/enclaved/enclaved.sock`` or ``host:port``.
+
+        ``revive`` is awaited before another attempt at a daemon that does not answer; it may start one.
+        """
+        self._calls = Calls(address, revive)
+        self._executions = Executions(self._calls)
+        self._request_s = request_timeout_s
+
+    @property
+    def address(self) -> str:
+        return self._calls.address
+
+    # -- sandboxes -----------------------------------------------------------------------------------------------
+
+    async def create_sandbox(self, plan: SandboxPlan) -> SandboxInfo:
+        spec = convert.spec(plan.config, plan.tools)
+        labels = {**plan.labels, REQUEST_LABEL: uuid.uuid4().hex}
+        request = sandbox_pb.CreateSandboxRequest(sandbox_id=plan.sandbox_id, spec=spec, labels=labels)
+        retries = self._calls.retries()
+        try:
+            answer = await self._calls.unary(
+                lambda stubs: stubs.sandboxes.CreateSandbox, request, timeout_s=CREATE_S, retries=retries
+            )
+        except SandboxExists:
+            # Perhaps an earlier attempt made it, and its answer was lost.
+            found = await self.get_sandbox(plan.sandbox_id) if retries.used else None
+            if found is None or found.metadata["labels"].get(REQUEST_LABEL) != labels[REQUEST_LABEL]:
+                raise
+            return found
+        except asyncio.CancelledError:
+            with contextlib.suppress(EnclaveError, TimeoutError):
+                async with asyncio.timeout(DELETE_QUIETLY_S):
+                    await self.delete_sandbox(plan.sandbox_id)
+            raise
+        return convert.sandbox_info(answer.sandbox)
+
+    async def get_sandbox(self, sandbox_id: str) -> SandboxInfo:
+        request = sandbox_pb.GetSandboxRequest(sandbox_id=sandbox_id)
+        answer = await self._calls.unary(lambda stubs: stubs.sandboxes.GetSandbox, request, timeout_s=self._request_s)
+        return convert.sandbox_info(answer.sandbox)
+
+    async def list_sandboxes(self, labels: Mapping[str, str]) -> list[SandboxInfo]:
+        found: list[SandboxInfo] = []
+        request = sandbox_pb.ListSandboxesRequest(labels=labels, page_size=1000)
+        while True:
+            page = await self._calls.unary(
+                lambda stubs: stubs.sandboxes.ListSandboxes, request, timeout_s=self._request_s
+            )
+            found.extend(convert.sandbox_info(sandbox) for sandbox in page.sandboxes)
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    async def start_sandbox(self, sandbox_id: str) -> SandboxInfo:
+        request = sandbox_pb.StartSandboxRequest(sandbox_id=sandbox_id)
+        answer = await self._calls.unary(lambda stubs: stubs.sandboxes.StartSandbox, request, timeout_s=CREATE_S)
+        return convert.sandbox_info(answer.sandbox)
+
+    async def stop_sandbox(self, sandbox_id: str) -> SandboxInfo:
+        request = sandbox_pb.StopSandboxRequest(sandbox_id=sandbox_id)
+        answer = await self._calls.unary(lambda stubs: stubs.sandboxes.StopSandbox, request, timeout_s=self._request_s)
+        return convert.sandbox_info(answer.sandbox)
+
+    async def delete_sandbox(self, sandbox_id: str) -> None:
+        request = sandbox_pb.DeleteSandboxRequest(sandbox_id=sandbox_id)
+        retries = self._calls.retries()
+        try:
+            await self._calls.unary(
+                lambda stubs: stubs.sandboxes.DeleteSandbox, request, timeout_s=self._request_s, retries=retries
+            )
+        except SandboxNotFound:
+            if not retries.used:
+                raise
+
+    # -- tools ---------------------------------------------------------------------------------------------------
+
+    async def list_tools(self, sandbox_id: str = "") -> list[ToolInfo]:
+        request = tool_pb.ListToolsRequest(sandbox_id=sandbox_id)
+        answer = await self._calls.unary(lambda stubs: stubs.tools.ListTools, request, timeout_s=self._request_s)
+        return [convert.tool_info(tool) for tool in answer.tools]
+
+    async def run(self, call: ToolCall) -> ToolResult:
+        try:
+            outcome = await self._executions.run(call)
+        except InvalidRequest as error:
+            if not status.is_tool_refusal(error):
+                raise
+            return results.refused_result(call.tool, "; ".join(v.description for v in error.violations))
+        return results.tool_result(call.tool, outcome)
+
+    def stream(self, call: ToolCall) -> AsyncGenerator[Event, None]:
+        return self._executions.stream(call)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    async def read_file(self, sandbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
+        request = file_pb.ReadFileRequest(sandbox_id=sandbox_id, path=path)
+        retries = self._calls.retries()
+        begun = False
+        while True:
+            try:
+                with self._calls.call(FILE_S) as stubs:
+                    call = stubs.files.ReadFile(request, timeout=FILE_S)
+                    try:
+                        while isinstance(message := await call.read(), file_pb.ReadFileResponse):
+                            begun = True
+                            yield message.data
+                    finally:
+                        call.cancel()
+                    return
+            except Unavailable as error:
+                if begun:
+                    raise  # the file may be another one by now
+                await self._calls.wait(retries, error)
+
+    async def write_file(
+        self, sandbox_id: str, path: str, content: Callable[[], AsyncIterator[bytes]], *, mode: int = 0o644
+    ) -> int:
+        opening = file_pb.OpenFile(sandbox_id=sandbox_id, path=path, mode=mode, create_parents=True)
+        retries = self._calls.retries()
+        while True:
+            try:
+                with self._calls.call(FILE_S) as stubs:
+                    call = stubs.files.WriteFile(timeout=FILE_S)
+                    try:
+                        # A daemon that has seen enough ends the call; its status then says why.
+                        with contextlib.suppress(asyncio.InvalidStateError):
+                            await call.write(file_pb.WriteFileRequest(open=opening))
+                            async for data in content():
+                                await call.write(file_pb.WriteFileRequest(data=data))
+                            await call.done_writing()
+                        return (await call).size_bytes
+                    finally:
+                        call.cancel()
+            except Unavailable as error:
+                await self._calls.wait(retries, error)
+
+    # -- the daemon ----------------------------------------------------------------------------------------------
+
+    async def health(self, *, timeout_s: float | None = None) -> HealthCheckResult:
+        request = system_pb.GetInfoRequest()
+        if timeout_s is None:
+            answer = await self._calls.unary(lambda stubs: stubs.system.GetInfo, request, timeout_s=self._request_s)
+        else:
+            with self._calls.call(timeout_s) as stubs:
+                answer = await stubs.system.GetInfo(request, timeout=timeout_s)
+        return convert.health(answer)
