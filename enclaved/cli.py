@@ -1,0 +1,184 @@
+"""The command ``enclaved``: runs the daemon and shows its configuration."""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from ms_enclave import __version__
+
+from enclaved import log
+from enclaved.config import SETTINGS, ConfigError, Configuration, load
+
+_CallableT = TypeVar("_CallableT", bound=Callable[..., Any])
+
+_NOT_FOR_EMBEDDED = {"listen.tcp": "", "listen.unix_mode": "0600", "listen.unix_group": ""}
+"""What holds for an embedded daemon whatever the file says: it serves its parent and nobody else."""
+
+
+class ExitCode(enum.IntEnum):
+    """How the command ended."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    STATE_LOCKED = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits. What goes wrong is one line on standard error."""
+    try:
+        enclaved.main(args=arguments, prog_name="enclaved", standalone_mode=False)
+    except ConfigError as error:
+        _exit(ExitCode.USAGE, *error.problems)
+    except click.UsageError as error:
+        hint = f" (try {error.ctx.command_path} --help)" if error.ctx is not None else ""
+        _exit(ExitCode.USAGE, f"{error.format_message().rstrip('.')}{hint}")
+    except click.Abort:
+        _exit(ExitCode.FAILED, "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.FAILED)
+    except OSError as error:
+        _exit(ExitCode.FAILED, f"{error.filename or 'the system'}: {error.strerror}")
+    sys.exit(ExitCode.OK)
+
+
+def _exit(code: ExitCode, *lines: str) -> NoReturn:
+    for line in lines:
+        click.echo(f"enclaved: {line}", err=True)
+    sys.exit(code)
+
+
+def _config_option(command: _CallableT) -> _CallableT:
+    text = "Configuration file; default: ENCLAVED_CONFIG, else /etc/enclaved/config.toml if it exists."
+    return click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help=text)(command)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(inner)}" for name, inner in value.items()) + "}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _setting_options(command: _CallableT) -> _CallableT:
+    """Adds a flag for every setting."""
+    for setting in reversed(SETTINGS):
+        names = [setting.flag, "--metrics"] if setting.key == "listen.metrics" else [setting.flag]
+        name = setting.key.replace(".", "__")
+        default = setting.field.default
+        text = f"{setting.description} [{default if isinstance(default, str) else _toml(default)}]"
+        command = click.option(*names, name, metavar="VALUE", help=text)(command)
+    return command
+
+
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="enclaved")
+def enclaved() -> None:
+    """Runs code that nobody has read yet in isolated containers, for programs that speak gRPC.
+
+    \b
+    Examples:
+      enclaved run                                  serve on /run/enclaved/enclaved.sock
+      enclaved run --listen-unix /tmp/e.sock --state-dir /tmp/e
+      enclaved config show                          every setting in force, and where it came from
+      enclaved config check /etc/enclaved/config.toml
+
+    \b
+    Exit codes:
+      0  it did what was asked
+      1  it failed; the last line says why
+      2  the command line or the configuration is wrong
+      4  another daemon uses the state directory
+    """
+
+
+@enclaved.command()
+@_config_option
+@click.option("--embedded-parent-fd", type=click.IntRange(min=0), hidden=True)
+@_setting_options
+def run(file: Path | None, embedded_parent_fd: int | None, **texts: str | None) -> None:
+    """Runs the daemon until SIGTERM or Ctrl-C.
+
+    It then refuses new calls, lets those that run finish for --daemon-drain-grace-s, and removes its sandboxes. A
+    second signal cuts the waiting short. Every flag is also a setting of the configuration file and an environment
+    variable: --limits-cpu-max is cpu_max in [limits] and ENCLAVED_LIMITS_CPU_MAX.
+
+    \b
+    Examples:
+      enclaved run --log-format text
+      enclaved run --listen-tcp 127.0.0.1:50061 --limits-sandboxes-max 20
+    """
+    flags = {name.replace("__", "."): text for name, text in texts.items() if text is not None}
+    if embedded_parent_fd is not None:
+        flags = {**_NOT_FOR_EMBEDDED, **flags}
+    configuration = load(file, flags=flags)
+    _configure_log(configuration, for_person=sys.stderr.isatty() or embedded_parent_fd is not None)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when gRPC is loaded, which is with the daemon
+
+    from enclaved import daemon  # the other commands do without it
+
+    try:
+        daemon.run(configuration.settings, embedded_parent_fd)
+    except daemon.StateLocked as error:
+        _exit(ExitCode.STATE_LOCKED, str(error))
+    except daemon.StartError as error:
+        _exit(ExitCode.FAILED, str(error))
+
+
+@enclaved.group(no_args_is_help=False)
+def config() -> None:
+    """Shows and checks the configuration."""
+
+
+@config.command()
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def show(file: Path | None, as_json: bool) -> None:
+    """Prints every setting in force and where its value came from.
+
+    \b
+    Examples:
+      enclaved config show
+      ENCLAVED_LIMITS_CPU_MAX=4 enclaved config show --json | jq '.["limits.cpu_max"]'
+    """
+    configuration = load(file)
+    for warning in configuration.warnings:
+        click.echo(f"enclaved: warning: {warning}", err=True)
+    settings, origins = configuration.settings, configuration.origins
+    if as_json:
+        shown = {key: {"value": settings.value(key), "origin": origin} for key, origin in origins.items()}
+        click.echo(json.dumps(shown, indent=2))
+        return
+    lines = [(f"{key} = {_toml(settings.value(key))}", origin) for key, origin in origins.items()]
+    width = max(len(line) for line, _ in lines)
+    for line, origin in lines:
+        click.echo(f"{line:{width}}  # {origin}")
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Checks a configuration file, without the environment.
+
+    \b
+    Example:
+      enclaved config check /etc/enclaved/config.toml
+    """
+    load(file, environ={})
+    click.echo(f"{file}: ok")
+
+
+def _configure_log(configuration: Configuration, *, for_person: bool) -> None:
+    chosen = configuration.settings.log
+    is_default = configuration.origins["log.format"] == "default"
+    log.configure(chosen.level, "text" if is_default and for_person else chosen.format)
+    for warning in configuration.warnings:
+        logging.getLogger(__name__).warning("configuration", extra={"why": warning})

@@ -1,0 +1,7 @@
+"""The daemon: `serve` builds and runs it in an event loop, `run` in a process of its own."""
+
+from enclaved.daemon._errors import StartError, StateLocked
+from enclaved.daemon._process import run
+from enclaved.daemon._serve import Addresses, StopRequest, serve
+
+__all__ = ["Addresses", "StartError", "StateLocked", "StopRequest", "run", "serve"]

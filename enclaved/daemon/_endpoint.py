@@ -1,0 +1,43 @@
+"""The HTTP endpoint for Prometheus and for load balancers: ``/metrics`` and ``/healthz``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from enclaved.config import Address
+from enclaved.daemon._errors import StartError
+from enclaved.metrics import CONTENT_TYPE, Metrics
+
+_SHUTDOWN_S = 1.0
+
+
+@asynccontextmanager
+async def metrics_endpoint(
+    address: Address, metrics: Metrics, is_serving: Callable[[], bool]
+) -> AsyncIterator[Address]:
+    """Serves until the block ends; gives the address with the port that it got. Raises `StartError`."""
+
+    async def scrape(request: web.Request) -> web.Response:
+        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response(text="ok\n") if is_serving() else web.Response(text="stopping\n", status=503)
+
+    app = web.Application()
+    app.add_routes([web.get("/metrics", scrape), web.get("/healthz", health)])
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, address.host, address.port).start()
+        except OSError as error:
+            hint = "choose another address with listen.metrics (--listen-metrics), or none with an empty one"
+            why = os.strerror(error.errno) if error.errno else str(error)
+            raise StartError(f"cannot serve metrics on {address}: {why}; {hint}") from error
+        yield address._replace(port=runner.addresses[0][1])
+    finally:
+        await runner.cleanup()

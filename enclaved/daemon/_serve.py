@@ -1,0 +1,220 @@
+"""The composition root: builds every object, serves, and takes everything down again in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ms_enclave import __version__
+
+from enclaved.config import Settings, parse_address
+from enclaved.core.background import Background
+from enclaved.core.boot import Boot, BootSettings
+from enclaved.core.executions import Executions
+from enclaved.core.files import TOOL as FILES
+from enclaved.core.files import Files
+from enclaved.core.ownership import Ownership
+from enclaved.core.policy import Policy
+from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.system import System
+from enclaved.daemon._endpoint import metrics_endpoint
+from enclaved.daemon._errors import StartError
+from enclaved.daemon._lock import locked_state
+from enclaved.daemon._sockets import Binds, listen_tcp, listen_unix
+from enclaved.daemon._systemd import Notifier
+from enclaved.metrics import Metrics
+from enclaved.runtime.base import Runtime
+from enclaved.runtime.docker.driver import DockerRuntime
+from enclaved.services import Calls, Health, add_services, make_server
+from enclaved.tools.registry import ToolRegistry, ToolSetupError
+from enclaved.tools.shell_executor import CommandTool
+
+_log = logging.getLogger(__name__)
+
+EMBEDDED_GUEST_ABSENCE_S = 30.0
+EMBEDDED_DRAIN_GRACE_S = 1.0
+REMOVE_SANDBOXES_S = 15.0
+STOP_SERVER_S = 1.0
+CLOSE_BACKGROUND_S = 5.0
+LOOK_AT_ENGINE_EVERY_S = 10.0
+
+
+class StopRequest:
+    """The wish that a daemon stops; a second one says not to wait for calls."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+
+    def ask(self, why: str) -> None:
+        """Asks the daemon to stop, or, if it has been asked, to hurry."""
+        if self.asked.is_set():
+            self.hurried.set()
+        _log.info("stop requested", extra={"by": why, "hurried": self.hurried.is_set()})
+        self.asked.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a daemon listens; empty where it does not. TCP addresses have the port that was given."""
+
+    unix: str
+    tcp: str
+    metrics: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """The objects behind the edge."""
+
+    metrics: Metrics
+    background: Background
+    sandboxes: Sandboxes
+    executions: Executions
+    files: Files
+    system: System
+
+
+async def serve(
+    settings: Settings,
+    *,
+    stop: StopRequest,
+    ready: Callable[[Addresses], None],
+    embedded: bool = False,
+    runtime: Runtime | None = None,
+    tools: ToolRegistry | None = None,
+) -> None:
+    """Runs a daemon until ``stop`` asks for its end; ``ready`` is told where it listens, once it does.
+
+    ``runtime`` and ``tools`` replace Docker and the installed tools, for tests. Raises `StartError`. The engine need
+    not be there: calls that need it answer `EngineUnavailable` until it is. However the end comes, the daemon's
+    sandboxes are removed, and every step of that has a limit.
+    """
+    # A service manager that this process's parent has is not told about an embedded daemon.
+    notifier = Notifier({}) if embedded else Notifier()
+    async with AsyncExitStack() as stack:
+        state_dir = await stack.enter_async_context(locked_state(Path(settings.state.dir)))
+        core = await _compose(stack, settings, state_dir, embedded, runtime, tools)
+        calls = Calls()
+        server = make_server(core.metrics, calls)
+        health = add_services(
+            server, sandboxes=core.sandboxes, executions=core.executions, files=core.files, system=core.system
+        )
+        # Stopped in any case: a server that is only dropped removes its socket later, and then perhaps another's.
+        stack.push_async_callback(server.stop, STOP_SERVER_S)
+        unix, tcp = _listen(server, settings)
+        await server.start()
+        stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
+        metrics = ""
+        if settings.listen.metrics:
+            address = parse_address(settings.listen.metrics)
+            endpoint = metrics_endpoint(address, core.metrics, lambda: not stop.asked.is_set())
+            metrics = str(await stack.enter_async_context(endpoint))
+
+        base = state_dir.parent.parent if embedded else None
+        core.background.spawn(core.sandboxes.clear_leftovers(state_dir, base), "clear leftovers")
+        core.background.spawn(_watch_engine(core.system), "watch engine")
+        core.background.spawn(notifier.keep_alive(), "watchdog")
+        addresses = Addresses(unix, tcp, metrics)
+        _log.info("ready", extra={"version": __version__, "unix": unix, "tcp": tcp, "metrics": metrics})
+        notifier.tell("READY=1")
+        ready(addresses)
+
+        await stop.asked.wait()
+        notifier.tell("STOPPING=1")
+        grace_s = settings.daemon.drain_grace_s
+        await _drain(calls, health, stop, min(grace_s, EMBEDDED_DRAIN_GRACE_S) if embedded else grace_s)
+    _log.info("stopped")
+
+
+async def _compose(
+    stack: AsyncExitStack,
+    settings: Settings,
+    state_dir: Path,
+    embedded: bool,
+    runtime: Runtime | None,
+    tools: ToolRegistry | None,
+) -> _Core:
+    """Builds the objects behind the edge; the stack closes those that need it."""
+    try:
+        tools = tools or ToolRegistry.from_entry_points()
+    except ToolSetupError as error:
+        raise StartError(str(error)) from error
+    runtime = runtime or DockerRuntime(settings.engine.url, image_aliases=settings.images.aliases)
+    stack.push_async_callback(runtime.close)
+    background = Background()
+    stack.push_async_callback(background.close, CLOSE_BACKGROUND_S)
+    metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES))
+    limits = settings.policy_limits()
+    boot_settings = BootSettings(
+        state_dir=state_dir,
+        uid_first=settings.sandbox.uid_first,
+        uid_count=settings.sandbox.uid_count,
+        guest_absence_s=settings.sandbox.guest_absence_s or (EMBEDDED_GUEST_ABSENCE_S if embedded else 0.0),
+        may_pull=settings.engine.pull,
+    )
+    try:
+        ownership = Ownership.of(state_dir)
+        boot = Boot(runtime, boot_settings, ownership, background)
+    except OSError as error:
+        raise StartError(f"cannot write to the state directory {state_dir}: {error.strerror}") from error
+    sandboxes = Sandboxes(
+        runtime=runtime,
+        boot=boot,
+        policy=Policy(limits, tools),
+        tools=tools,
+        ownership=ownership,
+        background=background,
+        metrics=metrics,
+    )
+    executions = Executions(
+        sandboxes=sandboxes, tools=tools, runtime=runtime, metrics=metrics, most=limits.executions_per_sandbox_max
+    )
+    system = System(
+        version=__version__,
+        embedded=embedded,
+        runtime=runtime,
+        sandboxes=sandboxes,
+        executions=executions,
+        metrics=metrics,
+    )
+    return _Core(metrics, background, sandboxes, executions, Files(sandboxes, executions), system)
+
+
+def _listen(server: Binds, settings: Settings) -> tuple[str, str]:
+    """Binds the unix socket and the TCP address; returns both, empty where there is none."""
+    listen = settings.listen
+    if listen.unix:
+        listen_unix(server, Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)
+    tcp = str(listen_tcp(server, parse_address(listen.tcp))) if listen.tcp else ""
+    return listen.unix, tcp
+
+
+async def _watch_engine(system: System) -> None:
+    """Looks whether the engine answers, for the log and the metrics."""
+    told: bool | None = None
+    while True:
+        engine = (await system.info()).engine
+        if engine.available and told is not True:
+            _log.info("engine answers", extra={"engine": engine.name, "version": engine.version})
+        elif not engine.available and told is not False:
+            _log.warning("engine does not answer; sandboxes cannot be created until it does")
+        told = engine.available
+        await asyncio.sleep(LOOK_AT_ENGINE_EVERY_S)
+
+
+async def _drain(calls: Calls, health: Health, stop: StopRequest, grace_s: float) -> None:
+    """Refuses new calls and lets those that run finish, within the grace or until somebody hurries."""
+    calls.close()
+    await health.set_serving(False)
+    _log.info("draining", extra={"calls": calls.active, "grace_s": grace_s})
+    idle, hurried = asyncio.ensure_future(calls.wait_idle()), asyncio.ensure_future(stop.hurried.wait())
+    await asyncio.wait((idle, hurried), timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+    for waiting in (idle, hurried):
+        waiting.cancel()
+    if calls.active:
+        _log.warning("calls outlast the grace", extra={"calls": calls.active})
