@@ -547,9 +547,6 @@ class Guest:
                 self.write_stdin(execution)
             elif kind == "cancel":
                 self.stop_execution(execution, "cancel")
-            elif kind == "forget":
-                if execution.state == "ended":
-                    self.forget(execution)
             else:
                 raise FrameError("unknown type %r" % kind)
 

@@ -240,9 +240,8 @@ class Handle:
         """Asks the guest to kill the execution."""
         self.send("cancel")
 
-    def forget(self) -> None:
-        """Lets the guest release the record of an execution that has ended."""
-        self.send("forget")
+    def release(self) -> None:
+        """Forgets an execution that has ended; the guest forgets it by itself, by age and by number."""
         self.link.handles.pop(self.execution_id, None)
 
     def send(self, kind: str, payload: bytes = b"", **fields: Any) -> None:

@@ -366,7 +366,7 @@ class Executions:
 
     def _drop(self, execution: Execution) -> None:
         self._by_id.pop(execution.id, None)
-        execution.handle.forget()
+        execution.handle.release()
         kept = self._records.get(execution.record)
         if kept is not None and execution in kept:
             kept.remove(execution)

@@ -100,12 +100,9 @@ class ContainerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """Counters of a sandbox's control group since it was made."""
+    """How often a sandbox met the limits of its control group since it was made."""
 
     oom_kills: int
-    memory_peak_bytes: int
-    memory_bytes: int
-    pids: int
     pids_limit_hits: int
 
 

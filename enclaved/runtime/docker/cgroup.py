@@ -1,10 +1,11 @@
-"""Reads a container's counters from its control group, of version 1 or 2: some small files, about 0.05 ms.
+"""Reads a container's counters from its control group, of version 1 or 2: two small files.
 
 The engine's stats API takes a second for the same numbers, and its `OOMKilled` stays false unless PID 1 died.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,28 +16,16 @@ DEFAULT_ROOT = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Where the files of one container are, and what they are called."""
+    """Where the files of one container are."""
 
-    memory: Path
-    pids: Path
     memory_events: str
-    memory_peak: str
-    memory_current: str
+    pids_events: str
 
     def read(self) -> Counters | None:
-        memory = _number(self.memory / self.memory_current)
-        pids = _number(self.pids / "pids.current")
-        if memory is None or pids is None:
+        memory, pids = _text(self.memory_events), _text(self.pids_events)
+        if memory is None:
             return None
-        # Kernels before 5.19 keep no peak in version 2: then now is the best that is known.
-        peak = _number(self.memory / self.memory_peak)
-        return Counters(
-            oom_kills=_field(self.memory / self.memory_events, "oom_kill"),
-            memory_peak_bytes=memory if peak is None else peak,
-            memory_bytes=memory,
-            pids=pids,
-            pids_limit_hits=_field(self.pids / "pids.events", "max"),
-        )
+        return Counters(oom_kills=_field(memory, "oom_kill"), pids_limit_hits=_field(pids or "", "max"))
 
 
 class ControlGroups:
@@ -69,29 +58,31 @@ class ControlGroups:
         )
         for name in names:
             if (unified := self._root / name).is_dir():
-                return _Group(unified, unified, "memory.events", "memory.peak", "memory.current")
+                return _Group(str(unified / "memory.events"), str(unified / "pids.events"))
             memory, pids = self._root / "memory" / name, self._root / "pids" / name
             if memory.is_dir() and pids.is_dir():
-                return _Group(memory, pids, "memory.oom_control", "memory.max_usage_in_bytes", "memory.usage_in_bytes")
+                return _Group(str(memory / "memory.oom_control"), str(pids / "pids.events"))
         return None
 
 
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text.strip().isdigit() else None
-
-
-def _field(path: Path, name: str) -> int:
-    """The number after ``name`` in a file of ``name number`` lines; 0 if either is missing."""
-    for line in _text(path).splitlines():
+def _field(text: str, name: str) -> int:
+    """The number after ``name`` in lines of ``name number``; 0 if either is missing."""
+    for line in text.splitlines():
         key, _, value = line.partition(" ")
         if key == name and value.strip().isdigit():
             return int(value)
     return 0
 
 
-def _text(path: Path) -> str:
+def _text(path: str) -> str | None:
+    """A small file, read with three system calls, since this is on the path of every call."""
     try:
-        return path.read_text("ascii")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return None
+    try:
+        return os.read(fd, 4096).decode("ascii", "replace")
+    except OSError:  # the group went away in between
+        return None
+    finally:
+        os.close(fd)

@@ -307,9 +307,7 @@ daemon.recv(1)
 
     assert counters is not None
     assert counters.oom_kills == 1
-    assert counters.pids == 64
     assert counters.pids_limit_hits >= 1
-    assert 0 < counters.memory_bytes <= counters.memory_peak_bytes <= 128 * MIB
     assert status is not None
     assert status.running
     await workshop.runtime.remove(container_id)

@@ -12,19 +12,13 @@ from enclaved.runtime.docker.cgroup import ControlGroups
 
 CONTAINER = "c0ffee00" * 8
 
-V1_MEMORY = {
-    "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n",
-    "memory.max_usage_in_bytes": "134217728\n",
-    "memory.usage_in_bytes": "7340032\n",
-}
-PIDS = {"pids.current": "5\n", "pids.events": "max 12\n"}
+V1_MEMORY = {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"}
+PIDS = {"pids.events": "max 12\n"}
 V2 = {
     "memory.events": "low 0\nhigh 0\nmax 41\noom 3\noom_kill 3\noom_group_kill 0\n",
-    "memory.peak": "134217728\n",
-    "memory.current": "7340032\n",
     **PIDS,
 }
-EXPECTED = Counters(oom_kills=3, memory_peak_bytes=134217728, memory_bytes=7340032, pids=5, pids_limit_hits=12)
+EXPECTED = Counters(oom_kills=3, pids_limit_hits=12)
 
 
 def record(folder: Path, files: dict[str, str]) -> None:
@@ -48,13 +42,6 @@ def test_version_1_has_one_tree_per_controller(tmp_path, name):
 def test_version_2_has_one_tree(tmp_path, name):
     record(tmp_path / name, V2)
     assert ControlGroups(tmp_path).counters(CONTAINER) == EXPECTED
-
-
-def test_without_a_recorded_peak_the_present_is_the_best_that_is_known(tmp_path, name):
-    record(tmp_path / name, {file: text for file, text in V2.items() if file != "memory.peak"})
-    counters = ControlGroups(tmp_path).counters(CONTAINER)
-    assert counters is not None
-    assert counters.memory_peak_bytes == counters.memory_bytes == 7340032
 
 
 def test_a_kernel_that_counts_no_kills_counts_none(tmp_path, name):
