@@ -121,7 +121,7 @@ def run(file: Path | None, embedded_parent_fd: int | None, **texts: str | None) 
         flags = {**_NOT_FOR_EMBEDDED, **flags}
     configuration = load(file, flags=flags)
     _configure_log(configuration, for_person=sys.stderr.isatty() or embedded_parent_fd is not None)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read when gRPC is loaded, which is with the daemon
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write lines of its own; read when it is loaded
 
     from enclaved import daemon  # the other commands do without it
 

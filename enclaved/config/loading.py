@@ -92,12 +92,13 @@ class _Gathered:
         """Reads the environment. An unknown variable is worth a warning only: others may share our prefix."""
         if environ.get("DOCKER_HOST") and "engine.url" not in self._values:
             self._take("engine.url", environ["DOCKER_HOST"], "environment DOCKER_HOST")
-        known = {setting.variable: setting for setting in SETTINGS}
+        variables = {setting.variable: setting for setting in SETTINGS}
         for name, text in environ.items():
-            if name in known:
-                self.take_text(known[name], text, f"environment {name}")
+            if name in variables:
+                self.take_text(variables[name], text, f"environment {name}")
             elif name.startswith(PREFIX) and name != FILE_VARIABLE:
-                self._warnings.append(f"environment {name} is no setting and is ignored{_nearest(name, known)}")
+                hint = _nearest(name.removeprefix(PREFIX), [known.removeprefix(PREFIX) for known in variables], PREFIX)
+                self._warnings.append(f"environment {name} is no setting and is ignored{hint}")
 
     def take_text(self, setting: Setting, text: str, origin: str) -> None:
         """Takes a value in the form of text."""
@@ -135,8 +136,14 @@ class _Gathered:
         self._values[key], self._origins[key] = value, origin
 
     def _unknown(self, origin: str, key: str) -> None:
-        known = [*Settings.model_fields, *(setting.key for setting in SETTINGS)]
-        self._problems.append(f"{origin}: {key} is no setting{_nearest(key, known)}")
+        section, dot, name = key.partition(".")
+        keys = [setting.key for setting in SETTINGS]
+        if section in Settings.model_fields and dot:
+            start = f"{section}."
+            hint = _nearest(name, [known.removeprefix(start) for known in keys if known.startswith(start)], start)
+        else:
+            hint = _nearest(key, keys if dot else Settings.model_fields)
+        self._problems.append(f"{origin}: {key} is no setting{hint}")
 
 
 def _parse(field: FieldInfo, text: str) -> Any:
@@ -149,9 +156,9 @@ def _parse(field: FieldInfo, text: str) -> Any:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _reason(message: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ms_enclave import __version__
@@ -24,7 +24,7 @@ from enclaved.core.system import System
 from enclaved.daemon._endpoint import metrics_endpoint
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._lock import locked_state
-from enclaved.daemon._sockets import Binds, listen_tcp, listen_unix
+from enclaved.daemon._sockets import listen_tcp, listen_unix
 from enclaved.daemon._systemd import Notifier
 from enclaved.metrics import Metrics
 from enclaved.runtime.base import Runtime
@@ -104,23 +104,22 @@ async def serve(
         health = add_services(
             server, sandboxes=core.sandboxes, executions=core.executions, files=core.files, system=core.system
         )
-        # Stopped in any case: a server that is only dropped removes its socket later, and then perhaps another's.
-        stack.push_async_callback(server.stop, STOP_SERVER_S)
-        unix, tcp = _listen(server, settings)
+        # The unix socket comes last: one that a server binds and never serves stays open until the process ends.
+        endpoint = await _open_endpoint(stack, settings, core.metrics, stop)
+        listen = settings.listen
+        tcp = str(listen_tcp(server, parse_address(listen.tcp))) if listen.tcp else ""
+        if listen.unix:
+            listen_unix(server, Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)
         await server.start()
+        stack.push_async_callback(server.stop, STOP_SERVER_S)
         stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
-        metrics = ""
-        if settings.listen.metrics:
-            address = parse_address(settings.listen.metrics)
-            endpoint = metrics_endpoint(address, core.metrics, lambda: not stop.asked.is_set())
-            metrics = str(await stack.enter_async_context(endpoint))
 
         base = state_dir.parent.parent if embedded else None
         core.background.spawn(core.sandboxes.clear_leftovers(state_dir, base), "clear leftovers")
         core.background.spawn(_watch_engine(core.system), "watch engine")
         core.background.spawn(notifier.keep_alive(), "watchdog")
-        addresses = Addresses(unix, tcp, metrics)
-        _log.info("ready", extra={"version": __version__, "unix": unix, "tcp": tcp, "metrics": metrics})
+        addresses = Addresses(listen.unix, tcp, endpoint)
+        _log.info("ready", extra={"version": __version__, **asdict(addresses)})
         notifier.tell("READY=1")
         ready(addresses)
 
@@ -185,13 +184,12 @@ async def _compose(
     return _Core(metrics, background, sandboxes, executions, Files(sandboxes, executions), system)
 
 
-def _listen(server: Binds, settings: Settings) -> tuple[str, str]:
-    """Binds the unix socket and the TCP address; returns both, empty where there is none."""
-    listen = settings.listen
-    if listen.unix:
-        listen_unix(server, Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)
-    tcp = str(listen_tcp(server, parse_address(listen.tcp))) if listen.tcp else ""
-    return listen.unix, tcp
+async def _open_endpoint(stack: AsyncExitStack, settings: Settings, metrics: Metrics, stop: StopRequest) -> str:
+    """Opens the endpoint for Prometheus, if there is to be one, and returns its address."""
+    if not settings.listen.metrics:
+        return ""
+    endpoint = metrics_endpoint(parse_address(settings.listen.metrics), metrics, lambda: not stop.asked.is_set())
+    return str(await stack.enter_async_context(endpoint))
 
 
 async def _watch_engine(system: System) -> None:
