@@ -161,6 +161,7 @@ class Handle:
     def start(self) -> OutputReader:
         """Sends the job, with a first reader from the first byte on."""
         reader = self._add_reader(None)
+        reader.start_at({STDOUT: 0, STDERR: 0})
         self._send_job(reader)
         return reader
 
@@ -250,8 +251,8 @@ class Handle:
 
     def on_frame(self, kind: str, header: Mapping[str, Any], payload: bytes) -> None:
         """Takes in a frame of the guest about this execution."""
+        self.job = None  # the guest has all of it
         if kind == "finished":
-            self.job = None
             self._stdin_moved.set()
             if not self.finished.done():
                 self.finished.set_result(header)
@@ -281,8 +282,6 @@ class Handle:
                 raise FrameError("output of an unknown channel or time")
             reader.push(Output(channel, offset, payload, float(time_s)))
         elif kind == "subscribed":
-            if self.job is not None and len(self.job.document) <= MAX_PAYLOAD_BYTES:
-                self.job = None  # the guest has all of it
             reader.start_at(_offsets(header))
         elif kind == "end":
             self.readers.pop(reader.number, None)
