@@ -1,0 +1,84 @@
+"""A place in which programs run as a user's would: the installed package, an empty directory, a daemon of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.docs.notebook import END
+from tests.scripts.loading import load
+
+NOTEBOOK = Path(__file__).with_name("notebook.py")
+PATIENCE_S = 60.0
+
+PRELUDE = """
+from ms_enclave.sandbox.boxes import SandboxFactory
+from ms_enclave.sandbox.manager import LocalSandboxManager
+from ms_enclave.sandbox.model import DockerSandboxConfig, SandboxType
+config = DockerSandboxConfig(memory_limit="256m")
+"""
+"""What fragments of pages may take for granted."""
+A_SANDBOX = "sandbox = SandboxFactory.create_sandbox(SandboxType.DOCKER, config)\nawait sandbox.start()\n"
+A_MANAGER = "manager = LocalSandboxManager()\nawait manager.start()\n"
+
+
+@dataclass(frozen=True)
+class Place:
+    """An empty directory, with an environment in which every program starts a daemon of its own."""
+
+    directory: Path
+    run_directory: Path
+
+    def run(self, *command: str | Path, stdin: str = "", exit_code: int = 0) -> str:
+        """Runs a command to its end and returns what it printed. Fails for another exit code than the one given."""
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(self.run_directory)}
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+        done = subprocess.run(
+            command,
+            cwd=self.directory,
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == exit_code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def run_program(self, text: str) -> str:
+        """Runs a complete Python program."""
+        program = self.directory / "program.py"
+        program.write_text(text)
+        return self.run(sys.executable, program)
+
+    def run_parts(self, parts: Sequence[str]) -> list[str]:
+        """Runs parts of a page in one interpreter, as a notebook does, and returns what each of them printed."""
+        output = self.run(sys.executable, "-P", NOTEBOOK, stdin=json.dumps(parts))
+        return output.split(f"{END}\n")[:-1]
+
+    def containers(self) -> list[str]:
+        """Lists the containers that programs of this place left behind."""
+        engine = load("_engine").Engine.from_environment()
+        return [container.id for container in load("_suites").run_containers(engine, self.run_directory)]
+
+
+@contextmanager
+def a_place() -> Iterator[Place]:
+    """Makes a place. It is an error if a container is left when it goes."""
+    with tempfile.TemporaryDirectory(prefix="mse-", ignore_cleanup_errors=True) as folder:
+        # Short, because the sockets of daemons lie below it.
+        place = Place(Path(folder) / "empty", Path(folder) / "run")
+        place.directory.mkdir()
+        place.run_directory.mkdir(mode=0o700)
+        yield place
+        assert place.containers() == []
+        shutil.rmtree(place.directory)
