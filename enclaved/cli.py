@@ -19,7 +19,12 @@ from enclaved.config import SETTINGS, ConfigError, Configuration, load
 
 _CallableT = TypeVar("_CallableT", bound=Callable[..., Any])
 
-_NOT_FOR_EMBEDDED = {"listen.tcp": "", "listen.unix_mode": "0600", "listen.unix_group": ""}
+_NOT_FOR_EMBEDDED = {
+    "listen.tcp": "",
+    "listen.metrics": "",
+    "listen.unix_mode": "0600",
+    "listen.unix_group": "",
+}
 """What holds for an embedded daemon whatever the file says: it serves its parent and nobody else."""
 
 

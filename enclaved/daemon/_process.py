@@ -25,7 +25,8 @@ async def _main(settings: Settings, parent_fd: int | None) -> None:
     stop = StopRequest()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, stop.ask, number.name)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            loop.add_signal_handler(number, stop.ask, number.name)
     with _watched(parent_fd, stop):
         await serve(settings, stop=stop, ready=_nothing_more_to_do, embedded=parent_fd is not None)
 

@@ -103,15 +103,18 @@ async def test_an_embedded_daemon_ends_with_the_process_that_holds_its_pipe(fold
         await parent.wait()
 
 
-async def test_an_embedded_daemon_never_listens_on_tcp_because_a_file_says_so(folder: Path):
+async def test_an_embedded_daemon_listens_for_its_parent_only_whatever_a_file_says(folder: Path):
     reader, writer = os.pipe()
     config = folder / "config.toml"
     config.write_text('[listen]\ntcp = "127.0.0.1:1"\nunix_mode = "0666"\n')
     async with enclaved(
-        *("run", *flags(folder), "--config", str(config), "--embedded-parent-fd", str(reader)), pass_fds=(reader,)
+        *("run", "--config", str(config), "--embedded-parent-fd", str(reader), "--log-format", "json"),
+        *("--listen-unix", f"{folder}/e.sock", "--state-dir", f"{folder}/state"),
+        pass_fds=(reader,),
+        DOCKER_HOST=f"unix://{folder}/none",
     ) as process:
         os.close(reader)
-        await said(process, b'"tcp": ""')
+        await said(process, b'"tcp": "", "metrics": ""')
         assert (folder / "e.sock").stat().st_mode & 0o777 == 0o600
         os.close(writer)
         await communicated(process)
