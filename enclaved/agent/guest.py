@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import array
 import collections
+import fcntl
 import heapq
 import json
 import os
@@ -36,6 +37,7 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_PAYLOAD_BYTES = 64 * 1024
 MAX_JOB_BYTES = 8 * 1024 * 1024
 MAX_CLAIM_BYTES = 16 * 1024
+MAX_EXCEPTION_NAME_BYTES = 256
 MAX_EXCEPTION_TEXT_BYTES = 4 * 1024
 
 JOURNAL_BYTES = 4 * 1024 * 1024
@@ -54,10 +56,14 @@ CLAIMS_AT_ONCE = 16
 KILL_DEADLINE_S = 5.0
 EXPIRY_MARGIN_S = 60.0
 LARGE_PIPE_BYTES = 1024 * 1024
+STARTS_MAX = 3
 STANDBY_CHILDREN = 1
+RESERVED_FILES = 8
 
 STDOUT = 1
 STDERR = 2
+
+USAGE = ("cpu_user_s", "cpu_system_s", "memory_peak_bytes", "io_read_bytes", "io_write_bytes")
 
 # -- frames ------------------------------------------------------------------------------------------------------
 #
@@ -121,6 +127,11 @@ def _header(text: bytes) -> Dict[str, Any]:
 # -- journal -----------------------------------------------------------------------------------------------------
 
 
+def cost_bytes(data: bytes) -> int:
+    """What a chunk of output costs a reader's credit, so that many small ones cost what they take."""
+    return len(data) + CHUNK_OVERHEAD_BYTES
+
+
 class Chunk:
     """A piece of output as it was read from a pipe."""
 
@@ -156,8 +167,8 @@ class Journal:
         else:
             self.chunks.append(Chunk(channel, self.end[channel], data, time_s))
             self.size += CHUNK_OVERHEAD_BYTES
-        self.end[channel] += len(data)
         self.size += len(data)
+        self.end[channel] += len(data)
 
     def acknowledge(self, channel: int, offset: int) -> None:
         """Notes that everything before an offset has arrived, and releases what nobody needs any more."""
@@ -169,7 +180,7 @@ class Journal:
                 break
             self.chunks.popleft()
             self.first += 1
-            self.size -= len(chunk.data) + CHUNK_OVERHEAD_BYTES
+            self.size -= cost_bytes(chunk.data)
 
     def start(self) -> Dict[int, int]:
         """The first offset still kept, for each channel."""
@@ -180,7 +191,7 @@ class Journal:
 
 
 class Reader:
-    """One follower of a journal: a position, and credit for as many bytes as the daemon will take."""
+    """One follower of a journal: a position, and credit for as much as the daemon will take (see `cost_bytes`)."""
 
     def __init__(self, name: int, journal: Journal, offsets: Dict[int, int], credit: int) -> None:
         self.name, self.credit = name, credit
@@ -204,16 +215,18 @@ class Reader:
             if chunk.offset < wanted:
                 chunk = Chunk(chunk.channel, wanted, chunk.data[wanted - chunk.offset :], chunk.time_s)
             self._offsets[chunk.channel] = chunk.offset + len(chunk.data)
-            self.credit -= len(chunk.data)
+            self.credit -= cost_bytes(chunk.data)
             yield chunk
 
     @property
     def at_end(self) -> bool:
         """Whether it has seen all that there is. Exact once nothing is appended any more."""
         journal = self._journal
-        return self._next >= journal.first + len(journal.chunks) and all(
-            self._offsets[channel] >= end or not journal.chunks for channel, end in journal.end.items()
-        )
+        if not journal.chunks:
+            return True
+        last = journal.chunks[-1]
+        seen = self._offsets[last.channel] >= last.offset + len(last.data)
+        return seen and self._next >= journal.first + len(journal.chunks)
 
 
 # -- the guest proper --------------------------------------------------------------------------------------------
@@ -230,6 +243,8 @@ class Child:
         self.outgoing: Deque[Tuple[bytes, List[int]]] = collections.deque()
         self.incoming = bytearray()
         self.silent = False  # it closed its end
+        self.unread = False  # it died without having read all that was sent to it
+        self.calls = 0  # that ended in it, where it is a context
         self.patience: Optional[Timer] = None
 
 
@@ -256,6 +271,7 @@ class Execution:
         self.merge_stderr = bool(header.get("merge_stderr"))
         self.job_size = int(header["job_bytes"])
         self.job = bytearray()
+        self.starts = 0
         self.journal = Journal()
         self.readers: Dict[int, Reader] = {}
         self.state = "queued"  # then starting, running, draining, ended
@@ -440,8 +456,6 @@ class Guest:
         self.daemon = sock
         self.decoder = FrameDecoder()
         self.outgoing = bytearray()
-        for execution in self.executions.values():
-            execution.readers.clear()
         self.watch(sock.fileno(), self.readable, self.on_daemon)
         self.send(
             {
@@ -455,6 +469,8 @@ class Guest:
             self.send({"type": "holds", "execution": execution.name, "state": execution.state})
             if execution.finished is not None:
                 self.send(execution.finished)
+            elif execution.told_full:
+                self.send({"type": "full", "execution": execution.name})
         self.send({"type": "ready"})
 
     def disconnect(self) -> None:
@@ -554,7 +570,12 @@ class Guest:
 
     def on_run(self, header: Dict[str, Any], payload: bytes) -> None:
         name = header["execution"]
-        if name in self.executions:
+        known = self.executions.get(name)
+        if known is not None:  # the same id is the same execution
+            if header.get("subscribe") is not None:
+                self.on_subscribe(known, header["subscribe"])
+            if known.finished is not None:
+                self.send(known.finished)
             return
         if len(self.executions) >= EXECUTIONS_MAX:
             self.send({"type": "refused", "execution": name, "code": "full", "message": "too many executions"})
@@ -564,13 +585,21 @@ class Guest:
             raise FrameError("job of %d bytes" % execution.job_size)
         self.executions[name] = execution
         subscription = header.get("subscribe")
-        if subscription is not None:
-            self.on_subscribe(execution, subscription)
+        if subscription is not None:  # from the first byte on: there is nothing to say about it
+            reader = Reader(
+                int(subscription["reader"]),
+                execution.journal,
+                {STDOUT: 0, STDERR: 0},
+                int(subscription["credit_bytes"]),
+            )
+            execution.readers[reader.name] = reader
         self.on_job(execution, payload)
 
     def on_job(self, execution: Execution, payload: bytes) -> None:
         """Takes the next piece of a job; the last one starts it."""
-        if execution.state != "queued" or len(execution.job) + len(payload) > execution.job_size:
+        if execution.state != "queued" or len(execution.job) == execution.job_size:
+            return  # it came before
+        if len(execution.job) + len(payload) > execution.job_size:
             raise FrameError("more job than announced")
         execution.job += payload
         if len(execution.job) < execution.job_size:
@@ -588,6 +617,10 @@ class Guest:
             return
         execution = context.queue.popleft()
         context.current = execution
+        if context.child is not None and context.child.silent:  # it closed its socket, so it can take no call
+            self.kill(context.child.pid)
+            context.child = None
+            context.died = True
         if context.child is None:
             execution.fresh_context = context.died
             self.take_child(execution)
@@ -655,7 +688,9 @@ class Guest:
         self._signal(child.pid, signal.SIGCONT)  # a stopped child would look like a program that hangs
         header = struct.pack(">I?", len(execution.job), execution.context_name is not None)
         child.outgoing.append((header + bytes(execution.job), theirs))
-        execution.job = bytearray()
+        execution.starts += 1
+        if execution.job_size > MAX_PAYLOAD_BYTES:
+            execution.job = bytearray()  # too large to be kept for another start
         execution.enter("running")
         if execution.timeout_s > 0:
             execution.timer = self.after(execution.timeout_s, lambda: self.stop_execution(execution, "timeout"))
@@ -684,7 +719,7 @@ class Guest:
 
     def write_child(self, child: Child) -> None:
         """Sends jobs to a child as far as its socket takes them; descriptors travel with the first byte."""
-        while child.outgoing and not child.silent:
+        while child.outgoing:
             data, fds = child.outgoing.popleft()
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
@@ -692,16 +727,16 @@ class Guest:
             except BlockingIOError:
                 child.outgoing.appendleft((data, fds))
                 break
-            except OSError:
-                child.silent = True  # it is dying; wait4 will tell how
-                sent = len(data)
+            except OSError:  # it is dying; wait4 will tell how
+                child.outgoing.appendleft((data, fds))
+                self.on_silence(child)
+                return
             for fd in fds:
                 os.close(fd)
             if sent < len(data):
                 child.outgoing.appendleft((data[sent:], []))
-        if not child.silent:
-            events = self.readable | self.writable if child.outgoing else self.readable
-            self.watch(child.sock.fileno(), events, lambda ready: self.on_child(child, ready))
+        events = self.readable | self.writable if child.outgoing else self.readable
+        self.watch(child.sock.fileno(), events, lambda ready: self.on_child(child, ready))
 
     # -- children
 
@@ -775,8 +810,9 @@ class Guest:
                 data, ancillary, _, _ = child.sock.recvmsg(MAX_CLAIM_BYTES, socket.CMSG_SPACE(12))
             except BlockingIOError:
                 break
-            except OSError:
+            except OSError:  # the kernel's word for bytes that the other side will never read
                 data, ancillary = b"", []
+                child.unread = True
             if not child.pid:
                 for level, kind, value in ancillary:
                     if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
@@ -824,14 +860,16 @@ class Guest:
             self.on_silence(child)
             self.kill(child.pid)
         elif "done" in claim and child.execution is not None and child.execution.state == "running":
-            child.execution.claim = claim
+            child.execution.claim = _checked_claim(claim)
             if child.context is not None:
+                child.calls += 1
                 self.end_program(child.execution)
 
     def on_silence(self, child: Child) -> None:
         """A child closed its end: it died, or became another program, or lies. wait4 knows."""
         child.silent = True
         self.unwatch(child.sock.fileno())
+        child.unread = child.unread or bool(child.outgoing)
         for _, fds in child.outgoing:
             for fd in fds:
                 os.close(fd)
@@ -879,10 +917,14 @@ class Guest:
             self.on_silence(child)
         self.children.pop(child.pid, None)
         context, execution = child.context, child.execution
+        never_ran = child.unread and execution is not None and execution.state == "running"
         if context is not None and context.child is child:
             context.child = None
-            context.died = True
+            context.died = child.calls > 0 or not never_ran
         if execution is None:
+            return
+        if never_ran and execution.cause is None and execution.starts < STARTS_MAX:
+            self.start_again(execution)
             return
         if execution.status is None:
             execution.status = status
@@ -895,6 +937,21 @@ class Guest:
             }
         if execution.state == "running":
             self.end_program(execution)
+
+    def start_again(self, execution: Execution) -> None:
+        """Gives a job to another child, since the one before was killed before it had read it."""
+        for channel in list(execution.pipes):
+            self.close_pipe(execution, channel)
+        self.close_stdin(execution)
+        self.cancel(execution.timer)
+        execution.child = None
+        if execution.context_name is not None:
+            execution.fresh_context = execution.fresh_context or self.contexts[execution.context_name].died
+        if execution.job:
+            self.take_child(execution)
+        else:
+            self.active.pop(execution.name)
+            self.refuse(execution, "no_process", "another program of the sandbox killed the process before it began")
 
     # -- stopping
 
@@ -1090,8 +1147,6 @@ class Guest:
         if len(data) == MAX_PAYLOAD_BYTES and channel not in execution.large_pipes:
             execution.large_pipes.add(channel)
             try:
-                import fcntl
-
                 fcntl.fcntl(fd, 1031, LARGE_PIPE_BYTES)  # F_SETPIPE_SZ
             except OSError:  # the limit for this user is reached; slower, that is all
                 pass
@@ -1260,11 +1315,10 @@ class Guest:
             else:
                 end["exit_code"] = os.WEXITSTATUS(status)
         elif claim is not None:
-            code = claim.get("exit_code")
-            end["exit_code"] = code & 0xFF if type(code) is int else None
+            end["exit_code"] = claim["exit_code"]
         usage = execution.usage
         if usage is None and claim is not None:
-            usage = claim.get("usage")
+            usage = claim["usage"]
         execution.finished = {
             "type": "finished",
             "execution": execution.name,
@@ -1272,7 +1326,7 @@ class Guest:
             "signal": end["signal"],
             "cause": execution.cause,
             "attested": status is not None or claim is None,
-            "exception": claim.get("exception") if claim is not None else None,
+            "exception": claim["exception"] if claim is not None else None,
             "state_preserved": lives if execution.context_name is not None else None,
             "fresh_context": execution.fresh_context,
             "usage": usage,
@@ -1284,11 +1338,7 @@ class Guest:
                 "draining_s": round(times["ended"] - times["draining"], 6),
             },
         }
-        try:
-            self.send(execution.finished)
-        except ValueError:  # a claim as large as a header may be
-            execution.finished.update(exception=None, usage=None)
-            self.send(execution.finished)
+        self.send(execution.finished)
         self.dirty[execution.name] = execution
 
     def forget(self, execution: Execution) -> None:
@@ -1301,6 +1351,26 @@ class Guest:
             for reader in list(execution.readers.values()):
                 self.send({"type": "unknown", "execution": execution.name, "reader": reader.name})
             self.resume_paused()
+
+
+def _checked_claim(claim: Dict[str, Any]) -> Dict[str, Any]:
+    """What the end of a program may claim, and nothing else: user code can write anything to its socket."""
+    code, exception, usage = (claim.get(name) for name in ("exit_code", "exception", "usage"))
+    if isinstance(exception, dict):
+        number = exception.get("errno")
+        exception = {
+            "type": _cut(exception.get("type"), MAX_EXCEPTION_NAME_BYTES),
+            "message": _cut(exception.get("message"), MAX_EXCEPTION_TEXT_BYTES),
+            "errno": number if type(number) is int and 0 < number < 4096 else None,
+        }
+    else:
+        exception = None
+    numbers: Dict[str, Any] = {}
+    for name in USAGE:
+        number = usage.get(name) if isinstance(usage, dict) else None
+        if isinstance(number, (int, float)) and 0 <= number < 2**63:
+            numbers[name] = number
+    return {"exit_code": code & 0xFF if type(code) is int else None, "exception": exception, "usage": numbers}
 
 
 def _stat(pid: int) -> Optional[Tuple[str, int, int]]:
@@ -1471,8 +1541,9 @@ def _receive_job(control: socket.socket) -> Tuple[Dict[str, Any], bool, List[int
 
 
 def _install(fds: List[int]) -> None:
-    """Makes three descriptors the standard ones."""
-    for target, fd in enumerate(fds):
+    """Makes three descriptors the standard ones. They may be standard ones already, where a program closed those."""
+    high = [fd if fd > 2 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds]
+    for target, fd in enumerate(high):
         os.dup2(fd, target)
         os.close(fd)
 
@@ -1482,21 +1553,54 @@ def _claim(claim: Dict[str, Any]) -> bytes:
     return struct.pack(">I", len(text)) + text
 
 
+def _cut(text: object, limit_bytes: int) -> str:
+    """Makes text valid and short, also as JSON, where a character may take six bytes. Anything else is no text."""
+    short = text.encode("utf-8", "replace")[:limit_bytes].decode("utf-8", "ignore") if isinstance(text, str) else ""
+    while len(json.dumps(short)) > 2 * limit_bytes + 2:
+        short = short[: len(short) // 2]
+    return short
+
+
 def _text_of(error: BaseException) -> str:
     """The text of an exception, whatever its class does to prevent that."""
     try:
         text = str(error)
     except BaseException:  # user code may raise anything here
         text = "<exception without a text>"
-    return text.encode("utf-8", "replace")[:MAX_EXCEPTION_TEXT_BYTES].decode("utf-8", "replace")
+    return _cut(text, MAX_EXCEPTION_TEXT_BYTES)
+
+
+def _hide_ours(error: BaseException) -> None:
+    """Takes our own frames out of the tracebacks of an exception and of those that led to it."""
+    waiting, seen = [error], set()
+    while waiting:
+        each = waiting.pop()
+        if not isinstance(each, BaseException) or id(each) in seen:
+            continue
+        seen.add(id(each))
+        trace = each.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        each.__traceback__ = trace
+        while trace is not None:
+            if trace.tb_next is not None and trace.tb_next.tb_frame.f_code.co_filename == __file__:
+                trace.tb_next = None  # our signal handler
+            trace = trace.tb_next
+        waiting += [each.__cause__, each.__context__]  # type: ignore[list-item]
+        waiting += getattr(each, "exceptions", ())
 
 
 class Interpreter:
     """Runs source as a script would, again and again, in one namespace."""
 
     def __init__(self, working_dir: str) -> None:
+        import linecache
+        import resource
+        import traceback
         import types
 
+        # Taken now: later the program may have put anything in their place.
+        self.linecache, self.resource, self.traceback = linecache, resource, traceback
         main = types.ModuleType("__main__")
         main.__dict__["__builtins__"] = sys.modules["builtins"]
         sys.modules["__main__"] = main
@@ -1519,32 +1623,28 @@ class Interpreter:
         """Gives the program usable standard streams, whatever the call before did to them."""
         sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
         for name, fd, errors in (("stdout", 1, "surrogateescape"), ("stderr", 2, "backslashreplace")):
-            stream = getattr(sys, "__%s__" % name)
+            stream = getattr(sys, "__%s__" % name, None)
             if stream is None or stream.closed:
                 stream = open(fd, "w", buffering=1, encoding="utf-8", errors=errors, closefd=False)
                 setattr(sys, "__%s__" % name, stream)
-            current = getattr(sys, name)
+            current = getattr(sys, name, None)
             if current is None or getattr(current, "closed", False):
                 setattr(sys, name, stream)
 
     def remember_source(self, name: str, code: str) -> None:
         """Lets tracebacks show source lines, for as many calls as fit into 1 MiB."""
-        import linecache
-
-        linecache.cache[name] = (len(code), None, [line + "\n" for line in code.split("\n")], name)
+        self.linecache.cache[name] = (len(code), None, [line + "\n" for line in code.split("\n")], name)
         self.sources.append((name, len(code)))
         while len(self.sources) > 1 and sum(size for _, size in self.sources) > 1024 * 1024:
-            linecache.cache.pop(self.sources.popleft()[0], None)
+            self.linecache.cache.pop(self.sources.popleft()[0], None)
 
     def call(self, code: str) -> Dict[str, Any]:
         """Runs source and tells how it went: exit code, exception, resources."""
-        import resource
-
         self.calls += 1
         name = "<call %d>" % self.calls
         self.remember_source(name, code)
         self.open_streams()
-        before = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        before = self.spent()
         exit_code, exception = 0, None
         try:
             self.running = True
@@ -1556,10 +1656,10 @@ class Interpreter:
             exit_code = self.exit_code_of(stop)
         except BaseException as error:
             exit_code = 1
-            exception = {"type": type(error).__name__[:256], "message": _text_of(error)}
+            exception = {"type": _cut(type(error).__name__, MAX_EXCEPTION_NAME_BYTES), "message": _text_of(error)}
             self.show(error)
         self.flush()
-        after = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        after = self.spent()
         usage = {
             "cpu_user_s": sum(a.ru_utime - b.ru_utime for a, b in zip(after, before)),
             "cpu_system_s": sum(a.ru_stime - b.ru_stime for a, b in zip(after, before)),
@@ -1568,6 +1668,19 @@ class Interpreter:
             "io_write_bytes": sum(a.ru_oublock - b.ru_oublock for a, b in zip(after, before)) * 512,
         }
         return {"done": True, "exit_code": exit_code, "exception": exception, "usage": usage}
+
+    def spent(self) -> List[Any]:
+        """The resources used up to now, by this process and by its children."""
+        resource = self.resource
+        return [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+
+    def spare_files(self, count: int) -> None:
+        """Keeps descriptors back for the time between calls, however many files the program holds open."""
+        _, most = self.resource.getrlimit(self.resource.RLIMIT_NOFILE)
+        try:
+            self.resource.setrlimit(self.resource.RLIMIT_NOFILE, (most - count, most))
+        except (OSError, ValueError):  # the program lowered its limit to next to nothing
+            pass
 
     def exit_code_of(self, stop: SystemExit) -> int:
         """What the interpreter makes of sys.exit's argument."""
@@ -1583,21 +1696,12 @@ class Interpreter:
 
     def show(self, error: BaseException) -> None:
         """Prints a traceback as the interpreter does, without our own frames."""
-        import traceback
-
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-            trace = trace.tb_next
-        entry = trace
-        while entry is not None and entry.tb_next is not None:
-            if entry.tb_next.tb_frame.f_code.co_filename == __file__:
-                entry.tb_next = None  # our signal handler
-            entry = entry.tb_next
         try:
+            _hide_ours(error)
             if sys.excepthook is sys.__excepthook__:  # which does not know the sources that linecache has
-                traceback.print_exception(type(error), error, trace)
+                self.traceback.print_exception(type(error), error, error.__traceback__)
             else:
-                sys.excepthook(type(error), error.with_traceback(trace), trace)
+                sys.excepthook(type(error), error, error.__traceback__)
         except BaseException:  # a hook of user code, or no memory for a traceback
             try:
                 os.write(2, ("%s: %s\n" % (type(error).__name__, _text_of(error))).encode("utf-8", "replace"))
@@ -1606,10 +1710,10 @@ class Interpreter:
 
     def flush(self) -> None:
         """Pushes out what is buffered in any stream that the program may have used."""
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        for name in ("stdout", "stderr", "__stdout__", "__stderr__"):
             try:
-                stream.flush()  # type: ignore[union-attr]
-            except BaseException:  # closed, replaced or hostile: the bytes it has are its own affair
+                getattr(sys, name).flush()
+            except BaseException:  # closed, gone or hostile: the bytes it has are its own affair
                 pass
 
 
@@ -1620,9 +1724,11 @@ def _serve_context(control: socket.socket, job: Dict[str, Any]) -> NoReturn:
     os.environ.update(job["env"])
     interpreter = Interpreter(os.getcwd())
     while True:
+        interpreter.spare_files(RESERVED_FILES)
         outcome = interpreter.call(job["code"])
         if os.getpid() != own_pid:  # a fork of user code came back to us; it has no business here
             os._exit(outcome["exit_code"])
+        interpreter.spare_files(0)
         null = os.open(os.devnull, os.O_RDWR)
         _install([os.dup(null), os.dup(null), null])
         try:
@@ -1714,13 +1820,16 @@ def _resolve(path: str, working_dir: str, keep_last: bool) -> str:
     import errno
 
     full = os.path.join(working_dir, path)
-    if keep_last:
-        full = os.path.join(os.path.realpath(os.path.dirname(full.rstrip("/"))), os.path.basename(full.rstrip("/")))
+    folder, name = os.path.split(full.rstrip("/"))
+    if keep_last and name not in ("", ".", ".."):
+        full = os.path.join(os.path.realpath(folder), name)
     else:
         full = os.path.realpath(full)
     for root in (os.path.realpath(working_dir), "/tmp"):
-        if full == root or full.startswith(root + "/"):
+        if full.startswith(root + "/") or (full == root and not keep_last):
             return full
+        if full == root:
+            raise PathRefused(errno.EXDEV, "%s itself cannot be deleted, only what is in it" % root)
     reason = "the path is outside the sandbox's directories (%s and /tmp)" % working_dir
     raise PathRefused(errno.EXDEV, reason)
 
@@ -1731,16 +1840,19 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _open_regular(path: str) -> int:
+def _check_regular(mode: int) -> None:
     import errno
     import stat
 
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    mode = os.fstat(fd).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(mode):
         raise PathRefused(errno.EINVAL, "not a regular file")
+
+
+def _open_regular(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    _check_regular(os.fstat(fd).st_mode)
     return fd
 
 
@@ -1761,11 +1873,9 @@ def _read(path: str, job: Dict[str, Any]) -> None:
 
 
 def _write(path: str, job: Dict[str, Any]) -> None:
-    import errno
-
-    folder, name = os.path.split(path)
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    folder = os.path.dirname(path)
+    if os.path.lexists(path):
+        _check_regular(os.lstat(path).st_mode)
     if job["create_parents"]:
         os.makedirs(folder, 0o755, exist_ok=True)
     # Without a name until it is complete: whatever kills this process leaves nothing behind.
@@ -1780,10 +1890,14 @@ def _write(path: str, job: Dict[str, Any]) -> None:
             _write_all(fd, data)
     os.fchmod(fd, job["mode"])
     _prctl(4, 1)  # to see /proc/self/fd
-    temporary = os.path.join(folder, ".%s.%d" % (name[:200], os.getpid()))
+    temporary = os.path.join(folder, ".written-by-%d" % os.getpid())
     # Only with a directory descriptor does os.link use linkat, which follows /proc's links; it is not looked at.
     os.link("/proc/self/fd/%d" % fd, temporary, src_dir_fd=fd, follow_symlinks=True)
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
     _write_all(1, job["report"].encode())
 
 

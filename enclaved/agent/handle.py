@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from enclaved.agent.guest import MAX_PAYLOAD_BYTES, STDERR, STDIN_WINDOW_BYTES, STDOUT, FrameError
+from enclaved.agent.guest import MAX_PAYLOAD_BYTES, STDERR, STDIN_WINDOW_BYTES, STDOUT, FrameError, cost_bytes
 from enclaved.agent.jobs import WireJob
 from enclaved.errors import EnclaveError, ExecutionNotFound, InvalidRequest, LimitReached, OffsetReleased
 from enclaved.model import CHANNEL_NAMES, Output
 
+_TIME_MAX_S = 1e9
+_OFFSET_MAX = 2**62
+_TEXT_MAX_BYTES = 1000
+
 CREDIT_BYTES = 2 * MAX_PAYLOAD_BYTES
+"""What a guest may have sent to a reader that has not taken it, but for one more chunk (see `cost_bytes`)."""
 
 
 class Sender(Protocol):
@@ -48,7 +52,8 @@ class OutputReader:
         self.offsets: dict[int, int] = dict(offsets or {})
         self._chunks: deque[Output] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._consumed = 0
+        self._waiting_bytes = 0
+        self._consumed_bytes = 0
         self.ended = False
         self._error: EnclaveError | None = None
 
@@ -70,21 +75,18 @@ class OutputReader:
             finally:
                 self._waiter = None
         chunk = self._chunks.popleft()
-        self._consumed += len(chunk.data)
-        if self._consumed >= CREDIT_BYTES // 2:
-            self.handle.send("credit", reader=self.number, bytes=self._consumed)
-            self._consumed = 0
+        self._waiting_bytes -= cost_bytes(chunk.data)
+        self._consumed_bytes += cost_bytes(chunk.data)
+        if self._consumed_bytes >= CREDIT_BYTES // 2:
+            self.handle.send("credit", reader=self.number, bytes=self._consumed_bytes)
+            self._consumed_bytes = 0
         return chunk
 
     def subscription(self) -> dict[str, Any]:
         """What the guest must know to send from where this reader stands."""
         offsets = {str(channel): offset for channel, offset in self.offsets.items()}
-        return {"reader": self.number, "offsets": offsets, "credit_bytes": CREDIT_BYTES - self._waiting_bytes()}
-
-    def _waiting_bytes(self) -> int:
-        waiting = sum(len(chunk.data) for chunk in self._chunks)
-        self._consumed = 0
-        return min(waiting, CREDIT_BYTES - 1)
+        self._consumed_bytes = 0
+        return {"reader": self.number, "offsets": offsets, "credit_bytes": CREDIT_BYTES - self._waiting_bytes}
 
     def close(self) -> None:
         """Stops following."""
@@ -92,11 +94,14 @@ class OutputReader:
             self.handle.send("unsubscribe", reader=self.number)
 
     def push(self, chunk: Output) -> None:
-        """Takes a chunk from the guest. What was already taken before a reconnect is dropped."""
-        expected = self.offsets.get(chunk.channel)
-        if expected is not None and chunk.offset < expected:
-            raise FrameError(f"output at {chunk.offset}, wanted {expected}")
+        """Takes a chunk from the guest. Raises FrameError if it was sent before, or without credit."""
+        expected = self.offsets.get(chunk.channel, 0)
+        if chunk.offset < expected or not chunk.data:
+            raise FrameError(f"{len(chunk.data)} bytes of output at {chunk.offset}, wanted {expected}")
+        if self._waiting_bytes >= CREDIT_BYTES:
+            raise FrameError("output without credit")
         self.offsets[chunk.channel] = chunk.offset + len(chunk.data)
+        self._waiting_bytes += cost_bytes(chunk.data)
         self._chunks.append(chunk)
         self.wake()
 
@@ -142,6 +147,7 @@ class Handle:
         self._stdin_base = 0  # offset of the first byte that the guest has not taken
         self._stdin_ended = False
         self._stdin_moved = asyncio.Event()
+        self._cancelled = False
 
     def subscribe(self, offsets: Mapping[int, int] | None = None) -> OutputReader:
         """Adds a reader. Wait for its ``subscribed`` to know where it starts, or that it cannot."""
@@ -194,10 +200,14 @@ class Handle:
             self._send_job(None)
         for reader in readers:
             self.send("subscribe", **reader.subscription())
+        if self._acknowledged:
+            self._send_acknowledgement(self._acknowledged)
         if self._stdin or self._stdin_ended:
             self._send_stdin(self._stdin_base, bytes(self._stdin))
             if self._stdin_ended:
                 self.send("end_of_input")
+        if self._cancelled:
+            self.send("cancel")
 
     def acknowledge(self, offsets: Mapping[int, int]) -> None:
         """Lets the guest release output before these offsets."""
@@ -205,27 +215,37 @@ class Handle:
         if news:
             self._acknowledged.update(news)
             self.full = False
-            self.send("acknowledge", offsets={str(channel): offset for channel, offset in news.items()})
+            self._send_acknowledgement(news)
+
+    def _send_acknowledgement(self, offsets: Mapping[int, int]) -> None:
+        self.send("acknowledge", offsets={str(channel): offset for channel, offset in offsets.items()})
 
     async def write_stdin(self, data: bytes, offset: int | None) -> None:
         """Sends input; waits while the program does not read. Bytes that were sent before are skipped."""
-        end = self._stdin_base + len(self._stdin)
-        if offset is not None:
-            if offset > end:
-                raise InvalidRequest.of("stdin.offset", f"{offset} leaves a gap; the next byte wanted is {end}")
-            data = data[end - offset :]
-        if data and self._stdin_ended:
-            raise InvalidRequest.of("stdin", "the end of the input has been sent already")
-        for start in range(0, len(data), MAX_PAYLOAD_BYTES):
-            while len(self._stdin) >= STDIN_WINDOW_BYTES and not self.finished.done():
+        if offset is not None and offset > self._stdin_end:
+            text = f"{offset} leaves a gap; the next byte wanted is {self._stdin_end}"
+            raise InvalidRequest.of("stdin.offset", text)
+        sent = 0
+        while True:
+            if offset is not None:  # a client that came back may send what another call of it is still sending
+                sent = max(sent, self._stdin_end - offset)
+            if sent >= len(data) or self.finished.done():  # after the end nobody will read it
+                return
+            if self._stdin_ended:
+                raise InvalidRequest.of("stdin", "the end of the input has been sent already")
+            if len(self._stdin) < STDIN_WINDOW_BYTES:
+                piece = data[sent : sent + MAX_PAYLOAD_BYTES]
+                sent += len(piece)
+                self._stdin += piece
+                self._send_stdin(self._stdin_end - len(piece), piece)
+            else:
                 self._stdin_moved.clear()
                 await self._stdin_moved.wait()
-            if self.finished.done():
-                return  # nobody will read it
-            piece = data[start : start + MAX_PAYLOAD_BYTES]
-            end = self._stdin_base + len(self._stdin)
-            self._stdin += piece
-            self._send_stdin(end, piece)
+
+    @property
+    def _stdin_end(self) -> int:
+        """The offset of the next byte of input."""
+        return self._stdin_base + len(self._stdin)
 
     def _send_stdin(self, offset: int, data: bytes) -> None:
         for start in range(0, len(data), MAX_PAYLOAD_BYTES):
@@ -239,6 +259,7 @@ class Handle:
 
     def cancel(self) -> None:
         """Asks the guest to kill the execution."""
+        self._cancelled = True
         self.send("cancel")
 
     def release(self) -> None:
@@ -257,14 +278,14 @@ class Handle:
             if not self.finished.done():
                 self.finished.set_result(header)
         elif kind == "refused":
-            self.fail(self._refusal(str(header.get("code")), str(header.get("message"))[:1000]))
+            self.fail(self._refusal(string(header, "code"), string(header, "message")))
         elif kind == "full":
             self.full = True
             for reader in self.readers.values():
                 reader.wake()
         elif kind == "stdin_taken":
             taken = integer(header, "offset")
-            if not self._stdin_base <= taken <= self._stdin_base + len(self._stdin):
+            if not self._stdin_base <= taken <= self._stdin_end:
                 raise FrameError(f"took input up to {taken}")
             del self._stdin[: taken - self._stdin_base]
             self._stdin_base = taken
@@ -278,7 +299,7 @@ class Handle:
         if kind == "output":
             channel, offset = integer(header, "channel"), integer(header, "offset")
             time_s = header.get("time_s")
-            if channel not in CHANNEL_NAMES or offset < 0 or not isinstance(time_s, int | float):
+            if channel not in (STDOUT, STDERR) or not isinstance(time_s, int | float) or not 0 <= time_s < _TIME_MAX_S:
                 raise FrameError("output of an unknown channel or time")
             reader.push(Output(channel, offset, payload, float(time_s)))
         elif kind == "subscribed":
@@ -315,18 +336,23 @@ class Handle:
 
 
 def integer(header: Mapping[str, Any], name: str) -> int:
-    """Takes a whole number out of a header. Raises FrameError if it is anything else."""
+    """Takes a whole number that is not negative out of a header. Raises FrameError if it is anything else."""
     value = header.get(name)
-    if type(value) is not int:
-        raise FrameError(f"{name} is {value!r}")
+    if type(value) is not int or not 0 <= value < _OFFSET_MAX:
+        raise FrameError(f"{name} is no number that it could be")
     return value
+
+
+def string(header: Mapping[str, Any], name: str) -> str:
+    """Takes a text out of a header, as far as it is one; what is missing is empty. Raises FrameError otherwise."""
+    value = header.get(name, "")
+    if not isinstance(value, str):
+        raise FrameError(f"{name} is no text")
+    return value.encode("utf-8", "replace")[:_TEXT_MAX_BYTES].decode("utf-8", "ignore")
 
 
 def _offsets(header: Mapping[str, Any]) -> dict[int, int]:
     offsets = header.get("offsets")
     if not isinstance(offsets, dict):
         raise FrameError("no offsets")
-    found = {int(name): offset for name, offset in offsets.items() if name in ("1", "2", "3")}
-    if any(type(offset) is not int or offset < 0 for offset in found.values()):
-        raise FrameError(f"offsets {json.dumps(offsets)[:200]}")
-    return {STDOUT: 0, STDERR: 0, **found}
+    return {channel: integer(offsets, str(channel)) for channel in (STDOUT, STDERR)}

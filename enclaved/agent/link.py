@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from enclaved.agent.guest import PROTOCOL_VERSION, FrameDecoder, FrameError, encode_frame
-from enclaved.agent.handle import Handle, OutputReader, RunOptions, integer
+from enclaved.agent.handle import Handle, OutputReader, RunOptions, integer, string
 from enclaved.agent.jobs import WireJob
 from enclaved.errors import EnclaveError, GuestUnavailable, NoSpace, SandboxLost
 
@@ -148,12 +148,13 @@ class GuestLink:
     def on_hello(self, peer: _Peer, header: Mapping[str, Any]) -> None:
         if self._peer is not None and self._peer is not peer:
             raise FrameError("a second guest")
-        if header.get("sandbox") != self.sandbox_id:
+        if string(header, "sandbox") != self.sandbox_id:
             raise FrameError("the guest of another sandbox")
-        if header.get("version") != PROTOCOL_VERSION:
-            raise FrameError(f"protocol version {header.get('version')!r}, wanted {PROTOCOL_VERSION}")
+        version = integer(header, "version")
+        if version != PROTOCOL_VERSION:
+            raise FrameError(f"protocol version {version}, wanted {PROTOCOL_VERSION}")
+        self.python_version = string(header, "python")[:32]
         self._peer = peer
-        self.python_version = str(header.get("python"))[:32]
         self._held = set()
 
     def on_frame(self, peer: _Peer, header: Mapping[str, Any], payload: bytes) -> None:
@@ -165,7 +166,7 @@ class GuestLink:
             raise FrameError("no hello")
         elif kind == "holds":
             if len(self._held) < 4096:
-                self._held.add(str(header.get("execution")))
+                self._held.add(string(header, "execution"))
         elif kind == "ready":
             self._away.clear()
             self._ready.set()
@@ -176,7 +177,7 @@ class GuestLink:
             if answer is not None and not answer.done():
                 answer.set_result(None)
         else:
-            known = self.handles.get(str(header.get("execution")))
+            known = self.handles.get(string(header, "execution"))
             if known is not None:
                 known.on_frame(kind, header, payload)
 
