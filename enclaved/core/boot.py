@@ -50,6 +50,7 @@ class Boot:
         self._background = background
         self._guest_file = install_guest(settings.state_dir / "guest")
         self._uids: set[int] = set()
+        self._old_directories = list((settings.state_dir / "s").glob("*"))
 
     def take_uid(self) -> int:
         """Draws a user id that no other live sandbox of this daemon has. Random, since engines are shared."""
@@ -73,6 +74,11 @@ class Boot:
         while (path := base / f"{random.getrandbits(32):08x}").exists():
             pass
         return path
+
+    def remove_old_directories(self) -> None:
+        """Removes the directories of sandboxes that were there when this daemon started. Blocks."""
+        while self._old_directories:
+            shutil.rmtree(self._old_directories.pop(), ignore_errors=True)
 
     async def up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
         """Makes and starts the container, and waits for its guest. Leaves nothing behind when it fails."""

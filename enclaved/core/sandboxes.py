@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import secrets
 import zlib
@@ -158,7 +159,7 @@ class Sandboxes:
             self._forget(record)
             raise
         loop = asyncio.get_running_loop()
-        record.expiry = loop.call_later(record.spec.ttl_s, self._expire, record)
+        record.expiry = loop.call_later(record.spec.ttl_s, self._expire, record, context=contextvars.Context())
         log.info("sandbox created", extra={"sandbox_id": sandbox_id, "image": record.spec.image})
         return record.snapshot()
 
@@ -301,6 +302,7 @@ class Sandboxes:
         while True:
             try:
                 await self._remove_owned(self._ownership)
+                await asyncio.to_thread(self._boot.remove_old_directories)
                 if embedded_base is not None:
                     for directory, ownership in abandoned(embedded_base, state_dir):
                         await self._remove_owned(ownership)
