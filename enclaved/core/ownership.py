@@ -51,11 +51,12 @@ class Ownership:
 
     def proves(self, labels: Mapping[str, str]) -> bool:
         """Whether a container with these labels was made under this key."""
-        return hmac.compare_digest(labels.get(LABEL_HMAC, ""), self._sign(labels))
+        claimed = labels.get(LABEL_HMAC, "").encode("utf-8", "surrogatepass")
+        return hmac.compare_digest(claimed, self._sign(labels).encode())
 
     def _sign(self, labels: Mapping[str, str]) -> str:
         text = "\n".join(labels.get(name, "") for name in (LABEL_ID, LABEL_OWNER, LABEL_UID))
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
 def abandoned(base: Path, own: Path) -> Iterator[tuple[Path, Ownership]]:

@@ -6,13 +6,14 @@ evidence of its own.
 
 from __future__ import annotations
 
-import math
 import signal as signals
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from enclaved.model import ExceptionInfo, Finished, LimitHit, Phases, ResourceUsage, Verdict
+
+_SECONDS_MAX = 1e12
 
 _CAUSES = {
     "timeout": Verdict.TIMEOUT,
@@ -38,7 +39,8 @@ class Evidence:
 def conclude(report: Mapping[str, Any], evidence: Evidence) -> Finished:
     """Decides how an execution ended. The report is hostile input: fields of the wrong type count as absent."""
     exit_code, signal = _integer(report.get("exit_code")), _integer(report.get("signal"))
-    exception = _exception(report.get("exception"))
+    # A process that ended with 0 has not raised, whatever the program in it claims.
+    exception = _exception(report.get("exception")) if exit_code != 0 else None
     verdict = _verdict(report, exit_code, signal, exception, evidence)
     preserved = report.get("state_preserved")
     return Finished(
@@ -69,9 +71,9 @@ def _verdict(
     exception: ExceptionInfo | None,
     evidence: Evidence,
 ) -> Verdict:
-    cause = _CAUSES.get(str(report.get("cause")))
-    if cause is not None:
-        return cause
+    cause = report.get("cause")
+    if isinstance(cause, str) and cause in _CAUSES:
+        return _CAUSES[cause]
     if signal is not None:
         if signal == signals.SIGKILL and evidence.oom_kills and evidence.alone:
             return Verdict.OUT_OF_MEMORY
@@ -128,7 +130,7 @@ def _integer(value: object) -> int | None:
 
 
 def _seconds(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
+    return float(value) if isinstance(value, int | float) and 0 < value < _SECONDS_MAX else 0.0
 
 
 def _count(value: object) -> int:
@@ -138,8 +140,13 @@ def _count(value: object) -> int:
 def _exception(value: object) -> ExceptionInfo | None:
     if not isinstance(value, dict):
         return None
-    kind, message = str(value.get("type"))[:256], str(value.get("message", ""))[:4096]
+    kind, message = _text(value.get("type"), 256) or "Exception", _text(value.get("message"), 4096)
     return ExceptionInfo(kind, message, _integer(value.get("errno")))
+
+
+def _text(value: object, most: int) -> str:
+    """Text that can be told: no half of a surrogate pair, and not too much of it."""
+    return value[:most].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _totals(value: object) -> dict[int, int]:
