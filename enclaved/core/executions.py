@@ -187,7 +187,7 @@ async def _events(execution: Execution, reader: OutputReader, observe: bool) -> 
     try:
         while (chunk := await reader.next()) is not None:
             if chunk.offset > offsets[chunk.channel]:
-                yield _gap(chunk, offsets[chunk.channel])
+                yield _gap(chunk.channel, offsets[chunk.channel], chunk.offset)
             offsets[chunk.channel] = chunk.offset + len(chunk.data)
             yield chunk
             waiting_bytes += len(chunk.data)
@@ -198,15 +198,17 @@ async def _events(execution: Execution, reader: OutputReader, observe: bool) -> 
     except SandboxLost:
         pass  # the verdict says so
     finished = await execution.ended
+    for channel, total in finished.bytes_total.items():
+        if total > offsets[channel] and reader.ended:
+            yield _gap(channel, offsets[channel], total)
     for notice in _notices(execution):
         yield notice
     yield finished
 
 
-def _gap(chunk: Output, expected: int) -> Notice:
-    length = chunk.offset - expected
-    text = f"{length} bytes of {CHANNEL_NAMES[chunk.channel]} were released before this reader came to them"
-    return Notice(NoticeKind.GAP, text, channel=chunk.channel, offset=expected, length_bytes=length)
+def _gap(channel: int, start: int, end: int) -> Notice:
+    text = f"{end - start} bytes of {CHANNEL_NAMES[channel]} were released before this reader came to them"
+    return Notice(NoticeKind.GAP, text, channel=channel, offset=start, length_bytes=end - start)
 
 
 def _notices(execution: Execution) -> list[Notice]:
