@@ -139,8 +139,9 @@ def run(
 
 def run_script(name: str, work: Callable[[], None]) -> int:
     """Runs a script's work and returns its exit code: 0 done, 1 refused with a sentence, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         work()
     except CommandFailed as error:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -217,7 +217,8 @@ def remove_leftovers(engine: Engine, folder: Path) -> list[str]:
     left = []
     for pid, command in run_processes(folder).items():
         left.append(f"left behind: process {pid} ({command})")
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     for container in run_containers(engine, folder):
         left.append(f"left behind: container {container.id[:12]}")
         engine.remove_container(container.id)
