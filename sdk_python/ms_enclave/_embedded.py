@@ -29,6 +29,8 @@ START_S: Final = 30.0
 """How long it may take to answer."""
 STOP_S: Final = 30.0
 """How long it may take to remove its sandboxes at our exit, before it is killed."""
+KILL_S: Final = 5.0
+"""How long the kernel may take to end it then."""
 LOG_LEVEL_VARIABLE: Final = "ENCLAVED_LOG_LEVEL"
 LOG_BYTES_MAX: Final = 1024 * 1024
 LOG_BYTES_KEPT: Final = 64 * 1024
@@ -128,6 +130,8 @@ class EmbeddedDaemon:
         directory, self._directory = self._directory, None
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                directory.parent.rmdir()  # unless other processes have theirs in it
 
     def _release(self) -> None:
         """Closes the pipe, which ends the daemon, and waits for its end."""
@@ -140,9 +144,9 @@ class EmbeddedDaemon:
         try:
             process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+                process.wait(KILL_S)
 
     def _disown(self) -> None:
         """In a forked child: lets go of the pipe, so that the daemon still ends with its real owner."""

@@ -37,6 +37,17 @@ _REASONS = {
 """Reasons for which the daemon left no text of its own."""
 
 
+_NOTHING_RAN = {
+    "verdict": None,
+    "exit_code": None,
+    "signal": None,
+    "stderr": "",
+    "truncated": False,
+    "execution_id": None,
+    "phases": None,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The whole of one execution."""
@@ -66,7 +77,14 @@ def tool_result(tool_name: str, outcome: Outcome) -> ToolResult:
 
 def refused_result(tool_name: str, reason: str) -> ToolResult:
     """Words the refusal of well-formed nonsense, such as to run no code: nothing was executed."""
-    return ToolResult(tool_name=tool_name, status=ExecutionStatus.ERROR, output="", error=reason, execution_time=0.0)
+    return ToolResult(
+        tool_name=tool_name,
+        status=ExecutionStatus.ERROR,
+        output="",
+        error=reason,
+        metadata=dict(_NOTHING_RAN),
+        execution_time=0.0,
+    )
 
 
 def command_result(command: str | list[str], result: ToolResult) -> CommandResult:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, Final, TypeVar
 
 import grpc.aio
 
@@ -18,9 +18,11 @@ REQUEST_S: Final = 60.0
 """How long a call may take that neither runs a program nor makes a sandbox."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_CORE_ERROR = "Internal error from Core"
+_STATUS_LOOKS = 100
+_STATUS_LOOK_S = 0.01
 _HINT = "start one with 'enclaved run' or 'systemctl start enclaved', or correct MS_ENCLAVE_ADDRESS"
 
-RequestT = TypeVar("RequestT")
 ResponseT = TypeVar("ResponseT")
 
 
@@ -81,12 +83,17 @@ class Calls:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise DaemonUnavailable(f"the daemon at {self.address} ended the call; try again") from None
+            raise self._ended() from None
         else:
             self._reached = True
 
+    def _ended(self) -> DaemonUnavailable:
+        return DaemonUnavailable(f"the daemon at {self.address} ended the call; try again")
+
     def _error(self, error: grpc.aio.AioRpcError, timeout_s: float) -> EnclaveError:
         number, _ = error.code().value
+        if error.code() is grpc.StatusCode.CANCELLED:
+            return self._ended()
         details = next((value for key, value in error.trailing_metadata() or () if key == _DETAILS_KEY), b"")
         found = status.error_of(number, error.details() or "", details if isinstance(details, bytes) else b"")
         if isinstance(found, DeadlineExceeded):
@@ -97,3 +104,44 @@ class Calls:
         if self._reached:
             return DaemonUnavailable(f"the daemon at {self.address} stopped answering: {found.message}")
         return DaemonUnavailable(f"no daemon answers at {self.address} ({found.message}); {_HINT}")
+
+
+class DaemonStatus:
+    """The status with which a daemon ended a call while we were still writing.
+
+    gRPC puts an internal error of its own in its place, made when the next write fails (grpc/grpc issue 36066):
+    before the daemon's status arrives, which then takes its place again, or after that, and then it is gone.
+    """
+
+    def __init__(self, call: grpc.aio.Call) -> None:
+        self._call = call
+        self._first: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._note)
+
+    async def instead_of(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+        """Returns the daemon's status if ``error`` is gRPC's own and the other is known or arrives within a second."""
+        if error.details() != _CORE_ERROR:
+            return error
+        for _ in range(_STATUS_LOOKS):
+            if self._first is not None:
+                return self._first
+            await asyncio.sleep(_STATUS_LOOK_S)  # gRPC tells nobody that the status changed
+            self._note(self._call)
+        return error
+
+    def _note(self, call: grpc.aio.Call) -> None:
+        # The call is done, so these coroutines have nothing to wait for.
+        details = _at_once(call.details())
+        if details != _CORE_ERROR:
+            trailing = _at_once(call.trailing_metadata())
+            self._first = grpc.aio.AioRpcError(_at_once(call.code()), grpc.aio.Metadata(), trailing, details)
+
+
+def _at_once(coroutine: Coroutine[Any, Any, ResponseT]) -> ResponseT:
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        found: ResponseT = stop.value
+        return found
+    coroutine.close()
+    raise RuntimeError("gRPC made us wait for the status of a call that is done")

@@ -8,12 +8,14 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
+import grpc.aio
+
 from ms_enclave import _convert as convert
 from ms_enclave import _results as results
 from ms_enclave import _status as status
 from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
 from ms_enclave._transports.base import SandboxPlan, ToolCall
-from ms_enclave._transports.calls import REQUEST_S, Calls
+from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
 from ms_enclave._transports.executions import Executions
 from ms_enclave.errors import EnclaveError, InvalidRequest, SandboxExists, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
@@ -165,6 +167,7 @@ class GrpcTransport:
             try:
                 with self._calls.call(FILE_S) as stubs:
                     call = stubs.files.WriteFile(timeout=FILE_S)
+                    daemon_status = DaemonStatus(call)
                     try:
                         # A daemon that has seen enough ends the call; its status then says why.
                         with contextlib.suppress(asyncio.InvalidStateError):
@@ -173,6 +176,8 @@ class GrpcTransport:
                                 await call.write(file_pb.WriteFileRequest(data=data))
                             await call.done_writing()
                         return (await call).size_bytes
+                    except grpc.aio.AioRpcError as error:
+                        raise await daemon_status.instead_of(error) from None
                     finally:
                         call.cancel()
             except Unavailable as error:
