@@ -67,13 +67,14 @@ class Metrics:
             "enclaved_executions", "Executions that ended, by tool and verdict.", ("tool", "verdict"), registry=registry
         )
         self._active = Gauge("enclaved_executions_active", "Executions that run or wait now.", registry=registry)
-        self._phases = Histogram(
+        phases = Histogram(
             "enclaved_execution_phase_seconds",
             "Wall time of executions by phase.",
             ("phase",),
             buckets=_PHASE_SECONDS,
             registry=registry,
         )
+        self._phases = [phases.labels(name) for name in ("queued", "starting", "running", "draining")]
         self._engine_up = Gauge("enclaved_engine_up", "Whether the container engine answers.", registry=registry)
         Gauge("enclaved_build_info", "Always 1; the version is a label.", ("version",), registry=registry).labels(
             version
@@ -109,10 +110,9 @@ class Metrics:
         """Counts the end of one execution and times its phases."""
         self._active.dec()
         self._executions.labels(tool if tool in self._tools else OTHER, verdict.value).inc()
-        self._phases.labels("queued").observe(phases.queued_s)
-        self._phases.labels("starting").observe(phases.starting_s)
-        self._phases.labels("running").observe(phases.running_s)
-        self._phases.labels("draining").observe(phases.draining_s)
+        spent_s = (phases.queued_s, phases.starting_s, phases.running_s, phases.draining_s)
+        for histogram, seconds in zip(self._phases, spent_s, strict=True):
+            histogram.observe(seconds)
 
     def engine_up(self, up: bool) -> None:
         """Says whether the engine answered the last call."""

@@ -38,7 +38,6 @@ from enclaved.model import (
     Job,
     Notice,
     NoticeKind,
-    Output,
     RunResult,
     SandboxState,
     Started,
@@ -327,7 +326,7 @@ class Executions:
             return
         execution.ended.set_result(finished)
         self._metrics.execution_finished(execution.tool, finished.verdict, finished.phases)
-        log.info(
+        log.debug(
             "execution finished",
             extra={
                 "sandbox_id": record.id,
