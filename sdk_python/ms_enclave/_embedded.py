@@ -50,8 +50,8 @@ class EmbeddedDaemon:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: int | None = None
         self._directory: Path | None = None
-        self._served = False
-        """Whether one in this directory ever answered, and so may have left sandboxes behind."""
+        self._served = 0
+        """How many answered from this directory. All but the last have died and may have left sandboxes behind."""
         atexit.register(self.stop)
         os.register_at_fork(after_in_child=self._disown)
 
@@ -88,9 +88,10 @@ class EmbeddedDaemon:
         with self._lock:
             process = self._process
             self._release()
-            if process is not None and process.returncode == 0:
+            if process is not None and process.returncode == 0 and self._served == 1:
                 self._forget_directory()
             self._directory = None  # what is left in it is for the next embedded daemon to clear away
+            self._served = 0
 
     def _start(self) -> str:
         # In the same directory as before, if it died: that is where what it left behind will be found.
@@ -122,7 +123,7 @@ class EmbeddedDaemon:
             if not self._served:
                 self._forget_directory()
             raise DaemonStartFailed(f"{problem}:\n{words}")
-        self._served = True
+        self._served += 1
         return _address(directory)
 
     def _forget_directory(self) -> None:
@@ -158,7 +159,7 @@ class EmbeddedDaemon:
         if process is not None:
             process.returncode = 0  # it is not our child, so there is nothing to wait for
         self._directory = None
-        self._served = False
+        self._served = 0
 
 
 def private_directory() -> Path:

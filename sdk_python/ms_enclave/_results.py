@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import signal as signals
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ms_enclave._convert import plain_number
 from ms_enclave._model import (
     CommandResult,
+    ExceptionInfo,
     ExecutionStatus,
     Finished,
     Notice,
     NoticeKind,
+    Phases,
+    ResourceUsage,
     ToolResult,
     Verdict,
 )
@@ -166,8 +169,8 @@ def _metadata(outcome: Outcome, stderr: str) -> dict[str, Any]:
         "stderr": stderr,
         "truncated": gaps or finished.verdict is Verdict.OUTPUT_LIMIT,
         "execution_id": outcome.execution_id,
-        "phases": asdict(finished.phases),
-        "usage": asdict(finished.usage),
+        "phases": _values(finished.phases),
+        "usage": _values(finished.usage),
         "attested": finished.attested,
     }
     if finished.state_preserved is not None:
@@ -177,10 +180,15 @@ def _metadata(outcome: Outcome, stderr: str) -> dict[str, Any]:
     if finished.message:
         found["message"] = finished.message
     if finished.exception is not None:
-        found["exception"] = asdict(finished.exception)
+        found["exception"] = _values(finished.exception)
     if outcome.notices:
         found["notices"] = [notice.message for notice in outcome.notices]
     return found
+
+
+def _values(record: Phases | ResourceUsage | ExceptionInfo) -> dict[str, Any]:
+    """Returns the fields of a flat record; ``dataclasses.asdict`` is several times slower, and this is every call."""
+    return {name: getattr(record, name) for name in type(record).__slots__}
 
 
 def _text(data: bytes) -> str:

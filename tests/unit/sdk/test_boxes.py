@@ -285,7 +285,7 @@ async def test_parameters_are_a_dictionary(daemon: FakeDaemon) -> None:
     async with make() as sandbox:
         for wrong in (["code"], "code", {1: 2}):
             with pytest.raises(ValueError, match="must be a dictionary"):
-                await sandbox.execute_tool("python_executor", wrong)  # type: ignore[arg-type]
+                await sandbox.execute_tool("python_executor", wrong)
 
 
 async def test_a_parameter_may_have_any_name(daemon: FakeDaemon) -> None:
@@ -360,6 +360,16 @@ async def test_a_sandbox_that_was_lost_shows_it(daemon: FakeDaemon) -> None:
     async with make() as sandbox:
         assert not (await sandbox.execute_tool("python_executor", {"code": "1"})).success
         assert sandbox.status is SandboxStatus.ERROR
+
+
+async def test_a_sandbox_that_is_gone_shows_it_and_can_be_made_anew(daemon: FakeDaemon) -> None:
+    async with make() as sandbox:
+        daemon.sandboxes.clear()
+        with pytest.raises(errors.SandboxNotFound):
+            await sandbox.execute_tool("python_executor", {"code": "1"})
+        assert sandbox.status is SandboxStatus.ERROR
+        await sandbox.start()
+        assert (await sandbox.execute_tool("python_executor", {"code": "1"})).success
 
 
 async def test_before_the_start_nothing_can_be_run(daemon: FakeDaemon) -> None:

@@ -112,7 +112,7 @@ def test_many_threads_share_one(daemon: EmbeddedDaemon) -> None:
     assert len(set(addresses)) == 1
 
 
-def test_one_that_died_is_started_again_in_its_place(daemon: EmbeddedDaemon) -> None:
+def test_one_that_died_is_started_again_in_its_place(daemon: EmbeddedDaemon, runtime_dir: Path) -> None:
     address = daemon.ensure()
     first = pid_of(address)
     os.kill(first, signal.SIGKILL)
@@ -122,6 +122,8 @@ def test_one_that_died_is_started_again_in_its_place(daemon: EmbeddedDaemon) -> 
     daemon.revive(address)
     assert daemon.running_address == address
     assert pid_of(address) != first
+    daemon.stop()
+    assert list(runtime_dir.glob("ms-enclave/*")), "what the first left behind is for a later one to find"
 
 
 def test_a_start_that_fails_says_what_the_daemon_said(

@@ -220,7 +220,7 @@ def test_a_base_url_means_http(monkeypatch: pytest.MonkeyPatch) -> None:
         {"config": SandboxManagerConfig(base_url="http://localhost")},
         {"config": {"base_url": "http://localhost"}},
     ):
-        assert isinstance(SandboxManagerFactory.create_manager(**settings), Http)  # type: ignore[arg-type]
+        assert isinstance(SandboxManagerFactory.create_manager(**settings), Http)
 
 
 async def test_labels_tell_managers_apart(daemon: FakeDaemon) -> None:

@@ -32,7 +32,7 @@ def write() -> Writes:
 
 def archive(*members: tarfile.TarInfo | tuple[str, bytes], mode: str = "w") -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=file, mode=mode) as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
                 tar.addfile(member)

@@ -178,7 +178,12 @@ class DockerSandbox(Sandbox):
         """Runs one of the daemon's tools in it. `execute_tool` is the documented way."""
         if not self._made or self._transport is None or self.status is SandboxStatus.STOPPED:
             raise self._not_running()
-        result = await self._transport.run(self._call(tool_name, parameters))
+        try:
+            result = await self._transport.run(self._call(tool_name, parameters))
+        except SandboxNotFound:
+            self._made = False  # its time was over, or somebody deleted it; start() makes it anew
+            self.update_status(SandboxStatus.ERROR)
+            raise
         if result.metadata.get("verdict") == Verdict.SANDBOX_LOST:
             self.update_status(SandboxStatus.ERROR)
         return result
