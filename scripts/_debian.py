@@ -42,6 +42,8 @@ def may_install() -> bool:
 def install(packages: Iterable[str]) -> None:
     """Installs Debian packages; raises ``Refused`` with apt's own words if that fails."""
     names = list(packages)
+    if not may_install():
+        raise Refused(f"{' '.join(names)} is needed. Fix: sudo apt-get install {' '.join(names)}, or the like")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     command = ["apt-get", "install", "--yes", "--no-install-recommends", *names]
     with Progress(f"installing {' '.join(names)}") as progress:

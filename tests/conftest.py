@@ -22,11 +22,13 @@ settings.load_profile("quick")
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_of_the_user() -> Iterator[None]:
-    """Tests find neither the user's daemon nor the user's configuration."""
+    """Tests find neither the user's daemon nor the user's configuration, and no web proxy before this machine."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("ENCLAVED_", "MS_ENCLAVE_")) and name != "MS_ENCLAVE_TEST_RUN":
                 patch.delenv(name)
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"])))
         yield
 
 

@@ -39,6 +39,7 @@ class Checkout:
         (root / "pyproject.toml").write_text("[project]\n")
         (root / "sdk_python" / "ms_enclave" / "__init__.py").write_text('__version__ = "1"\n')
         self.program("python3", RECORDING_PYTHON)
+        self.program("systemd-analyze", "#!/bin/sh\n")
 
     def program(self, name: str, text: str) -> None:
         path = self.root / "bin" / name
@@ -161,6 +162,16 @@ def test_the_tests_are_prepared_like_the_quick_start(checkout: Checkout) -> None
     ]
 
 
+def test_what_the_tests_of_the_unit_need_is_installed_where_it_is_missing(checkout: Checkout) -> None:
+    checkout.run("ensure-venv", "dev")
+    checkout.calls()
+    (checkout.root / "bin" / "systemd-analyze").unlink()
+    for name in ("bash", "readlink", "dirname", "cat", "cmp", "flock"):
+        (checkout.root / "bin" / name).symlink_to(shutil.which(name) or name)
+    assert checkout.run("test", PATH=str(checkout.root / "bin")).returncode == 0
+    assert checkout.calls()[0] == "ROOT/scripts/_debian.py systemd"
+
+
 def test_all_checks_run_after_a_failed_one_and_show_what_it_wrote(checkout: Checkout) -> None:
     checkout.run("ensure-venv", "dev")
     for tool, text in {"ruff": "#!/bin/sh\necho wrong; exit 1\n", "mypy": "#!/bin/sh\n", "buf": "#!/bin/sh\n"}.items():
@@ -183,7 +194,9 @@ def test_one_check_can_be_chosen_by_its_name(checkout: Checkout) -> None:
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [["bash", "ok"]]
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.iterdir() if os.access(path, os.X_OK)))
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in SCRIPTS.iterdir() if path.is_file() and os.access(path, os.X_OK))
+)
 def test_every_script_explains_itself(script: str) -> None:
     done = subprocess.run([SCRIPTS / script, "--help"], capture_output=True, text=True, check=False, cwd="/")
     assert (done.returncode, done.stderr) == (0, "")
