@@ -49,6 +49,8 @@ class OutputReader:
         self.number = number
         self.handle = handle
         self.subscribed: asyncio.Future[Mapping[int, int]] = asyncio.get_running_loop().create_future()
+        self.start_offsets: Mapping[int, int] = dict(offsets or {})
+        """Where it begins; what the guest says of it, once it is subscribed."""
         self.offsets: dict[int, int] = dict(offsets or {})
         self._chunks: deque[Output] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -109,7 +111,8 @@ class OutputReader:
         """The guest follows from these offsets."""
         self.offsets = dict(offsets)
         if not self.subscribed.done():
-            self.subscribed.set_result(dict(offsets))
+            self.start_offsets = dict(offsets)
+            self.subscribed.set_result(self.start_offsets)
 
     def end(self) -> None:
         """Everything has been sent."""

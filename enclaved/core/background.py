@@ -19,19 +19,24 @@ class Background:
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Starts a task. It does not inherit the log fields of the call that starts it."""
-        task = asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task = self._start(work, name)
+        task.add_done_callback(_log_failure)
         return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("background task failed", extra={"task": task.get_name()}, exc_info=task.exception())
-
     async def finish(self, work: Coroutine[Any, Any, Any], name: str) -> Any:
-        """Runs work to its end even if the caller is cancelled meanwhile."""
-        return await asyncio.shield(self.spawn(work, name))
+        """Runs work to its end even if the caller is cancelled meanwhile. Raises what the work raises."""
+        task = self._start(work, name)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)  # the caller will not hear of it
+            raise
+
+    def _start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self, deadline_s: float) -> None:
         """Cancels what still runs and waits for it, within a deadline."""
@@ -40,3 +45,8 @@ class Background:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=deadline_s)
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("background task failed", extra={"task": task.get_name()}, exc_info=task.exception())

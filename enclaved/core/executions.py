@@ -180,7 +180,7 @@ async def _gather(reader: OutputReader, outputs: Mapping[int, bytearray]) -> boo
 
 
 async def _events(execution: Execution, reader: OutputReader, observe: bool) -> AsyncGenerator[Event]:
-    offsets = {STDOUT: 0, STDERR: 0, **reader.offsets}
+    offsets = {STDOUT: 0, STDERR: 0, **reader.start_offsets}
     yield Started(execution.id, execution.timeout_s, offsets, execution.created_at)
     waiting_bytes = 0
     try:

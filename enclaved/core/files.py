@@ -77,7 +77,7 @@ class Files:
             async for chunk in chunks:
                 await execution.write_stdin(chunk)
                 size += len(chunk)
-                if execution.ended.done():
+                if execution.handle.finished.done():
                     break
             else:
                 await execution.end_input()

@@ -203,13 +203,17 @@ class Sandboxes:
     async def stop(self, sandbox_id: str) -> Sandbox:
         """Kills everything in a sandbox at once. Keeps files and container only without ``remove_on_exit``."""
         record = self.record(sandbox_id)
+        # With the lock inside: whoever waits for it must find the work done, also when its caller has left.
+        await self._background.finish(self._stop(record), f"stop {sandbox_id}")
+        return record.snapshot()
+
+    async def _stop(self, record: SandboxRecord) -> None:
         async with record.lock:
             self._still_known(record)
             if record.state is SandboxState.RUNNING:
-                await self._background.finish(self._stop(record), f"stop {sandbox_id}")
-            return record.snapshot()
+                await self._stop_running(record)
 
-    async def _stop(self, record: SandboxRecord) -> None:
+    async def _stop_running(self, record: SandboxRecord) -> None:
         record.enter(SandboxState.STOPPING)
         self._stop_watching(record)
         try:
@@ -226,11 +230,14 @@ class Sandboxes:
     async def delete(self, sandbox_id: str) -> None:
         """Kills and removes a sandbox. Raises `SandboxNotFound`, `EngineUnavailable` (it can be tried again)."""
         record = self.record(sandbox_id)
-        async with record.lock:
-            self._still_known(record)
-            await self._background.finish(self._delete(record), f"delete {sandbox_id}")
+        await self._background.finish(self._delete(record), f"delete {sandbox_id}")
 
     async def _delete(self, record: SandboxRecord) -> None:
+        async with record.lock:
+            self._still_known(record)
+            await self._delete_known(record)
+
+    async def _delete_known(self, record: SandboxRecord) -> None:
         record.enter(SandboxState.STOPPING)
         self._stop_watching(record)
         try:

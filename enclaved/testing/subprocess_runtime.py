@@ -116,6 +116,15 @@ class SubprocessRuntime:
         argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
         if self._in_namespace:
             argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *argv]
+        spawning = asyncio.create_task(self._spawn(container, argv))
+        try:
+            await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await asyncio.wait([spawning], timeout=_DEADLINE_S)  # half a start could not be found again
+            raise
+        yield container.tail
+
+    async def _spawn(self, container: _Container, argv: list[str]) -> None:
         try:
             container.process = await asyncio.create_subprocess_exec(
                 *argv, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, start_new_session=True, cwd="/", env={}
@@ -123,7 +132,6 @@ class SubprocessRuntime:
         except OSError as error:
             raise EngineRefused("start the sandbox", str(error)) from error
         container.drain = asyncio.create_task(self._drain(container))
-        yield container.tail
 
     @staticmethod
     async def _drain(container: _Container) -> None:

@@ -169,6 +169,15 @@ class Box:
         return int(children[0]) if os.getuid() == 0 else process.pid
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    """Waits for what announces itself in no other way."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            if happened():
+                return
+            await asyncio.sleep(0.002)
+
+
 def text(data: bytes) -> str:
     """Decodes output."""
     return data.decode()

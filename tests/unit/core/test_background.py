@@ -28,6 +28,24 @@ async def test_finished_work_goes_on_when_its_caller_is_cancelled() -> None:
     assert done == ["work"]
 
 
+async def test_a_failure_is_logged_where_the_caller_has_left_and_only_there(caplog: pytest.LogCaptureFixture) -> None:
+    background, gate = Background(), asyncio.Event()
+
+    async def fail() -> None:
+        await gate.wait()
+        raise ValueError("reason")
+
+    here, gone = (asyncio.create_task(background.finish(fail(), name)) for name in ("here", "gone"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    gate.set()
+    await asyncio.wait([here, *background._tasks])
+    await asyncio.sleep(0)
+    assert isinstance(here.exception(), ValueError)
+    assert [record.__dict__["task"] for record in caplog.records] == ["gone"]
+
+
 async def test_finish_hands_on_what_the_work_returns_and_raises() -> None:
     background = Background()
 
