@@ -10,13 +10,21 @@ from typing import Any, Protocol
 
 from enclaved.agent.guest import MAX_PAYLOAD_BYTES, STDERR, STDIN_WINDOW_BYTES, STDOUT, FrameError, cost_bytes
 from enclaved.agent.jobs import WireJob
-from enclaved.errors import EnclaveError, ExecutionNotFound, InvalidRequest, LimitReached, OffsetReleased
+from enclaved.errors import (
+    EnclaveError,
+    ExecutionNotFound,
+    GuestUnavailable,
+    InvalidRequest,
+    LimitReached,
+    OffsetReleased,
+)
 from enclaved.model import CHANNEL_NAMES, Output
 
 _TIME_MAX_S = 1e9
 _OFFSET_MAX = 2**62
 _TEXT_MAX_BYTES = 1000
 
+END_PATIENCE_S = 30.0
 CREDIT_BYTES = 2 * MAX_PAYLOAD_BYTES
 """What a guest may have sent to a reader that has not taken it, but for one more chunk (see `cost_bytes`)."""
 
@@ -71,11 +79,7 @@ class OutputReader:
                 raise self._error
             if self.ended or (until_full and self.handle.full):
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._wait()
         chunk = self._chunks.popleft()
         self._waiting_bytes -= cost_bytes(chunk.data)
         self._consumed_bytes += cost_bytes(chunk.data)
@@ -83,6 +87,17 @@ class OutputReader:
             self.handle.send("credit", reader=self.number, bytes=self._consumed_bytes)
             self._consumed_bytes = 0
         return chunk
+
+    async def _wait(self) -> None:
+        """Waits for news. Once the execution has ended the guest has little time for the rest of the output."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(END_PATIENCE_S if self.handle.finished.done() else None):
+                await self._waiter
+        except TimeoutError:
+            self._error = GuestUnavailable("the guest does not send the rest of the output")
+        finally:
+            self._waiter = None
 
     def subscription(self) -> dict[str, Any]:
         """What the guest must know to send from where this reader stands."""
@@ -267,6 +282,9 @@ class Handle:
 
     def release(self) -> None:
         """Forgets an execution that has ended; the guest forgets it by itself, by age and by number."""
+        for reader in list(self.readers.values()):
+            reader.fail(ExecutionNotFound(self.execution_id))
+        self.readers.clear()
         self.link.handles.pop(self.execution_id, None)
 
     def send(self, kind: str, payload: bytes = b"", **fields: Any) -> None:
@@ -280,6 +298,8 @@ class Handle:
             self._stdin_moved.set()
             if not self.finished.done():
                 self.finished.set_result(header)
+            for reader in self.readers.values():
+                reader.wake()
         elif kind == "refused":
             self.fail(self._refusal(string(header, "code"), string(header, "message")))
         elif kind == "full":

@@ -7,6 +7,7 @@ never more of it than two chunks for each reader.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import secrets
 from collections import deque
@@ -15,6 +16,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from enclaved.agent.guest import cost_bytes
 from enclaved.agent.handle import OutputReader, RunOptions
 from enclaved.agent.jobs import encode_job
 from enclaved.core.policy import check_execution_id, execution_timeout
@@ -39,7 +41,6 @@ from enclaved.model import (
     Notice,
     NoticeKind,
     RunResult,
-    SandboxState,
     Started,
     ToolCall,
     Verdict,
@@ -65,6 +66,8 @@ class Execution:
         self.id, self.tool, self.record = execution_id, tool, record
         self.timeout_s = call.timeout_s
         self.created_at = datetime.now(UTC)
+        self.since = asyncio.get_running_loop().time()
+        """Monotonic time since which nothing else can have kept it from running: others ended before it."""
         self.alone = record.active_executions == 0
         self.cancelled_by = ""
         self.detach_grace_s = 60.0
@@ -73,6 +76,8 @@ class Execution:
         self.context_reset = False
         self._attached = 0
         self._detach: asyncio.TimerHandle | None = None
+        self.overdue: asyncio.TimerHandle | None = None
+        self.expiry: asyncio.TimerHandle | None = None
         link = record.running_link()
         self._first_reader: OutputReader | None
         self.handle, self._first_reader = link.start(execution_id, encode_job(job, record.env), call)
@@ -111,9 +116,11 @@ class Execution:
             reader = self.handle.subscribe(offsets)
         try:
             await reader.subscribed
-        except SandboxLost:
-            if (await self.ended).verdict is not Verdict.SANDBOX_LOST:
-                raise  # it ended before, but its output went with the sandbox
+        except SandboxLost as error:
+            await _expect_lost(self, error)
+        except BaseException:
+            reader.close()
+            raise
         return reader
 
     async def collect(self) -> RunResult:
@@ -124,7 +131,8 @@ class Execution:
             outputs = {STDOUT: bytearray(), STDERR: bytearray()}
             try:
                 complete = await _gather(reader, outputs)
-            except SandboxLost:
+            except SandboxLost as error:
+                await _expect_lost(self, error)
                 complete = True
             finally:
                 reader.close()
@@ -155,6 +163,11 @@ class Execution:
             self.cancelled_by = self.cancelled_by or by
             self.handle.cancel()
 
+    @property
+    def attached(self) -> bool:
+        """Whether somebody follows it now."""
+        return self._attached > 0
+
     def _enter(self) -> None:
         self._attached += 1
         if self._detach is not None:
@@ -166,6 +179,15 @@ class Execution:
         if self._attached == 0 and not self.ended.done():
             by = "the daemon: no client was attached for the detach grace"
             self._detach = asyncio.get_running_loop().call_later(self.detach_grace_s, self.cancel, by)
+
+
+async def _expect_lost(execution: Execution, error: SandboxLost) -> None:
+    """Raises the error again, unless the verdict carries the news.
+
+    An execution that ended before has another verdict, but what was left of its output went with the sandbox.
+    """
+    if (await execution.ended).verdict is not Verdict.SANDBOX_LOST:
+        raise error
 
 
 async def _gather(reader: OutputReader, outputs: Mapping[int, bytearray]) -> bool:
@@ -184,18 +206,23 @@ async def _events(execution: Execution, reader: OutputReader, observe: bool) -> 
     yield Started(execution.id, execution.timeout_s, offsets, execution.created_at)
     waiting_bytes = 0
     try:
-        while (chunk := await reader.next()) is not None:
-            if chunk.offset > offsets[chunk.channel]:
-                yield _gap(chunk.channel, offsets[chunk.channel], chunk.offset)
-            offsets[chunk.channel] = chunk.offset + len(chunk.data)
-            yield chunk
-            waiting_bytes += len(chunk.data)
-            due = waiting_bytes >= ACKNOWLEDGE_EVERY_BYTES or execution.handle.full
-            if due and not observe and not execution.explicit_acknowledgements:
+        while True:
+            releases = not observe and not execution.explicit_acknowledgements
+            chunk = await reader.next(until_full=releases)
+            if chunk is None and reader.ended:
+                break
+            if chunk is not None:
+                if chunk.offset > offsets[chunk.channel]:
+                    yield _gap(chunk.channel, offsets[chunk.channel], chunk.offset)
+                offsets[chunk.channel] = chunk.offset + len(chunk.data)
+                yield chunk
+                waiting_bytes += cost_bytes(chunk.data)
+            if releases and (chunk is None or waiting_bytes >= ACKNOWLEDGE_EVERY_BYTES):
                 execution.handle.acknowledge(offsets)
+                execution.handle.full = False  # the guest says it again if that was not enough
                 waiting_bytes = 0
-    except SandboxLost:
-        pass  # the verdict says so
+    except SandboxLost as error:
+        await _expect_lost(execution, error)
     finished = await execution.ended
     for channel, total in finished.bytes_total.items():
         if total > offsets[channel] and reader.ended:
@@ -286,7 +313,7 @@ class Executions:
         record.active_executions += 1
         self._by_id[execution.id] = execution
         self._metrics.execution_started()
-        self._watch_timeout(execution, options.timeout_s + TIMEOUT_MARGIN_S)
+        self._watch_timeout(execution)
         return execution
 
     def get(self, execution_id: str, sandbox_id: str = "") -> Execution:
@@ -306,9 +333,13 @@ class Executions:
     def on_end(self, execution: Execution, report: asyncio.Future[Mapping[str, Any]]) -> None:
         """Takes in the guest's report, or the news that there will be none."""
         record = execution.record
+        if execution.overdue is not None:
+            execution.overdue.cancel()
         record.active_executions -= 1
         running = self._running.get(record, {})
         running.pop(execution.id, None)
+        for other in running.values():
+            other.since = asyncio.get_running_loop().time()
         if not running:
             self._running.pop(record, None)
         error = report.exception()
@@ -356,16 +387,26 @@ class Executions:
         """Keeps the record for those who come late, for a while and within bounds."""
         kept = self._records.setdefault(execution.record, deque())
         kept.append(execution)
+        self._expire_later(execution)
         if len(kept) > RECORDS_PER_SANDBOX:
-            self._drop(kept[0])
-        asyncio.get_running_loop().call_later(RECORD_KEPT_S, self._drop_by_id, execution.record, execution.id)
+            oldest = next((other for other in kept if not other.attached), None)
+            if oldest is not None:
+                self._drop(oldest)
 
-    def _drop_by_id(self, record: SandboxRecord, execution_id: str) -> None:
-        execution = self._by_id.get(execution_id)
-        if execution is not None and execution.record is record and execution.ended.done():
+    def _expire_later(self, execution: Execution) -> None:
+        loop = asyncio.get_running_loop()
+        context = contextvars.Context()
+        execution.expiry = loop.call_later(RECORD_KEPT_S, self._expire, execution, context=context)
+
+    def _expire(self, execution: Execution) -> None:
+        if execution.attached:
+            self._expire_later(execution)  # somebody still reads it
+        else:
             self._drop(execution)
 
     def _drop(self, execution: Execution) -> None:
+        if execution.expiry is not None:
+            execution.expiry.cancel()
         self._by_id.pop(execution.id, None)
         execution.handle.release()
         kept = self._records.get(execution.record)
@@ -374,17 +415,15 @@ class Executions:
             if not kept:
                 del self._records[execution.record]
 
-    def _watch_timeout(self, execution: Execution, delay_s: float) -> None:
+    def _watch_timeout(self, execution: Execution) -> None:
         """The guest enforces timeouts. Should it not, the sandbox goes."""
-        timer = asyncio.get_running_loop().call_later(delay_s, self._overdue, execution)
-        execution.ended.add_done_callback(lambda _: timer.cancel())
+        due = execution.since + execution.timeout_s + TIMEOUT_MARGIN_S
+        context = contextvars.Context()
+        execution.overdue = asyncio.get_running_loop().call_at(due, self._overdue, execution, context=context)
 
     def _overdue(self, execution: Execution) -> None:
-        record = execution.record
-        oldest = next(iter(self._running.get(record, {}).values()), None)
-        if execution.ended.done() or record.state is not SandboxState.RUNNING:
-            return
-        if oldest is execution:
-            self._sandboxes.lose(record, "its guest did not end an execution at its timeout")
-        else:  # it waited in line behind others, whose own time comes first
-            self._watch_timeout(execution, execution.timeout_s + TIMEOUT_MARGIN_S)
+        now = asyncio.get_running_loop().time()
+        if now < execution.since + execution.timeout_s + TIMEOUT_MARGIN_S:
+            self._watch_timeout(execution)  # it may have waited behind others that have ended since
+        else:
+            self._sandboxes.lose(execution.record, "its guest did not end an execution at its timeout")

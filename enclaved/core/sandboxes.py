@@ -28,7 +28,7 @@ from enclaved.errors import (
 )
 from enclaved.metrics import Metrics
 from enclaved.model import EMPTY, Sandbox, SandboxPage, SandboxRequest, SandboxState, ToolDescription
-from enclaved.runtime.base import LABEL_OWNER, Runtime
+from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, Runtime
 from enclaved.tools.registry import ToolRegistry
 
 log = logging.getLogger(__name__)
@@ -155,8 +155,12 @@ class Sandboxes:
         try:
             async with record.lock:
                 await self._start(record)
-        except BaseException:
-            self._forget(record)
+        except BaseException as error:
+            if record.container_id is None:
+                self._forget(record)
+            else:  # what was made could not be removed yet; the id stays taken until it is
+                record.enter(SandboxState.ERROR, f"it could not be created: {error}")
+                self._background.spawn(self._delete_for_certain(record), f"undo {record.id}")
             raise
         loop = asyncio.get_running_loop()
         record.expiry = loop.call_later(record.spec.ttl_s, self._expire, record, context=contextvars.Context())
@@ -222,7 +226,7 @@ class Sandboxes:
             else:
                 await record.link.park()
         except EnclaveError as error:
-            record.enter(SandboxState.ERROR, f"it could not be stopped: {error}")
+            self._give_up(record, f"it could not be stopped: {error}")
             raise
         record.enter(SandboxState.STOPPED, "stopped on request")
         log.info("sandbox stopped", extra={"sandbox_id": record.id})
@@ -257,6 +261,9 @@ class Sandboxes:
         """Gives a sandbox up: its executions are lost, its container goes, its record says why."""
         if record.state is not SandboxState.RUNNING:
             return
+        self._give_up(record, why)
+
+    def _give_up(self, record: SandboxRecord, why: str) -> None:
         log.error("sandbox lost", extra={"sandbox_id": record.id, "reason": why})
         record.enter(SandboxState.ERROR, why)
         if record.link is not None:
@@ -304,33 +311,43 @@ class Sandboxes:
     async def clear_leftovers(self, state_dir: Path, embedded_base: Path | None) -> None:
         """Removes what an earlier daemon on this state directory left, and what dead embedded daemons left.
 
-        Waits for the engine for as long as it takes.
+        Waits for the engine for as long as it takes, but no longer than until `close`.
         """
-        while True:
+        complete = False
+        while not complete:
             try:
-                await self._remove_owned(self._ownership)
+                complete = await self._remove_owned(self._ownership)
                 await asyncio.to_thread(self._boot.remove_old_directories)
                 if embedded_base is not None:
                     for directory, ownership in abandoned(embedded_base, state_dir):
                         await self._remove_owned(ownership)
                         await asyncio.to_thread(remove_state, directory)
-                return
             except EngineUnavailable as error:
                 self._metrics.engine_up(False)
                 log.warning("the engine does not answer", extra={"reason": str(error)})
+            if not complete:
+                if self._closing:
+                    return
                 await asyncio.sleep(RETRY_S)
 
-    async def _remove_owned(self, ownership: Ownership) -> None:
-        ours = {record.container_id for record in self._records.values()}
-        for container in await self._runtime.list_records():
-            if container.labels.get(LABEL_OWNER) != ownership.owner or container.id in ours:
+    async def _remove_owned(self, ownership: Ownership) -> bool:
+        """Removes containers that are provably this owner's and of no sandbox; False if one must be seen again."""
+        containers = await self._runtime.list_records()
+        complete = True
+        for container in containers:
+            if container.labels.get(LABEL_OWNER) != ownership.owner:
                 continue
             if not ownership.proves(container.labels):
                 log.warning("a container imitates our labels", extra={"container_id": container.id})
-            elif container.labels.get("enclaved.id") not in self._records:
+                continue
+            record = self._records.get(container.labels.get(LABEL_ID, ""))
+            if record is not None and record.container_id is None and record.state is SandboxState.INITIALIZING:
+                complete = False  # it may be the one that is being made at this moment
+            elif record is None or record.container_id != container.id:
                 await self._runtime.remove(container.id)
                 log.info("leftover removed", extra={"container_id": container.id})
         self._metrics.engine_up(True)
+        return complete
 
     async def close(self, deadline_s: float) -> None:
         """Takes no new sandboxes and removes those there are, within a deadline."""

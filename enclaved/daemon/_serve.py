@@ -112,10 +112,11 @@ async def serve(
             listen_unix(server, Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)
         await server.start()
         stack.push_async_callback(server.stop, STOP_SERVER_S)
+        base = state_dir.parent.parent if embedded else None
+        clearing = core.background.spawn(core.sandboxes.clear_leftovers(state_dir, base), "clear leftovers")
+        stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)
         stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
 
-        base = state_dir.parent.parent if embedded else None
-        core.background.spawn(core.sandboxes.clear_leftovers(state_dir, base), "clear leftovers")
         core.background.spawn(_watch_engine(core.system), "watch engine")
         core.background.spawn(notifier.keep_alive(), "watchdog")
         addresses = Addresses(listen.unix, tcp, endpoint)
