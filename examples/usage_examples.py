@@ -40,7 +40,7 @@ async def variables() -> None:
 
 async def errors() -> None:
     """Tells apart the ways in which a program can fail. None of them is an exception here."""
-    config = DockerSandboxConfig(memory_limit="256m", timeout=1)
+    config = DockerSandboxConfig(memory_limit="256m", timeout=2)
     programs = {
         "a syntax error": "print('Missing quote)",
         "an exception": "print([1, 2, 3][3])",

@@ -26,6 +26,15 @@ class Block:
     shown_output: str | None = None
     """The text block that follows it with nothing in between: what it prints."""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is a program and not a piece that goes on from what is above it."""
+        try:
+            compile(self.text, str(self), "exec")
+        except SyntaxError:
+            return False  # it awaits outside of a function
+        return self.text.startswith(("import ", "from "))
+
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,14 +38,17 @@ class Place:
     directory: Path
     run_directory: Path
 
-    def run(self, *command: str | Path, stdin: str = "", exit_code: int = 0) -> str:
+    def environment(self, **more: str) -> dict[str, str]:
+        """Returns the variables of programs here: ours, with the commands of our own Python first."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return {**os.environ, "XDG_RUNTIME_DIR": str(self.run_directory), "PATH": path, **more}
+
+    def run(self, *command: str | Path, stdin: str = "", exit_code: int = 0, **variables: str) -> str:
         """Runs a command to its end and returns what it printed. Fails for another exit code than the one given."""
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(self.run_directory)}
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
         done = subprocess.run(
             command,
             cwd=self.directory,
-            env=environment,
+            env=self.environment(**variables),
             input=stdin,
             capture_output=True,
             text=True,
@@ -53,6 +57,29 @@ class Place:
         )
         assert done.returncode == exit_code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    @contextmanager
+    def daemon(self, *command: str | Path, **variables: str) -> Iterator[None]:
+        """Runs a command that is a daemon, from when it says that it is ready until it has ended on our signal."""
+        with subprocess.Popen(
+            command, cwd=self.directory, env=self.environment(**variables), stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            try:
+                said = []
+                for line in process.stderr:
+                    said.append(line)
+                    if '"ready"' in line:
+                        break
+                assert process.poll() is None, "".join(said)
+                yield
+            finally:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.communicate(timeout=PATIENCE_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            assert process.returncode == 0
 
     def run_program(self, text: str) -> str:
         """Runs a complete Python program."""

@@ -25,7 +25,7 @@ PRINTED = {
         a syntax error: error, EXCEPTION: SyntaxError: unterminated string literal (detected at line 1)
         an exception: error, EXCEPTION: IndexError: list index out of range
         an exit code: error, EXITED: Command failed with exit code 3
-        an endless loop: timeout, TIMEOUT: Command timed out after 1 seconds
+        an endless loop: timeout, TIMEOUT: Command timed out after 2 seconds
         too much memory: error, OUT_OF_MEMORY: {out_of_memory}
         a crash: error, SIGNALED: Command failed with exit code 134 (killed by signal 6, SIGABRT)
 
