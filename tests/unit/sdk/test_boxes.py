@@ -429,6 +429,8 @@ async def test_what_happens_can_be_watched(daemon: FakeDaemon) -> None:
         ({}, {"timeout": 0}, None),
         ({}, {"timeout": None}, None),
         ({}, {"timeout": "soon"}, None),
+        ({}, {"timeout": 1e99}, 30 * 86400.0),
+        ({}, {"timeout": 10**400}, 30 * 86400.0),
     ],
 )
 def test_how_long_to_wait_follows_the_timeout(config: Any, parameters: Any, expected: float | None) -> None:

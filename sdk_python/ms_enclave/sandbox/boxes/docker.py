@@ -34,6 +34,8 @@ from ms_enclave.sandbox.tools.sandbox_tools import SandboxTool
 COMMAND_TOOL = "command"
 """The daemon's own tool behind `Sandbox.execute_command`: there whatever tools a sandbox enables, and never listed."""
 READ_FILE_BYTES_MAX = 1024**3
+WAIT_S_MAX = 30 * 86400.0
+"""The longest wait for a program. Whether it may run so long is the daemon's to say; gRPC takes more for the past."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ class DockerSandbox(Sandbox):
             (given["timeout"] for given in (parameters, options) if "timeout" in given), self.config.timeout
         )
         known = isinstance(timeout_s, int | float) and timeout_s > 0
-        return ToolCall(self.id, tool_name, parameters, float(timeout_s) if known else None)
+        return ToolCall(self.id, tool_name, parameters, float(min(timeout_s, WAIT_S_MAX)) if known else None)
 
     def _wanted_tools(self) -> dict[str, dict[str, Any]] | None:
         """Makes this process's own tools, and returns the daemon's to enable with their options; ``None`` for all."""
