@@ -6,9 +6,10 @@ describes the frames. Three programs live here:
 * ``--container SOCKET SETTINGS`` (PID 1, root) or ``--child SOCKET SETTINGS`` (tests without a PID namespace): the
   guest proper, a single-threaded event loop. It runs no user code and parses only length-checked frames.
 * ``--template FD``: a clean interpreter that forks *standby* children ahead of demand. It never sees a job.
-* A standby child has dropped to the sandbox's user before it waits for one job: to be a command, a fresh
-  interpreter, a context (an interpreter that lives on) or to do one thing to a file. What it says is a claim of
-  user code; exit status and resource use come from ``wait4`` in the guest.
+* A standby child waits for one job: to be a command, a fresh interpreter, a context (an interpreter that lives on)
+  or to do one thing to a file. Everything is prepared but the change of user, which comes when it has the job's
+  bytes: until then user code can neither signal it nor change its limits. What it says is a claim of user code;
+  exit status and resource use come from ``wait4`` in the guest.
 
 The daemon imports this module for the frame codec and the limits, nothing else.
 """
@@ -47,6 +48,7 @@ MERGE_S = 0.05
 SANDBOX_JOURNAL_BYTES = 16 * 1024 * 1024
 STDIN_WINDOW_BYTES = 256 * 1024
 RECORD_KEPT_S = 60.0
+RECORDS_EXPIRE_EVERY_S = 5.0
 RECORDS_KEPT = 256
 EXECUTIONS_MAX = 1024
 INTERRUPT_GRACE_S = 1.0
@@ -59,6 +61,11 @@ LARGE_PIPE_BYTES = 1024 * 1024
 STARTS_MAX = 3
 STANDBY_CHILDREN = 1
 RESERVED_FILES = 8
+SOURCES_KEPT = 256
+SOURCES_BYTES = 1024 * 1024
+LARGE_PIPES_MAX = 4
+STOP_ROUNDS = 8
+RETRY_S = 0.2
 
 STDOUT = 1
 STDERR = 2
@@ -237,6 +244,7 @@ class Child:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.asked_at = time.monotonic()
         self.pid = 0  # as the kernel tells it; 0 until its first message
         self.execution: Optional[Execution] = None
         self.context: Optional[Context] = None
@@ -335,7 +343,7 @@ class Guest:
         self.spawning: List[Child] = []
         self.waiting: Deque[Tuple[float, Execution]] = collections.deque()  # for a child
         self.spawn_failure = ""
-        self.early_exits: Dict[int, Tuple[int, Any]] = {}
+        self.early_exits: Dict[int, Tuple[float, int, Any]] = {}
         self.template_pid = 0
         self.template: Optional[socket.socket] = None
         self.timers: List[Timer] = []
@@ -350,6 +358,7 @@ class Guest:
         self.active: Dict[str, Execution] = {}  # may have processes
         self.paused: Dict[str, Execution] = {}  # wait for room in their journal
         self.records: Deque[Execution] = collections.deque()  # ended, oldest first
+        self.expiry: Optional[Timer] = None
 
         import select
 
@@ -657,6 +666,7 @@ class Guest:
         self.active.pop(execution.name, None)
         if context is not None:
             self.next_in(context)
+        self.sweep_strays()
 
     def start(self, execution: Execution, child: Child) -> None:
         """Hands a job with fresh pipes to a child."""
@@ -706,6 +716,7 @@ class Guest:
             theirs.append(read_end)
             execution.stdin_fd = write_end
             os.set_blocking(write_end, False)
+            os.fchmod(read_end, 0o444)  # for /dev/stdin, which opens it anew as another user
         else:
             theirs.append(os.open(os.devnull, os.O_RDONLY))
         for channel in (STDOUT, STDERR):
@@ -716,6 +727,7 @@ class Guest:
             theirs.append(write_end)
             execution.pipes[channel] = read_end
             os.set_blocking(read_end, False)
+            os.fchmod(write_end, 0o222)  # for /dev/stdout and /dev/stderr
 
     def write_child(self, child: Child) -> None:
         """Sends jobs to a child as far as its socket takes them; descriptors travel with the first byte."""
@@ -744,8 +756,19 @@ class Guest:
         """Starts the clean interpreter from which all children come."""
         if self.template is not None:
             self.template.close()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
+            self.template = None
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self.after(RETRY_S, self.start_template)
+            return
+        try:
+            pid = os.fork()
+        except OSError:  # the process limit is used up; strays die with their executions
+            ours.close()
+            theirs.close()
+            self.after(RETRY_S, self.start_template)
+            return
         if pid == 0:
             try:
                 os.set_inheritable(theirs.fileno(), True)
@@ -769,16 +792,22 @@ class Guest:
         """Asks the template for as many children as are wanted and not yet on their way."""
         wanted = STANDBY_CHILDREN + len(self.waiting) - len(self.standby) - len(self.spawning)
         for _ in range(min(wanted, 16)):
-            ours, theirs = socket.socketpair()
+            if self.template is None:
+                return  # it is being started, which ends here again
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError:
+                self.after(RETRY_S, self.refill)
+                return
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             ours.setblocking(False)
             try:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))]
-                assert self.template is not None
                 self.template.sendmsg([b"fork"], rights)
-            except OSError:  # the template died; its exit starts another one
+            except OSError:  # the template is busy, or died and its exit starts another one
                 ours.close()
-                break
+                self.after(RETRY_S, self.refill)
+                return
             finally:
                 theirs.close()
             child = Child(ours)
@@ -833,9 +862,9 @@ class Guest:
                 text = bytes(child.incoming[4 : 4 + size])
                 del child.incoming[: 4 + size]
                 self.on_claim(child, text)
-        status = self.early_exits.pop(child.pid, None)
-        if status is not None:
-            self.on_exit(child, *status)
+        early = self.early_exits.pop(child.pid, None)
+        if early is not None and early[0] >= child.asked_at:  # older ones were somebody else's of the same number
+            self.on_exit(child, *early[1:])
 
     def on_claim(self, child: Child, text: bytes) -> None:
         try:
@@ -856,7 +885,9 @@ class Guest:
         elif "failed" in claim and child in self.spawning:
             self.spawn_failure = str(claim["failed"])[:1000]
             sys.stderr.write("guest: a child could not be prepared: %s\n" % self.spawn_failure)
-        elif "done" in claim and child.execution is None:  # nobody asked: user code plays with the socket
+        elif "done" in claim and (
+            child.execution is None or (child.context is not None and claim.get("call") != child.calls + 1)
+        ):  # nobody asked for this end: user code plays with the socket
             self.on_silence(child)
             self.kill(child.pid)
         elif "done" in claim and child.execution is not None and child.execution.state == "running":
@@ -908,7 +939,9 @@ class Guest:
             elif self.spawning:
                 if len(self.early_exits) > 1024:
                     self.early_exits.clear()
-                self.early_exits[pid] = (status, usage)
+                self.early_exits[pid] = (time.monotonic(), status, usage)
+            else:
+                self.early_exits.clear()
 
     def on_exit(self, child: Child, status: int, usage: Any) -> None:
         if not child.silent:
@@ -947,7 +980,7 @@ class Guest:
         execution.child = None
         if execution.context_name is not None:
             execution.fresh_context = execution.fresh_context or self.contexts[execution.context_name].died
-        if execution.job:
+        if execution.job and execution.stdin_offset == len(execution.stdin_buffer):
             self.take_child(execution)
         else:
             self.active.pop(execution.name)
@@ -967,6 +1000,7 @@ class Guest:
             execution.cause = cause
             self.waiting = collections.deque(item for item in self.waiting if item[1] is not execution)
             self.complete(execution)
+            self.sweep_strays()
         elif execution.state == "running" and execution.cause is None:
             execution.cause = cause
             if execution.context_name is not None and cause in ("timeout", "cancel"):
@@ -1003,15 +1037,25 @@ class Guest:
         self.after(0.0 if execution.kill_rounds < 5 else 0.002, lambda: self.clear_tree(execution))
 
     def kill_all(self, victims: Set[int], again: Callable[[], Set[int]]) -> None:
-        """Kills a set of processes. Many of them may be a bomb: everything is frozen first, and looked at again."""
-        freeze = len(victims) > 4 and self.owns_namespace and os.getpid() == 1
-        if freeze:
-            os.kill(-1, signal.SIGSTOP)
-            victims = victims | again()
+        """Kills a set of processes. Many of them may be a bomb: they are stopped first, and looked at again."""
+        if len(victims) > 4:
+            for _ in range(STOP_ROUNDS):
+                for pid in victims:
+                    self._signal(pid, signal.SIGSTOP)
+                known, victims = victims, victims | again()
+                if victims == known:
+                    break
         for pid in victims:
             self.kill(pid)
-        if freeze:
-            os.kill(-1, signal.SIGCONT)  # also those that the template was just making
+
+    def sweep_strays(self) -> None:
+        """Kills what no execution can answer for, now that none runs."""
+        if self.active or not self.privileged:
+            return
+        unknown = self.listed() - self.protected()
+        for pid in unknown:
+            if _uid(pid) == self.settings["uid"]:
+                self.kill(pid)
 
     def protected(self) -> Set[int]:
         """Processes that a sweep leaves alone: they are known, alive or not yet reaped."""
@@ -1023,17 +1067,16 @@ class Guest:
         A process is never judged by what it can change about itself: only by its ancestors, its session and its uid.
         """
         pids = self.listed()
+        if not pids - self.protected():
+            return set()
         for child in list(self.spawning):
             self.read_child(child)  # whoever was listed above and is ours has said so by now
         unknown = pids - self.protected()
-        if not unknown:
-            return set()
         alone = len(self.active) == 1
         table = {pid: _stat(pid) for pid in pids}
         found = set()
         for pid in unknown:
-            entry = table.get(pid)
-            if entry is None or entry[0] in "ZX":
+            if table.get(pid) is None:
                 continue
             if alone:
                 if not self.privileged or _uid(pid) == self.settings["uid"]:
@@ -1051,15 +1094,15 @@ class Guest:
         return {pid for pid in pids if self.belongs(pid, table, os.getpid())}
 
     @staticmethod
-    def belongs(pid: int, table: Dict[int, Optional[Tuple[str, int, int]]], leader: int) -> bool:
+    def belongs(pid: int, table: Dict[int, Optional[Tuple[int, int]]], leader: int) -> bool:
         """Whether a process is in the session of a leader or descends from it."""
         for _ in range(len(table) + 1):
             entry = table.get(pid)
             if entry is None:
                 return False
-            if entry[1] == leader or entry[2] == leader:
+            if leader in entry:
                 return True
-            pid = entry[1]
+            pid = entry[0]
         return False
 
     def kill(self, pid: int) -> None:
@@ -1102,7 +1145,7 @@ class Guest:
         spared |= {child.pid for child in self.spawning}
         victims = self.listed() - spared
         victims = {pid for pid in victims if not self.privileged or _uid(pid) == self.settings["uid"]}
-        return {pid for pid in victims if (_stat(pid) or "Z")[0] not in "ZX"}
+        return {pid for pid in victims if _stat(pid) is not None}
 
     # -- output
 
@@ -1144,7 +1187,11 @@ class Guest:
             return -1
         if not data:
             return 0
-        if len(data) == MAX_PAYLOAD_BYTES and channel not in execution.large_pipes:
+        if (
+            len(data) == MAX_PAYLOAD_BYTES
+            and channel not in execution.large_pipes
+            and sum(len(other.large_pipes) for other in self.active.values()) < LARGE_PIPES_MAX
+        ):
             execution.large_pipes.add(channel)
             try:
                 fcntl.fcntl(fd, 1031, LARGE_PIPE_BYTES)  # F_SETPIPE_SZ
@@ -1156,7 +1203,10 @@ class Guest:
         self.dirty[execution.name] = execution
         limit = execution.output_limit
         if limit is not None and sum(execution.journal.end.values()) > limit:
-            self.stop_execution(execution, "output_limit")
+            if execution.state == "running":
+                self.stop_execution(execution, "output_limit")
+            elif execution.cause is None:
+                execution.cause = "output_limit"
         return len(data)
 
     def close_pipe(self, execution: Execution, channel: int) -> None:
@@ -1290,19 +1340,21 @@ class Guest:
             if context.current is execution:
                 context.current = None
             self.next_in(context)
-        if not self.records:
-            self.after(RECORD_KEPT_S, self.expire_records)
         self.records.append(execution)
-        while len(self.records) > RECORDS_KEPT:
-            self.forget(self.records[0])
+        if len(self.records) > RECORDS_KEPT:
+            unread = next((other for other in self.records if not other.readers), None)
+            if unread is not None:
+                self.forget(unread)
+        if self.expiry is None:
+            self.expiry = self.after(RECORD_KEPT_S, self.expire_records)
 
     def expire_records(self) -> None:
-        """Forgets executions whose time is over."""
+        """Forgets executions whose time is over, unless somebody still reads them."""
         now = time.monotonic()
-        while self.records and self.records[0].times["ended"] + RECORD_KEPT_S <= now:
-            self.forget(self.records[0])
-        if self.records:
-            self.after(self.records[0].times["ended"] + RECORD_KEPT_S - now, self.expire_records)
+        for execution in list(self.records):
+            if execution.times["ended"] + RECORD_KEPT_S <= now and not execution.readers:
+                self.forget(execution)
+        self.expiry = self.after(RECORDS_EXPIRE_EVERY_S, self.expire_records) if self.records else None
 
     def finish(self, execution: Execution) -> None:
         times, status, claim = execution.times, execution.status, execution.claim
@@ -1373,15 +1425,20 @@ def _checked_claim(claim: Dict[str, Any]) -> Dict[str, Any]:
     return {"exit_code": code & 0xFF if type(code) is int else None, "exception": exception, "usage": numbers}
 
 
-def _stat(pid: int) -> Optional[Tuple[str, int, int]]:
-    """State, parent and session of a process; None if it is gone. The name in the middle may contain anything."""
+def _stat(pid: int) -> Optional[Tuple[int, int]]:
+    """Parent and session of a process; None if it is gone or dead. The name in the middle may contain anything.
+
+    A leader that has ended looks dead (Z) while other threads of it run on; then it is not.
+    """
     try:
         with open("/proc/%d/stat" % pid, "rb") as file:
             text = file.read()
     except OSError:
         return None
     fields = text[text.rindex(b")") + 2 :].split()
-    return fields[0].decode(), int(fields[1]), int(fields[3])
+    if fields[0] == b"X" or (fields[0] == b"Z" and int(fields[17]) <= 1):
+        return None
+    return int(fields[1]), int(fields[3])
 
 
 def _uid(pid: int) -> int:
@@ -1461,18 +1518,30 @@ def template_main(fd: int, settings: Dict[str, Any]) -> None:
 
 
 def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
-    """Drops to the sandbox's user, waits for a job and does it."""
-    control.sendall(_claim({"hello": True}))  # while still root: now the guest knows this pid as its own
+    """Prepares everything, waits for a job, drops to the sandbox's user and does it."""
+    control.sendall(_claim({"hello": True}))  # now the guest knows this pid as its own
     if control.fileno() != 3:
-        control = socket.socket(fileno=os.dup2(control.detach(), 3, inheritable=False))
+        control = socket.socket(fileno=os.dup2(control.detach(), 3))
+    os.set_inheritable(3, False)  # no command may have it
     try:
         _prepare(settings)
     except (OSError, RuntimeError, ValueError) as error:
         control.sendall(_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
         os._exit(70)
     control.sendall(_claim({"ready": True}))
-    job, is_context, fds = _receive_job(control)
+    text, is_context, fds = _receive_job(control)
     _install(fds)
+    try:
+        _drop(settings)
+    except (OSError, RuntimeError, ValueError) as error:  # never run with more
+        control.sendall(_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        os.chdir(settings["working_dir"])
+    except OSError as error:  # an earlier program closed it to itself
+        os.write(2, ("%s: %s\n" % (settings["working_dir"], error.strerror)).encode())
+        os._exit(126)
+    job = json.loads(text)
     if is_context:
         _serve_context(control, job)
     elif job["kind"] == "python":
@@ -1484,7 +1553,7 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
 
 
 def _prepare(settings: Dict[str, Any]) -> None:
-    """Becomes a powerless process of its own. Any step that fails ends it: nothing ever runs with less."""
+    """Becomes a process of its own, with everything done that needs no job. Any step that fails ends it."""
     import resource
 
     os.setsid()
@@ -1502,19 +1571,24 @@ def _prepare(settings: Dict[str, Any]) -> None:
     if os.getuid() == 0:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
-        uid = settings["uid"]
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid) or os.getgroups():
-            raise RuntimeError("could not become user %d" % uid)
-        _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS; the container has it already
-        with open("/proc/self/status") as status:
-            for line in status:
-                name, _, value = line.partition(":")
-                if name in ("CapInh", "CapPrm", "CapEff", "CapAmb") and int(value, 16) != 0:
-                    raise RuntimeError("%s is %s after the drop" % (name, value.strip()))
-    os.chdir(settings["working_dir"])
+    _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS; the container has it already
+
+
+def _drop(settings: Dict[str, Any]) -> None:
+    """Becomes the sandbox's user, without any capability, and makes sure of it."""
+    if os.getuid() != 0:
+        return  # tests without root: there is nothing to drop
+    uid = settings["uid"]
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid) or os.getgroups():
+        raise RuntimeError("could not become user %d" % uid)
+    with open("/proc/self/status") as status:
+        for line in status:
+            name, _, value = line.partition(":")
+            if name in ("CapInh", "CapPrm", "CapEff", "CapAmb") and int(value, 16) != 0:
+                raise RuntimeError("%s is %s after the drop" % (name, value.strip()))
 
 
 def _receive_fds(sock: socket.socket, size: int, count: int) -> Tuple[bytes, List[int]]:
@@ -1526,8 +1600,8 @@ def _receive_fds(sock: socket.socket, size: int, count: int) -> Tuple[bytes, Lis
     return data, list(fds)
 
 
-def _receive_job(control: socket.socket) -> Tuple[Dict[str, Any], bool, List[int]]:
-    """Waits for a job and its three descriptors. The end of the guest is the end of this process."""
+def _receive_job(control: socket.socket) -> Tuple[bytes, bool, List[int]]:
+    """Waits for the bytes of a job and its three descriptors. The end of the guest is the end of this process."""
     try:
         data, fds = _receive_fds(control, 64 * 1024, 3)
         while data and (len(data) < 5 or len(data) < 5 + struct.unpack_from(">I", data)[0]):
@@ -1537,7 +1611,7 @@ def _receive_job(control: socket.socket) -> Tuple[Dict[str, Any], bool, List[int
         data = b""
     if not data:
         os._exit(0)
-    return json.loads(data[5:]), bool(data[4]), fds
+    return data[5:], bool(data[4]), fds
 
 
 def _install(fds: List[int]) -> None:
@@ -1607,6 +1681,7 @@ class Interpreter:
         self.namespace = main.__dict__
         self.calls = 0
         self.sources: Deque[Tuple[str, int]] = collections.deque()
+        self.source_bytes = 0
         self.running = False
         version = "python%d.%d" % sys.version_info[:2]
         sys.path += [working_dir, os.path.join(working_dir, ".local", "lib", version, "site-packages")]
@@ -1632,11 +1707,14 @@ class Interpreter:
                 setattr(sys, name, stream)
 
     def remember_source(self, name: str, code: str) -> None:
-        """Lets tracebacks show source lines, for as many calls as fit into 1 MiB."""
+        """Lets tracebacks show the source lines of the latest calls."""
         self.linecache.cache[name] = (len(code), None, [line + "\n" for line in code.split("\n")], name)
         self.sources.append((name, len(code)))
-        while len(self.sources) > 1 and sum(size for _, size in self.sources) > 1024 * 1024:
-            self.linecache.cache.pop(self.sources.popleft()[0], None)
+        self.source_bytes += len(code)
+        while len(self.sources) > 1 and (self.source_bytes > SOURCES_BYTES or len(self.sources) > SOURCES_KEPT):
+            oldest, size = self.sources.popleft()
+            self.source_bytes -= size
+            self.linecache.cache.pop(oldest, None)
 
     def call(self, code: str) -> Dict[str, Any]:
         """Runs source and tells how it went: exit code, exception, resources."""
@@ -1667,7 +1745,7 @@ class Interpreter:
             "io_read_bytes": sum(a.ru_inblock - b.ru_inblock for a, b in zip(after, before)) * 512,
             "io_write_bytes": sum(a.ru_oublock - b.ru_oublock for a, b in zip(after, before)) * 512,
         }
-        return {"done": True, "exit_code": exit_code, "exception": exception, "usage": usage}
+        return {"done": True, "call": self.calls, "exit_code": exit_code, "exception": exception, "usage": usage}
 
     def spent(self) -> List[Any]:
         """The resources used up to now, by this process and by its children."""
@@ -1720,6 +1798,7 @@ class Interpreter:
 def _serve_context(control: socket.socket, job: Dict[str, Any]) -> NoReturn:
     """Runs call after call in one interpreter."""
     own_pid = os.getpid()
+    own_socket = os.fstat(control.fileno()).st_ino
     os.environ.clear()
     os.environ.update(job["env"])
     interpreter = Interpreter(os.getcwd())
@@ -1732,11 +1811,14 @@ def _serve_context(control: socket.socket, job: Dict[str, Any]) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         _install([os.dup(null), os.dup(null), null])
         try:
+            if os.fstat(control.fileno()).st_ino != own_socket:
+                os._exit(outcome["exit_code"])
             control.sendall(_claim(outcome))
-        except OSError:  # user code closed the socket: the exit status has to speak
+        except OSError:  # user code closed or replaced the socket: the exit status has to speak
             os._exit(outcome["exit_code"])
-        job, _, fds = _receive_job(control)
+        text, _, fds = _receive_job(control)
         _install(fds)
+        job = json.loads(text)
 
 
 def _run_python(control: socket.socket, job: Dict[str, Any]) -> NoReturn:
@@ -1748,8 +1830,9 @@ def _run_python(control: socket.socket, job: Dict[str, Any]) -> NoReturn:
     os.environ.clear()
     os.environ.update(job["env"])
     interpreter = Interpreter(os.getcwd())
+    own_pid = os.getpid()
     outcome = interpreter.call(job["code"])
-    if outcome["exception"] is not None:
+    if outcome["exception"] is not None and os.getpid() == own_pid:  # a fork of user code speaks for itself only
         try:
             control.sendall(_claim(outcome))
         except OSError:
