@@ -32,7 +32,7 @@ from ms_enclave._model import (
     ToolInfo,
     Verdict,
 )
-from ms_enclave._model.config import MEMORY_UNITS, host_port, memory_bytes, resource_limits
+from ms_enclave._model.config import MEMORY_UNITS, host_port, is_unicode, memory_bytes, resource_limits
 from ms_enclave.errors import InvalidRequest
 from ms_enclave.v1 import execution_service_pb2 as execution_pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
@@ -231,6 +231,13 @@ def _local_time(stamp: Timestamp) -> datetime:
 def tool_info(message: tool_pb.Tool) -> ToolInfo:
     """Turns a tool into its description."""
     return ToolInfo(message.name, tuple(message.aliases), message.description, json.loads(message.schema_json))
+
+
+def text(value: str, field: str) -> str:
+    """Returns a text that can be sent. Raises `InvalidRequest` naming ``field`` for any other."""
+    if not is_unicode(value):
+        raise InvalidRequest(f"{field}: contains text that is not valid Unicode (a lone surrogate)")
+    return value
 
 
 def to_json(value: Mapping[str, Any], field: str) -> str:

@@ -20,6 +20,8 @@ working directory. Sizes are bytes or texts such as "64m"."""
 
 _MEMORY = re.compile(r"(\d+)([kmg]?)", re.ASCII | re.IGNORECASE)
 _BYTES_MAX = 2**63 - 1
+_SECONDS_MAX = 1e9
+"""More than 30 years. Python's own numbers go far beyond what timers and messages can hold."""
 
 
 def memory_bytes(text: str) -> int:
@@ -36,8 +38,17 @@ def memory_bytes(text: str) -> int:
     return size
 
 
+def is_unicode(text: str) -> bool:
+    """Says whether a text can be sent. Python's strings may hold halves of characters, which no encoding knows."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _seconds(value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
+    if not 0 <= value <= _SECONDS_MAX:
         raise ValueError("must be a number of seconds, 0 or more; 0 means the longest that the policy allows")
     return value
 
@@ -59,6 +70,20 @@ class _Config(BaseModel):
     """A configuration that takes no unknown field: a misspelt limit must not be a missing limit."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: Any) -> Any:
+        waiting = [value]
+        while waiting:
+            match waiting.pop():
+                case str() as text if not is_unicode(text):
+                    raise ValueError("contains text that is not valid Unicode (a lone surrogate)")
+                case dict() as entries:
+                    waiting += [*entries.keys(), *entries.values()]
+                case list() | tuple() as items:
+                    waiting += items
+        return value
 
 
 class ToolConfig(_Config):
@@ -210,7 +235,7 @@ class SandboxManagerConfig(_Config):
 
     base_url: str | None = Field(default=None, description="Address of an HTTP server; None: a local manager")
     timeout: int | float | None = Field(
-        default=None, gt=0, description="Seconds that a request may take; None: our choice"
+        default=None, gt=0, le=_SECONDS_MAX, description="Seconds that a request may take; None: our choice"
     )
     api_key: str | None = Field(default=None, repr=False, description="Key for an HTTP server")
     cleanup_interval: int | None = Field(
@@ -273,7 +298,7 @@ def resource_limits(values: Mapping[str, int | float | str]) -> dict[str, int | 
 def _number(name: str, value: float | str) -> float:
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a number")

@@ -185,8 +185,8 @@ class _Gathered:
 
 def _spec(call: ToolCall) -> pb.ExecutionSpec:
     return pb.ExecutionSpec(
-        sandbox_id=call.sandbox_id,
-        tool=call.tool,
+        sandbox_id=convert.text(call.sandbox_id, "sandbox_id"),
+        tool=convert.text(call.tool, "tool_name"),
         parameters_json=convert.to_json(call.parameters, "parameters"),
         execution_id=uuid.uuid4().hex,
     )

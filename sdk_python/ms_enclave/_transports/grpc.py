@@ -60,7 +60,7 @@ class GrpcTransport:
     async def create_sandbox(self, plan: SandboxPlan) -> SandboxInfo:
         spec = convert.spec(plan.config, plan.tools)
         labels = {**plan.labels, REQUEST_LABEL: uuid.uuid4().hex}
-        request = sandbox_pb.CreateSandboxRequest(sandbox_id=plan.sandbox_id, spec=spec, labels=labels)
+        request = sandbox_pb.CreateSandboxRequest(sandbox_id=_id(plan.sandbox_id), spec=spec, labels=labels)
         retries = self._calls.retries()
         try:
             answer = await self._calls.unary(
@@ -80,7 +80,7 @@ class GrpcTransport:
         return convert.sandbox_info(answer.sandbox)
 
     async def get_sandbox(self, sandbox_id: str) -> SandboxInfo:
-        request = sandbox_pb.GetSandboxRequest(sandbox_id=sandbox_id)
+        request = sandbox_pb.GetSandboxRequest(sandbox_id=_id(sandbox_id))
         answer = await self._calls.unary(lambda stubs: stubs.sandboxes.GetSandbox, request, timeout_s=self._request_s)
         return convert.sandbox_info(answer.sandbox)
 
@@ -97,17 +97,17 @@ class GrpcTransport:
             request.page_token = page.next_page_token
 
     async def start_sandbox(self, sandbox_id: str) -> SandboxInfo:
-        request = sandbox_pb.StartSandboxRequest(sandbox_id=sandbox_id)
+        request = sandbox_pb.StartSandboxRequest(sandbox_id=_id(sandbox_id))
         answer = await self._calls.unary(lambda stubs: stubs.sandboxes.StartSandbox, request, timeout_s=CREATE_S)
         return convert.sandbox_info(answer.sandbox)
 
     async def stop_sandbox(self, sandbox_id: str) -> SandboxInfo:
-        request = sandbox_pb.StopSandboxRequest(sandbox_id=sandbox_id)
+        request = sandbox_pb.StopSandboxRequest(sandbox_id=_id(sandbox_id))
         answer = await self._calls.unary(lambda stubs: stubs.sandboxes.StopSandbox, request, timeout_s=self._request_s)
         return convert.sandbox_info(answer.sandbox)
 
     async def delete_sandbox(self, sandbox_id: str) -> None:
-        request = sandbox_pb.DeleteSandboxRequest(sandbox_id=sandbox_id)
+        request = sandbox_pb.DeleteSandboxRequest(sandbox_id=_id(sandbox_id))
         retries = self._calls.retries()
         try:
             await self._calls.unary(
@@ -120,7 +120,7 @@ class GrpcTransport:
     # -- tools ---------------------------------------------------------------------------------------------------
 
     async def list_tools(self, sandbox_id: str = "") -> list[ToolInfo]:
-        request = tool_pb.ListToolsRequest(sandbox_id=sandbox_id)
+        request = tool_pb.ListToolsRequest(sandbox_id=_id(sandbox_id))
         answer = await self._calls.unary(lambda stubs: stubs.tools.ListTools, request, timeout_s=self._request_s)
         return [convert.tool_info(tool) for tool in answer.tools]
 
@@ -139,7 +139,7 @@ class GrpcTransport:
     # -- files ---------------------------------------------------------------------------------------------------
 
     async def read_file(self, sandbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
-        request = file_pb.ReadFileRequest(sandbox_id=sandbox_id, path=path)
+        request = file_pb.ReadFileRequest(sandbox_id=_id(sandbox_id), path=_path(path))
         retries = self._calls.retries()
         begun = False
         while True:
@@ -161,7 +161,7 @@ class GrpcTransport:
     async def write_file(
         self, sandbox_id: str, path: str, content: Callable[[], AsyncIterator[bytes]], *, mode: int = 0o644
     ) -> int:
-        opening = file_pb.OpenFile(sandbox_id=sandbox_id, path=path, mode=mode, create_parents=True)
+        opening = file_pb.OpenFile(sandbox_id=_id(sandbox_id), path=_path(path), mode=mode, create_parents=True)
         retries = self._calls.retries()
         while True:
             try:
@@ -193,3 +193,11 @@ class GrpcTransport:
             with self._calls.call(timeout_s) as stubs:
                 answer = await stubs.system.GetInfo(request, timeout=timeout_s)
         return convert.health(answer)
+
+
+def _id(sandbox_id: str) -> str:
+    return convert.text(sandbox_id, "sandbox_id")
+
+
+def _path(path: str) -> str:
+    return convert.text(path, "path")

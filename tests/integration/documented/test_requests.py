@@ -114,12 +114,14 @@ async def test_what_may_not_be_had_is_refused_by_rule_and_never_weakened(asked: 
         {"timeout": -1},
         {"timeout": float("nan")},
         {"timeout": "soon"},
+        {"timeout": 10**400},
         {"resource_limits": {"memory": 1}},
         {"resource_limits": {"tmp_size": "-5m"}},
+        {"env_vars": {"A": "half a character: \ud800"}},
         {"image": ""},
         {"memroy_limit": "1g"},
     ],
-    ids=str,
+    ids=lambda asked: ascii(asked)[:40],
 )
 def test_a_malformed_configuration_is_a_value_error_that_names_the_field(asked: dict[str, Any]):
     for make in (lambda: DockerSandboxConfig(**asked), lambda: a_sandbox(asked)):

@@ -211,6 +211,7 @@ class TestWrongCalls:
             ({"code": "1", "cod": "2"}, "cod"),
             ({"code": "1", "timeout": "soon"}, "timeout"),
             ({"code": "1", "timeout": -1}, "timeout"),
+            ({"code": "1", "timeout": 1e99}, "timeout"),
             ({"code": "1", "isolated": "yes"}, "isolated"),
         ],
     )

@@ -497,3 +497,15 @@ def test_loops_that_are_closed_leave_nothing_behind(daemon: FakeDaemon, transpor
     asyncio.run(transport.health())
     gc.collect()
     assert [entry.loop for entry in transport._calls._channels._entries.values()] != [first]
+
+
+async def test_names_that_cannot_be_sent_are_refused_with_the_name_of_the_field(
+    daemon: FakeDaemon, transport: GrpcTransport
+) -> None:
+    with pytest.raises(errors.InvalidRequest, match="sandbox_id: contains text that is not valid Unicode"):
+        await transport.get_sandbox("\ud800")
+    with pytest.raises(errors.InvalidRequest, match="tool_name: contains"):
+        await transport.run(ToolCall("box", "\ud800", {}))
+    with pytest.raises(errors.InvalidRequest, match="path: contains"):
+        await anext(transport.read_file("box", "\ud800"))
+    assert daemon.requests == []

@@ -78,10 +78,32 @@ def test_a_senseless_cpu_limit_is_refused(limit: float) -> None:
         DockerSandboxConfig(cpu_limit=limit)
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), 1e99, 10**400])
 def test_a_senseless_timeout_is_refused(timeout: float) -> None:
     with pytest.raises(ValidationError, match="must be a number of seconds"):
         DockerSandboxConfig(timeout=timeout)
+
+
+@pytest.mark.parametrize("name", ["pids_limit", "ttl", "tmp_size"])
+def test_a_limit_beyond_all_numbers_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} must be a number"):
+        DockerSandboxConfig(resource_limits={name: 10**400})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env_vars": {"A": "\ud800"}},
+        {"env_vars": {"\ud800": "a"}},
+        {"tools_config": ["\ud800"]},
+        {"working_dir": "/\ud800"},
+        {"command": ["echo", "\ud800"]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_text_that_cannot_be_sent_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=rf"{next(iter(settings))}\n.*not valid Unicode"):
+        DockerSandboxConfig(**settings)
 
 
 def test_timeouts_print_as_they_were_given() -> None:
@@ -165,7 +187,7 @@ def test_a_port_goes_to_a_port(target: Any) -> None:
 
 
 def test_a_manager_takes_no_negative_pool_and_no_empty_interval() -> None:
-    for wrong in ({"pool_size": -1}, {"cleanup_interval": 0}, {"timeout": 0}):
+    for wrong in ({"pool_size": -1}, {"cleanup_interval": 0}, {"timeout": 0}, {"timeout": 1e99}):
         with pytest.raises(ValidationError):
             SandboxManagerConfig.model_validate(wrong)
 
