@@ -165,8 +165,16 @@ class Box:
         assert self.record.container_id is not None
         process = self.lab.runtime._containers[self.record.container_id].process
         assert process is not None
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return int(children[0]) if os.getuid() == 0 else process.pid
+        return children_of(process.pid)[0] if os.getuid() == 0 else process.pid
+
+    def children_of_guest(self) -> list[int]:
+        """The guest's children on this machine, oldest first: the template, then those that wait or work."""
+        return children_of(self.guest_pid())
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of a process, oldest first."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 async def until(happened: Callable[[], bool]) -> None:
