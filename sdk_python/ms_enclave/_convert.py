@@ -243,22 +243,33 @@ def text(value: str, field: str) -> str:
 def to_json(value: Mapping[str, Any], field: str) -> str:
     """Writes parameters or options as JSON text.
 
-    Raises `InvalidRequest` naming ``field`` for what JSON cannot say (objects, NaN, text that is no valid Unicode),
-    and for more than 1 MiB.
+    Raises `InvalidRequest` for what JSON cannot say (objects, NaN, text that is no valid Unicode), naming the entry at
+    fault (``parameters.timeout``), and for more than 1 MiB.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         size_bytes = len(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{field}: contains text that is not valid Unicode (a lone surrogate)") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{field}: cannot be written as JSON: {error}") from None
+        why = f"cannot be written as JSON: {error}"
+        if isinstance(error, UnicodeEncodeError):
+            why = "contains text that is not valid Unicode (a lone surrogate)"
+        raise InvalidRequest(f"{_at_fault(value, field)}: {why}") from None
     if size_bytes > PARAMETERS_LIMIT_BYTES:
         raise InvalidRequest(
             f"{field}: {size_bytes} bytes are more than the limit of {PARAMETERS_LIMIT_BYTES}; "
             "put the content into a file with put_file() and have the program read it"
         )
     return text
+
+
+def _at_fault(value: Mapping[str, Any], field: str) -> str:
+    """Names the first entry that cannot be written as JSON text."""
+    for name, item in value.items():
+        try:
+            json.dumps({name: item}, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError):
+            return f"{field}.{name}" if isinstance(name, str) and is_unicode(name) else field
+    return field
 
 
 def event(message: execution_pb.ExecutionEvent) -> Event | None:

@@ -234,16 +234,19 @@ def test_parameters_are_written_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"),
+    ("value", "field", "reason"),
     [
-        ({"code": "\ud800"}, "not valid Unicode"),
-        ({"n": float("nan")}, "cannot be written as JSON"),
-        ({"n": object()}, "cannot be written as JSON"),
-        ({"code": "x" * 50_000_000}, "put_file"),
+        ({"code": "\ud800"}, "parameters.code", "not valid Unicode"),
+        ({"code": "1", "timeout": float("nan")}, "parameters.timeout", "cannot be written as JSON"),
+        ({"a": 1, "n": [object()]}, "parameters.n", "cannot be written as JSON"),
+        ({"a": 1, "\ud800": 2}, "parameters", "not valid Unicode"),
+        ({"code": "x" * 50_000_000}, "parameters", "put_file"),
     ],
 )
-def test_parameters_that_cannot_travel_are_refused_with_a_way_out(value: dict[str, Any], reason: str) -> None:
-    with pytest.raises(InvalidRequest, match=rf"parameters: .*{reason}"):
+def test_parameters_that_cannot_travel_are_refused_by_name_with_a_way_out(
+    value: dict[str, Any], field: str, reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=rf"^{field}: .*{reason}"):
         convert.to_json(value, "parameters")
 
 
