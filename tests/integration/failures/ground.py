@@ -1,0 +1,197 @@
+"""A directory of a test's own, the daemons and programs that it starts there, and the certainty that nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from grpc import aio
+from ms_enclave.v1 import execution_service_pb2_grpc as execution_grpc
+from ms_enclave.v1 import file_service_pb2_grpc as file_grpc
+from ms_enclave.v1 import sandbox_service_pb2_grpc as sandbox_grpc
+from ms_enclave.v1 import system_service_pb2_grpc as system_grpc
+from ms_enclave.v1 import tool_service_pb2_grpc as tool_grpc
+
+from tests.scripts.loading import load
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE_S = 30.0
+LOOK_EVERY_S = 0.02
+FAULTS_OF_OURS = ("fault of ours", "background task failed", "Traceback", "never retrieved", "never awaited", "Fatal")
+"""What stands in the log of a daemon that something went wrong with which nobody had thought of."""
+
+T = TypeVar("T")
+
+
+async def until(look: Callable[[], T], what: str, patience_s: float = PATIENCE_S) -> T:
+    """Looks again and again until what it sees is true, and returns that. Fails after ``patience_s``."""
+    deadline = time.monotonic() + patience_s
+    while not (seen := look()):
+        assert time.monotonic() < deadline, f"not within {patience_s:g} s: {what}"
+        await asyncio.sleep(LOOK_EVERY_S)
+    return seen
+
+
+class Program:
+    """A process that a test started, with everything that it wrote in a file."""
+
+    def __init__(
+        self, command: Sequence[str | Path], output: Path, environment: Mapping[str, str], **options: Any
+    ) -> None:
+        self._output = output
+        with output.open("ab") as file:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, cwd="/", **options
+            )
+
+    @property
+    def text(self) -> str:
+        """What it wrote so far."""
+        return self._output.read_text(errors="replace")
+
+    async def says(self, words: str) -> None:
+        """Waits until it wrote this. Fails if it ends without."""
+
+        def look() -> bool:
+            ended = self.process.poll() is not None  # before the look at the text, which is then complete
+            said = words in self.text
+            assert said or not ended, f"it ended without saying {words!r}:\n{self.text}"
+            return said
+
+        await until(look, f"{words!r}, but only:\n{self.text}")
+
+    async def ended(self) -> int:
+        """Waits for its end and returns its exit code."""
+        await until(lambda: self.process.poll() is not None, f"the end of a program that said:\n{self.text}")
+        return int(self.process.returncode)
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to it alone."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends it however it is, if it has not ended."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class DaemonProcess(Program):
+    """``enclaved run`` on a state directory."""
+
+    socket: Path
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as the SDK and gRPC name it."""
+        return f"unix:{self.socket}"
+
+    def check_log(self) -> None:
+        """Fails if anything went wrong in it with which nobody had thought of."""
+        lines = [line for line in self.text.splitlines() if any(fault in line for fault in FAULTS_OF_OURS)]
+        assert lines == [], "\n".join(lines)
+
+
+class Ground:
+    """A directory, with a runtime directory for programs with daemons of their own. Call `clear` at the end."""
+
+    def __init__(self) -> None:
+        # Short, because the paths of sockets lie below it.
+        self.folder = Path(tempfile.mkdtemp(prefix="eg"))
+        self.run_dir = self.folder / "run"
+        self.run_dir.mkdir(mode=0o700)
+        self._programs: list[Program] = []
+        self._mounts: list[Path] = []
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Variables with which programs find both packages and start daemons of their own here."""
+        path = os.pathsep.join([str(ROOT), str(ROOT / "sdk_python")])
+        own = {"PYTHONPATH": path, "XDG_RUNTIME_DIR": str(self.run_dir), "ENCLAVED_CONFIG": "/dev/null"}
+        return {**os.environ, **own, **more}
+
+    async def daemon(
+        self,
+        *flags: str,
+        name: str = "e",
+        state_dir: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> DaemonProcess:
+        """Starts a daemon and waits until it serves. ``name``: its socket, log and state directory."""
+        socket = self.folder / f"{name}.sock"
+        command = [
+            *(sys.executable, "-P", "-m", "enclaved", "run", "--listen-unix", str(socket), "--listen-metrics", ""),
+            *("--state-dir", str(state_dir or self.folder / name), "--log-format", "json", *flags),
+        ]
+        log = self.folder / f"{name}.log"
+        log.write_text("")
+        found = DaemonProcess(command, log, environment or self.environment(), **options)
+        found.socket = socket
+        self._programs.append(found)
+        await found.says('"ready"')
+        return found
+
+    def program(self, code: str, *, name: str = "program", **variables: str) -> Program:
+        """Starts a Python program, which finds no daemon and starts its own."""
+        file = self.folder / f"{name}.py"
+        file.write_text(f"{_NO_SYSTEM_DAEMON}{code}")
+        found = Program([sys.executable, "-P", file], self.folder / f"{name}.out", self.environment(**variables))
+        self._programs.append(found)
+        return found
+
+    def mount_tmpfs(self, name: str, size: str) -> Path:
+        """Mounts a small file system, which `clear` unmounts."""
+        folder = self.folder / name
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", folder], check=True)
+        self._mounts.append(folder)
+        return folder
+
+    def containers(self) -> list[str]:
+        """Lists the ids of the containers that daemons in this directory made and that are there now."""
+        engine = load("_engine").Engine.from_environment()
+        return [container.id for container in load("_suites").run_containers(engine, self.folder)]
+
+    def embedded_directories(self) -> list[Path]:
+        """Lists the directories of daemons that programs started for themselves."""
+        return sorted((self.run_dir / "ms-enclave").glob("*"))
+
+    def clear(self) -> None:
+        """Ends and removes whatever there still is."""
+        for program in self._programs:
+            program.kill()
+        engine = load("_engine").Engine.from_environment()
+        for container in self.containers():
+            engine.remove_container(container)
+        for folder in self._mounts:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        shutil.rmtree(self.folder)
+
+
+_NO_SYSTEM_DAEMON = """
+from pathlib import Path
+from ms_enclave._local import process_daemons
+process_daemons()._system_socket = Path("/nonexistent")
+"""
+
+
+class Stubs:
+    """All services of a daemon, without the SDK between."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        any_channel: Any = channel
+        self.channel = channel
+        self.sandboxes: Any = sandbox_grpc.SandboxServiceStub(any_channel)
+        self.executions: Any = execution_grpc.ExecutionServiceStub(any_channel)
+        self.files: Any = file_grpc.FileServiceStub(any_channel)
+        self.tools: Any = tool_grpc.ToolServiceStub(any_channel)
+        self.system: Any = system_grpc.SystemServiceStub(any_channel)
