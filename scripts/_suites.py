@@ -52,7 +52,7 @@ SUITES = (
     Suite("scripts", ("tests/scripts",), 120),
     Suite("service", ("tests/service",), 300),
     Suite("conformance", ("tests/conformance",), 300, must_run=True),
-    Suite("integration", ("tests/integration",), 600, must_run=True),
+    Suite("integration", ("tests/integration", "tests/test_sandbox.py"), 600, must_run=True),
 )
 
 

@@ -246,7 +246,7 @@ def execution_timeout(requested_s: float | None, tool_s: float | None, spec: San
     if wanted is None:
         return spec.timeout_s
     if not is_seconds(wanted):
-        text = "must be a finite number of seconds, at least 0; 0 asks for the longest that policy allows"
+        text = "must be a number of seconds from 0 to 1e9; 0 asks for the longest that policy allows"
         raise InvalidRequest.of(field, text)
     _check_timeout(wanted, spec.timeout_max_s, field)
     return wanted or spec.timeout_max_s

@@ -37,7 +37,7 @@ class FileParams(Strict):
 class FileOperationTool(Tool):
     """Does one thing to one path, as the sandbox's user.
 
-    ``create`` makes a new file, empty unless ``content`` is given, and fails where there is one. ``write`` replaces.
+    ``create`` and ``write`` make a file or replace one; only ``write`` needs ``content``.
     Both make missing parent directories.
     """
 
