@@ -479,7 +479,7 @@ class Guest:
             if execution.finished is not None:
                 self.send(execution.finished)
             elif execution.told_full:
-                self.send({"type": "full", "execution": execution.name})
+                self.tell_full(execution)
         self.send({"type": "ready"})
 
     def disconnect(self) -> None:
@@ -1161,11 +1161,16 @@ class Guest:
             self.paused[execution.name] = execution
             self.unwatch(execution.pipes[channel])
             if not execution.told_full:
-                execution.told_full = True
-                self.send({"type": "full", "execution": execution.name})
+                self.tell_full(execution)
             return
         if not self.read_pipe(execution, channel):
             self.close_pipe(execution, channel)
+
+    def tell_full(self, execution: Execution) -> None:
+        """Says that a program waits for room, and where its output stops until then."""
+        execution.told_full = True
+        ends = {str(channel): end for channel, end in execution.journal.end.items()}
+        self.send({"type": "full", "execution": execution.name, "offsets": ends})
 
     def room(self) -> bool:
         """Whether the journals of this sandbox may grow; old records are given up for it."""
@@ -1197,17 +1202,25 @@ class Guest:
                 fcntl.fcntl(fd, 1031, LARGE_PIPE_BYTES)  # F_SETPIPE_SZ
             except OSError:  # the limit for this user is reached; slower, that is all
                 pass
-        before = execution.journal.size
-        execution.journal.append(channel, data, time.monotonic() - execution.times["running"])
-        self.journal_bytes += execution.journal.size - before
-        self.dirty[execution.name] = execution
-        limit = execution.output_limit
-        if limit is not None and sum(execution.journal.end.values()) > limit:
-            if execution.state == "running":
-                self.stop_execution(execution, "output_limit")
-            elif execution.cause is None:
-                execution.cause = "output_limit"
+        journal = execution.journal
+        kept = data
+        if execution.output_limit is not None:
+            kept = data[: max(0, execution.output_limit - sum(journal.end.values()))]
+            if len(kept) < len(data):
+                self.on_output_limit(execution)
+        if kept:
+            before = journal.size
+            journal.append(channel, kept, time.monotonic() - execution.times["running"])
+            self.journal_bytes += journal.size - before
+            self.dirty[execution.name] = execution
         return len(data)
+
+    def on_output_limit(self, execution: Execution) -> None:
+        """Kills a program that wrote more than it may. One that was quicker to end gets the same verdict."""
+        if execution.state == "running":
+            self.stop_execution(execution, "output_limit")
+        elif execution.cause is None:
+            execution.cause = "output_limit"
 
     def close_pipe(self, execution: Execution, channel: int) -> None:
         fd = execution.pipes.pop(channel, None)

@@ -70,14 +70,15 @@ class OutputReader:
     async def next(self, until_full: bool = False) -> Output | None:
         """Waits for the next chunk; ``None`` when the execution has ended and everything was delivered.
 
-        With ``until_full`` it is ``None`` too when the program waits because its journal is full.
+        With ``until_full`` it is ``None`` too when the program waits because its journal is full, and all that there
+        is was delivered.
 
         Raises `SandboxLost` or `ExecutionNotFound` if there will be no more.
         """
         while not self._chunks:
             if self._error is not None:
                 raise self._error
-            if self.ended or (until_full and self.handle.full):
+            if self.ended or (until_full and self._is_at_stop()):
                 return None
             await self._wait()
         chunk = self._chunks.popleft()
@@ -87,6 +88,10 @@ class OutputReader:
             self.handle.send("credit", reader=self.number, bytes=self._consumed_bytes)
             self._consumed_bytes = 0
         return chunk
+
+    def _is_at_stop(self) -> bool:
+        stop = self.handle.full_at
+        return stop is not None and all(self.offsets.get(channel, 0) >= offset for channel, offset in stop.items())
 
     async def _wait(self) -> None:
         """Waits for news. Once the execution has ended the guest has little time for the rest of the output."""
@@ -156,8 +161,8 @@ class Handle:
         self.job: WireJob | None = job
         self.readers: dict[int, OutputReader] = {}
         self.finished: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
-        self.full = False
-        """Whether the program waits because nobody acknowledges its output."""
+        self.full_at: Mapping[int, int] | None = None
+        """Where its output stops, since the program waits for acknowledgements; ``None`` while it goes on."""
         self._failure: EnclaveError | None = None
         self._next_reader = 1
         self._acknowledged: dict[int, int] = {}
@@ -232,7 +237,7 @@ class Handle:
         news = {channel: offset for channel, offset in offsets.items() if offset > self._acknowledged.get(channel, 0)}
         if news:
             self._acknowledged.update(news)
-            self.full = False
+            self.full_at = None
             self._send_acknowledgement(news)
 
     def _send_acknowledgement(self, offsets: Mapping[int, int]) -> None:
@@ -303,7 +308,7 @@ class Handle:
         elif kind == "refused":
             self.fail(self._refusal(string(header, "code"), string(header, "message")))
         elif kind == "full":
-            self.full = True
+            self.full_at = _offsets(header)
             for reader in self.readers.values():
                 reader.wake()
         elif kind == "stdin_taken":

@@ -123,6 +123,12 @@ class Execution:
             raise
         return reader
 
+    def let_go(self) -> None:
+        """Stops the reader that nobody came for, so that old output can make room. Who comes later starts anew."""
+        if self._first_reader is not None:
+            self._first_reader.close()
+            self._first_reader = None
+
     async def collect(self) -> RunResult:
         """Gathers the whole result, or as much as fits into one answer."""
         self._enter()
@@ -219,7 +225,7 @@ async def _events(execution: Execution, reader: OutputReader, observe: bool) -> 
                 waiting_bytes += cost_bytes(chunk.data)
             if releases and (chunk is None or waiting_bytes >= ACKNOWLEDGE_EVERY_BYTES):
                 execution.handle.acknowledge(offsets)
-                execution.handle.full = False  # the guest says it again if that was not enough
+                execution.handle.full_at = None  # the guest says it again if that was not enough
                 waiting_bytes = 0
     except SandboxLost as error:
         await _expect_lost(execution, error)
@@ -346,6 +352,7 @@ class Executions:
         if error is None:
             execution.context_reset = report.result().get("fresh_context") is True
             finished = conclude(report.result(), self._evidence(execution))
+            execution.let_go()
         elif isinstance(error, SandboxLost):
             finished = lost(str(error), execution.timeout_s)
         else:
