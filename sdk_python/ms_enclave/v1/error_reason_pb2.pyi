@@ -72,6 +72,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the engine refused what we asked of it, and asking again will not help. Keys: engine_message."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 22
     """INTERNAL: a fault of ours. Keys: log_id (find it in the daemon's log). The text never has details."""
+    ERROR_REASON_POOL_NOT_FOUND: _ErrorReason.ValueType  # 23
+    """NOT_FOUND: no such pool; initialize it first."""
+    ERROR_REASON_POOL_BUSY: _ErrorReason.ValueType  # 24
+    """DEADLINE_EXCEEDED: no member of the pool was free in time. A google.rpc.RetryInfo says when to try again.
+    Keys: pool_id.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable, machine-readable cause of a failed call. Every error status carries a google.rpc.ErrorInfo whose
@@ -130,4 +136,10 @@ ERROR_REASON_ENGINE_REFUSED: ErrorReason.ValueType  # 21
 """FAILED_PRECONDITION: the engine refused what we asked of it, and asking again will not help. Keys: engine_message."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 22
 """INTERNAL: a fault of ours. Keys: log_id (find it in the daemon's log). The text never has details."""
+ERROR_REASON_POOL_NOT_FOUND: ErrorReason.ValueType  # 23
+"""NOT_FOUND: no such pool; initialize it first."""
+ERROR_REASON_POOL_BUSY: ErrorReason.ValueType  # 24
+"""DEADLINE_EXCEEDED: no member of the pool was free in time. A google.rpc.RetryInfo says when to try again.
+Keys: pool_id.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
