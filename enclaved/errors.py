@@ -9,7 +9,8 @@
     │   ├── ExecutionNotFound
     │   ├── ToolNotFound
     │   ├── ImageNotFound
-    │   └── PathNotFound
+    │   ├── PathNotFound
+    │   └── PoolNotFound
     ├── SandboxExists
     ├── WrongState                the object is in a state in which the call makes no sense
     │   ├── ImageUnusable
@@ -17,6 +18,7 @@
     │   └── EngineRefused
     ├── OffsetReleased
     ├── LimitReached              as many as there may be; worth trying again later
+    ├── PoolBusy                  no member of a pool was free in time
     ├── NoSpace
     ├── Unavailable               worth trying again soon
     │   ├── EngineUnavailable
@@ -154,6 +156,15 @@ class PathNotFound(NotFound):
         return {"path": self.name}
 
 
+class PoolNotFound(NotFound):
+    """No such pool: never made, or deleted."""
+
+    resource_type = "pool"
+
+    def __init__(self, pool_id: str) -> None:
+        super().__init__(pool_id, f"pool {pool_id!r} not found; initialize it first")
+
+
 class SandboxExists(EnclaveError):
     """A sandbox of this id exists."""
 
@@ -238,6 +249,18 @@ class LimitReached(EnclaveError):
     @property
     def metadata(self) -> Mapping[str, str]:
         return {"limit": self.limit}
+
+
+class PoolBusy(EnclaveError):
+    """No member of a pool was free in time. Worth trying again after ``retry_after_s``."""
+
+    def __init__(self, pool_id: str, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.pool_id, self.retry_after_s = pool_id, retry_after_s
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"pool_id": self.pool_id}
 
 
 class NoSpace(EnclaveError):

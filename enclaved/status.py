@@ -42,6 +42,7 @@ TABLE: Final[dict[type[errors.EnclaveError], Row]] = {
     errors.ToolNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_TOOL_NOT_FOUND),
     errors.ImageNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_IMAGE_NOT_FOUND),
     errors.PathNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_FILE_NOT_FOUND),
+    errors.PoolNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_POOL_NOT_FOUND),
     errors.SandboxExists: Row(code_pb2.ALREADY_EXISTS, error_reason_pb2.ERROR_REASON_SANDBOX_EXISTS),
     errors.WrongState: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_WRONG_STATE),
     errors.ImageUnusable: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_IMAGE_UNUSABLE),
@@ -49,6 +50,7 @@ TABLE: Final[dict[type[errors.EnclaveError], Row]] = {
     errors.EngineRefused: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_ENGINE_REFUSED),
     errors.OffsetReleased: Row(code_pb2.OUT_OF_RANGE, error_reason_pb2.ERROR_REASON_OFFSET_RELEASED),
     errors.LimitReached: Row(code_pb2.RESOURCE_EXHAUSTED, error_reason_pb2.ERROR_REASON_LIMIT_REACHED),
+    errors.PoolBusy: Row(code_pb2.DEADLINE_EXCEEDED, error_reason_pb2.ERROR_REASON_POOL_BUSY),
     errors.NoSpace: Row(code_pb2.RESOURCE_EXHAUSTED, error_reason_pb2.ERROR_REASON_NO_SPACE),
     errors.EngineUnavailable: Row(code_pb2.UNAVAILABLE, error_reason_pb2.ERROR_REASON_ENGINE_UNAVAILABLE),
     errors.GuestUnavailable: Row(code_pb2.UNAVAILABLE, error_reason_pb2.ERROR_REASON_GUEST_UNAVAILABLE),
@@ -115,7 +117,7 @@ def _details(error: errors.EnclaveError) -> Iterator[Message]:
             yield _retry_info(error.retry_after_s)
         case errors.NoSpace():
             yield _quota_failure(error.path, "no space left")
-        case errors.Unavailable():
+        case errors.PoolBusy() | errors.Unavailable():
             yield _retry_info(error.retry_after_s)
 
 

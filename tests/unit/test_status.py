@@ -16,6 +16,7 @@ EXAMPLES: list[errors.EnclaveError] = [
     errors.ToolNotFound("nope", ("python_executor",)),
     errors.ImageNotFound("nope:1", "no registry"),
     errors.PathNotFound("/sandbox/x"),
+    errors.PoolNotFound("pool"),
     errors.SandboxExists("box"),
     errors.WrongState("box", "stopped", "running", "sandbox 'box' is stopped; start it first"),
     errors.ImageUnusable("busybox", "it has no python3"),
@@ -23,6 +24,7 @@ EXAMPLES: list[errors.EnclaveError] = [
     errors.EngineRefused("create", "invalid reference"),
     errors.OffsetReleased("stdout", 5, 10),
     errors.LimitReached("box", "executions_per_sandbox_max", "100 executions run already", retry_after_s=1.5),
+    errors.PoolBusy("pool", "no member was free within 5 s", retry_after_s=1.5),
     errors.NoSpace("/sandbox/big", "no space left in the sandbox"),
     errors.EngineUnavailable("unix:///var/run/docker.sock", "no such file"),
     errors.GuestUnavailable("the guest is not connected"),
@@ -89,6 +91,7 @@ def test_the_metadata_keys_are_those_that_the_contract_names(error):
         "ERROR_REASON_FILE_UNUSABLE": {"path"},
         "ERROR_REASON_OFFSET_RELEASED": {"channel", "first_offset"},
         "ERROR_REASON_LIMIT_REACHED": {"limit"},
+        "ERROR_REASON_POOL_BUSY": {"pool_id"},
         "ERROR_REASON_NO_SPACE": {"path"},
         "ERROR_REASON_ENGINE_UNAVAILABLE": {"engine"},
         "ERROR_REASON_SANDBOX_LOST": {"sandbox_id"},
@@ -131,6 +134,12 @@ def test_a_limit_says_which_and_when_to_try_again():
     assert isinstance(retry, error_details_pb2.RetryInfo)
     assert quota.violations[0].subject == "box"
     assert "sandboxes_max" in quota.violations[0].description
+    assert retry.retry_delay.ToMilliseconds() == 1500
+
+
+def test_a_busy_pool_says_when_to_try_again():
+    retry = details(status.to_status(errors.PoolBusy("pool", "all busy", retry_after_s=1.5)))["RetryInfo"]
+    assert isinstance(retry, error_details_pb2.RetryInfo)
     assert retry.retry_delay.ToMilliseconds() == 1500
 
 
