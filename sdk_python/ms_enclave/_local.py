@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from ms_enclave._embedded import EmbeddedDaemon
-from ms_enclave._transports.base import Transport
 from ms_enclave._transports.calls import REQUEST_S
 from ms_enclave._transports.grpc import GrpcTransport
-from ms_enclave.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from ms_enclave.errors import DaemonUnavailable, DeadlineExceeded, InvalidRequest, Unavailable
 
 ADDRESS_VARIABLE: Final = "MS_ENCLAVE_ADDRESS"
 SYSTEM_SOCKET: Final = Path("/run/enclaved/enclaved.sock")
@@ -38,12 +37,15 @@ class Daemons:
         self._transports: dict[tuple[str, float], GrpcTransport] = {}
         os.register_at_fork(after_in_child=self._after_fork)
 
-    async def connect(self, address: str | None = None, *, request_timeout_s: float | None = None) -> Transport:
-        """Finds a daemon, or starts one.
+    async def connect(
+        self, address: str | None = None, *, request_timeout_s: float | None = None, may_start: bool = True
+    ) -> GrpcTransport:
+        """Finds a daemon, or starts one if it may.
 
         ``request_timeout_s`` limits calls that neither run a program nor make a sandbox; 60 s if not given.
         Raises `InvalidRequest` for an address that is none, `DaemonStartFailed` if there is no daemon and none can
-        be started. Whether a daemon answers at an address that was given shows in the first call.
+        be started, `DaemonUnavailable` if there is none and it may not start one. Whether a daemon answers at an
+        address that was given shows in the first call.
         """
         timeout_s = request_timeout_s or REQUEST_S
         if address:
@@ -58,6 +60,10 @@ class Daemons:
                 pass  # left behind by a daemon that is gone, or not for us
             else:
                 return system
+        if not may_start:
+            raise DaemonUnavailable(
+                f"no daemon runs on this machine (none answers at {self._system_socket}, {ADDRESS_VARIABLE} is not set)"
+            )
         return self._transport(await asyncio.to_thread(self._embedded.ensure), timeout_s)
 
     def _transport(self, address: str, timeout_s: float) -> GrpcTransport:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
 from ms_enclave._model.config import DockerSandboxConfig
 
-__all__ = ["SandboxPlan", "ToolCall", "Transport"]
+__all__ = ["PullProgress", "SandboxPlan", "ToolCall", "Transport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,25 @@ class ToolCall:
     timeout_s: float | None = None
     """Seconds that the execution may run, as far as the caller can know; ``None`` or 0: unknown. Decides how long to
     wait for the daemon and nothing else."""
+    stdin: AsyncIterator[bytes] | None = None
+    """What the program reads from its standard input, for `Transport.stream`; ``None``: an empty input. Asked for the
+    next piece when the program took the one before. An ``OSError`` ends the input, and is raised after the program's
+    end."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far the pull of an image is."""
+
+    layer: str
+    """The layer that this is about; empty if about the whole image."""
+    status: str
+    """What happens to it, in the engine's words."""
+    current_bytes: int
+    total_bytes: int
+    """0 if unknown."""
+    image_id: str
+    """The image on the engine; only at the end."""
 
 
 class Transport(Protocol):

@@ -18,6 +18,7 @@ from ms_enclave import _results as results
 from ms_enclave._model import Channel, Event, Finished, Notice, Output, Started
 from ms_enclave._transports.base import ToolCall
 from ms_enclave._transports.calls import Calls
+from ms_enclave._transports.stdin import Input
 from ms_enclave.errors import DeadlineExceeded, EnclaveError, InternalError, Unavailable
 from ms_enclave.v1 import execution_service_pb2 as pb
 
@@ -56,15 +57,22 @@ class Executions:
     async def stream(self, call: ToolCall) -> AsyncGenerator[Event, None]:
         """Runs a tool and yields its events. Cancels the execution if the caller leaves before its end."""
         spec = _spec(call)
+        stdin = None if call.stdin is None else Input(call.stdin)
+        spec.stdin = stdin is not None
+        pumping = None if stdin is None else asyncio.create_task(stdin.pump())
         ended = False
         try:
-            async with contextlib.aclosing(self._follow(spec, {}, known=False)) as events:
+            async with contextlib.aclosing(self._follow(spec, {}, stdin, known=False)) as events:
                 async for event in events:
                     ended = isinstance(event, Finished)
                     yield event
         finally:
+            if pumping is not None:
+                pumping.cancel()
             if not ended:
                 await self._cancel(spec)
+        if stdin is not None and stdin.failure is not None:
+            raise stdin.failure
 
     async def _run(self, spec: pb.ExecutionSpec, timeout_s: float) -> results.Outcome:
         try:
@@ -82,7 +90,7 @@ class Executions:
         return gathered.outcome(spec.execution_id)
 
     async def _follow(
-        self, spec: pb.ExecutionSpec, offsets: dict[Channel, int], *, known: bool
+        self, spec: pb.ExecutionSpec, offsets: dict[Channel, int], stdin: Input | None = None, *, known: bool
     ) -> AsyncGenerator[Event, None]:
         """Yields an execution's events from ``offsets`` to its end, over as many streams as that takes.
 
@@ -94,7 +102,7 @@ class Executions:
             answered = progress = False
             error: EnclaveError
             try:
-                async with contextlib.aclosing(self._one_stream(spec, offsets, known=known)) as events:
+                async with contextlib.aclosing(self._one_stream(spec, offsets, stdin, known=known)) as events:
                     async for event in events:
                         known = answered = True
                         if isinstance(event, Started) and told_start:
@@ -119,14 +127,18 @@ class Executions:
                 await self._calls.wait(retries, error)
 
     async def _one_stream(
-        self, spec: pb.ExecutionSpec, offsets: dict[Channel, int], *, known: bool
+        self, spec: pb.ExecutionSpec, offsets: dict[Channel, int], stdin: Input | None, *, known: bool
     ) -> AsyncGenerator[Event, None]:
         with self._calls.call(STREAM_S) as stubs:
             call: _Call
-            if known:
+            if known and stdin is None:
                 call = stubs.executions.Attach(_attach(spec, offsets), timeout=STREAM_S)
             else:
-                call = stubs.executions.Execute(_opening(spec), timeout=STREAM_S)
+                opening = pb.ExecuteRequest(start=spec)
+                if known:
+                    opening = pb.ExecuteRequest(attach=_attach(spec, offsets))
+                requests = _only(opening) if stdin is None else stdin.requests(opening)
+                call = stubs.executions.Execute(requests, timeout=STREAM_S)
             try:
                 try:
                     async with asyncio.timeout(ANSWER_S):
@@ -192,8 +204,8 @@ def _spec(call: ToolCall) -> pb.ExecutionSpec:
     )
 
 
-async def _opening(spec: pb.ExecutionSpec) -> AsyncIterator[pb.ExecuteRequest]:
-    yield pb.ExecuteRequest(start=spec)
+async def _only(request: pb.ExecuteRequest) -> AsyncIterator[pb.ExecuteRequest]:
+    yield request
 
 
 def _attach(spec: pb.ExecutionSpec, offsets: dict[Channel, int]) -> pb.AttachRequest:

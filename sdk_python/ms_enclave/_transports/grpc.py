@@ -14,11 +14,12 @@ from ms_enclave import _convert as convert
 from ms_enclave import _results as results
 from ms_enclave import _status as status
 from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
-from ms_enclave._transports.base import SandboxPlan, ToolCall
+from ms_enclave._transports.base import PullProgress, SandboxPlan, ToolCall
 from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
 from ms_enclave._transports.executions import Executions
 from ms_enclave.errors import EnclaveError, InvalidRequest, SandboxExists, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
+from ms_enclave.v1 import image_service_pb2 as image_pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1 import system_service_pb2 as system_pb
 from ms_enclave.v1 import tool_service_pb2 as tool_pb
@@ -27,6 +28,8 @@ REQUEST_LABEL: Final = "ms-enclave/request"
 """A label that tells a sandbox that we made from one that somebody else made under the same id."""
 CREATE_S: Final = 900.0
 """How long the making of a sandbox may take, the pull of its image included."""
+PULL_S: Final = 3600.0
+"""How long the pull of an image may take."""
 FILE_S: Final = 600.0
 """How long a file may take."""
 DELETE_QUIETLY_S: Final = 5.0
@@ -181,6 +184,34 @@ class GrpcTransport:
                     finally:
                         call.cancel()
             except Unavailable as error:
+                await self._calls.wait(retries, error)
+
+    # -- images --------------------------------------------------------------------------------------------------
+
+    async def pull_image(self, image: str) -> AsyncGenerator[PullProgress, None]:
+        """Makes sure that the daemon's engine has an image ("": the default one), and tells how far that is.
+
+        Raises `InvalidRequest`, `PolicyDenied`, `ImageNotFound`, `EngineUnavailable`.
+        """
+        request = image_pb.PullImageRequest(image=convert.text(image, "image"))
+        retries = self._calls.retries()
+        begun = False
+        while True:
+            try:
+                with self._calls.call(PULL_S) as stubs:
+                    call = stubs.images.PullImage(request, timeout=PULL_S)
+                    try:
+                        while isinstance(seen := await call.read(), image_pb.PullImageResponse):
+                            begun = True
+                            yield PullProgress(
+                                seen.layer, seen.status, seen.current_bytes, seen.total_bytes, seen.image_id
+                            )
+                    finally:
+                        call.cancel()
+                    return
+            except Unavailable as error:
+                if begun:
+                    raise
                 await self._calls.wait(retries, error)
 
     # -- the daemon ----------------------------------------------------------------------------------------------
