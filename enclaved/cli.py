@@ -110,9 +110,9 @@ def enclaved() -> None:
 @click.option("--embedded-parent-fd", type=click.IntRange(min=0), hidden=True)
 @_setting_options
 def run(file: Path | None, embedded_parent_fd: int | None, **texts: str | None) -> None:
-    """Runs the daemon until SIGTERM or Ctrl-C.
+    """Runs the daemon until SIGTERM or Ctrl-C. SIGHUP has it read its configuration again.
 
-    It then refuses new calls, lets those that run finish for --daemon-drain-grace-s, and removes its sandboxes. A
+    At the end it refuses new calls, lets those that run finish for --daemon-drain-grace-s, and removes its sandboxes. A
     second signal cuts the waiting short. Every flag is also a setting of the configuration file and an environment
     variable: --limits-cpu-max is cpu_max in [limits] and ENCLAVED_LIMITS_CPU_MAX.
 
@@ -131,7 +131,7 @@ def run(file: Path | None, embedded_parent_fd: int | None, **texts: str | None) 
     from enclaved import daemon  # the other commands do without it
 
     try:
-        daemon.run(configuration.settings, embedded_parent_fd)
+        daemon.run(configuration.settings, embedded_parent_fd, lambda: load(file, flags=flags).settings)
     except daemon.StateLocked as error:
         _exit(ExitCode.STATE_LOCKED, str(error))
     except daemon.StartError as error:

@@ -35,13 +35,21 @@ def bind(**fields: str) -> None:
 def configure(level: str, form: Literal["json", "text"], stream: TextIO | None = None) -> None:
     """Sends the log of the whole process to ``stream`` (standard error) in the form that is wanted."""
     handler = logging.StreamHandler(stream or sys.stderr)
-    shows_texts = level == "debug"
-    handler.setFormatter(JsonLines(shows_texts) if form == "json" else TextLines(shows_texts))
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Changes the least level that is logged; from ``debug`` on, the texts of unexpected exceptions are shown."""
+    root = logging.getLogger()
     root.setLevel(level.upper())
+    for handler in root.handlers:
+        if isinstance(handler.formatter, JsonLines | TextLines):
+            handler.formatter.shows_texts = level == "debug"
     for noisy in ("asyncio", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(max(root.level, logging.WARNING))
 
@@ -51,7 +59,7 @@ class JsonLines(logging.Formatter):
 
     def __init__(self, shows_texts: bool = False) -> None:
         super().__init__()
-        self._shows_texts = shows_texts
+        self.shows_texts = shows_texts
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -59,7 +67,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             "logger": record.name,
-            **_fields(record, self._shows_texts),
+            **_fields(record, self.shows_texts),
         }
         return json.dumps(line, default=str)
 
@@ -69,10 +77,10 @@ class TextLines(logging.Formatter):
 
     def __init__(self, shows_texts: bool = False) -> None:
         super().__init__()
-        self._shows_texts = shows_texts
+        self.shows_texts = shows_texts
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = _fields(record, self._shows_texts)
+        fields = _fields(record, self.shows_texts)
         frames = fields.pop("frames", [])
         words = [f"{_time(record):%H:%M:%S}", f"{record.levelname.lower():7}", _escaped(record.getMessage())]
         words += [f"{name}={_shown(value)}" for name, value in fields.items()]

@@ -30,6 +30,7 @@ OTHER = "other"
 
 _RPC_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
 _PHASE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0)
+_ENGINE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 900.0)
 _RPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 
 
@@ -76,11 +77,32 @@ class Metrics:
         )
         self._phases = [phases.labels(name) for name in ("queued", "starting", "running", "draining")]
         self._engine_up = Gauge("enclaved_engine_up", "Whether the container engine answers.", registry=registry)
+        self._engine_calls = Counter(
+            "enclaved_engine_calls", "Calls to the container engine by outcome.", ("call", "outcome"), registry=registry
+        )
+        self._engine_seconds = Histogram(
+            "enclaved_engine_call_seconds",
+            "Time that the container engine took for a call.",
+            ("call",),
+            buckets=_ENGINE_SECONDS,
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "enclaved_config_reloads", "Reloads of the configuration by outcome.", ("outcome",), registry=registry
+        )
+        self._reload_ok = Gauge(
+            "enclaved_config_last_reload_successful",
+            "Whether the configuration that was read last is the one in force.",
+            registry=registry,
+        )
+        self._reload_ok.set(1)
         Gauge("enclaved_build_info", "Always 1; the version is a label.", ("version",), registry=registry).labels(
             version
         ).set(1)
         for state in SandboxState:
             self._sandboxes.labels(state.value)
+        for outcome in ("ok", "error"):
+            self._reloads.labels(outcome)
 
     def rpc_started(self, kind: str, service: str, method: str) -> None:
         """Counts an RPC that begins. Only for methods that the server has: their number bounds the labels."""
@@ -115,8 +137,18 @@ class Metrics:
             histogram.observe(seconds)
 
     def engine_up(self, up: bool) -> None:
-        """Says whether the engine answered the last call."""
+        """Says whether the engine answered when it was last looked at."""
         self._engine_up.set(1 if up else 0)
+
+    def engine_called(self, call: str, seconds: float, error: BaseException | None = None) -> None:
+        """Counts and times one call to the engine: ``ok``, or the class of the error that ended it."""
+        self._engine_calls.labels(call, "ok" if error is None else _outcome(error)).inc()
+        self._engine_seconds.labels(call).observe(seconds)
+
+    def reloaded(self, successful: bool) -> None:
+        """Counts one reading of the configuration after the start."""
+        self._reloads.labels("ok" if successful else "error").inc()
+        self._reload_ok.set(1 if successful else 0)
 
     def render(self) -> bytes:
         """Answers a scrape in Prometheus' text format (`CONTENT_TYPE`)."""

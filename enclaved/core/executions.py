@@ -257,7 +257,8 @@ class Executions:
         self, *, sandboxes: Sandboxes, tools: ToolRegistry, runtime: Runtime, metrics: Metrics, most: int
     ) -> None:
         self._sandboxes, self._tools, self._runtime, self._metrics = sandboxes, tools, runtime, metrics
-        self._most = most
+        self.most = most
+        """Executions at once in one sandbox."""
         self._by_id: dict[str, Execution] = {}
         self._records: dict[SandboxRecord, deque[Execution]] = {}
         self._running: dict[SandboxRecord, dict[str, Execution]] = {}
@@ -308,8 +309,8 @@ class Executions:
         self, record: SandboxRecord, tool: str, job: Job, options: RunOptions, execution_id: str = ""
     ) -> Execution:
         """Starts a job that is already decided."""
-        if record.active_executions >= self._most:
-            text = f"sandbox {record.id!r} runs {self._most} executions already, its limit; wait for some to end"
+        if record.active_executions >= self.most:
+            text = f"sandbox {record.id!r} runs {self.most} executions already, its limit; wait for some to end"
             raise LimitReached(f"sandbox/{record.id}", "executions_per_sandbox_max", text)
         execution = Execution(self, record, execution_id or secrets.token_hex(8), tool, job, options)
         running = self._running.setdefault(record, {})

@@ -1,4 +1,4 @@
-"""The HTTP endpoint for Prometheus and for load balancers: ``/metrics`` and ``/healthz``."""
+"""The HTTP endpoint for Prometheus and for load balancers: ``/metrics``, ``/healthz`` and ``/readyz``."""
 
 from __future__ import annotations
 
@@ -17,18 +17,26 @@ _SHUTDOWN_S = 1.0
 
 @asynccontextmanager
 async def metrics_endpoint(
-    address: Address, metrics: Metrics, is_serving: Callable[[], bool]
+    address: Address, metrics: Metrics, *, stopping: Callable[[], bool], engine_available: Callable[[], bool]
 ) -> AsyncIterator[Address]:
-    """Serves until the block ends; gives the address with the port that it got. Raises `StartError`."""
+    """Serves until the block ends; gives the address with the port that it got. Raises `StartError`.
+
+    A daemon is healthy until it stops, and ready while its engine answers as well.
+    """
 
     async def scrape(request: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     async def health(request: web.Request) -> web.Response:
-        return web.Response(text="ok\n") if is_serving() else web.Response(text="stopping\n", status=503)
+        return web.Response(text="stopping\n", status=503) if stopping() else web.Response(text="ok\n")
+
+    async def ready(request: web.Request) -> web.Response:
+        if stopping() or engine_available():
+            return await health(request)
+        return web.Response(text="the engine does not answer\n", status=503)
 
     app = web.Application()
-    app.add_routes([web.get("/metrics", scrape), web.get("/healthz", health)])
+    app.add_routes([web.get("/metrics", scrape), web.get("/healthz", health), web.get("/readyz", ready)])
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     try:

@@ -7,29 +7,34 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from enclaved.config import Settings
 from enclaved.daemon._errors import StartError
+from enclaved.daemon._reload import Reloads
 from enclaved.daemon._serve import Addresses, StopRequest, serve
 
 
-def run(settings: Settings, embedded_parent_fd: int | None = None) -> None:
-    """Runs a daemon in this process until SIGTERM, SIGINT or SIGHUP, or until the parent's pipe ends.
+def run(settings: Settings, embedded_parent_fd: int | None, reread: Callable[[], Settings]) -> None:
+    """Runs a daemon in this process until SIGTERM or SIGINT, or until the parent's pipe ends.
 
-    A second signal cuts calls off that still run. Raises `StartError`.
+    A second signal cuts calls off that still run. SIGHUP has the configuration read again with ``reread``; to an
+    embedded daemon, and to one that a terminal started, it says that whoever started it is gone: they stop. Raises
+    `StartError`.
     """
-    asyncio.run(_main(settings, embedded_parent_fd))
+    asyncio.run(_main(settings, embedded_parent_fd, reread))
 
 
-async def _main(settings: Settings, parent_fd: int | None) -> None:
-    stop = StopRequest()
+async def _main(settings: Settings, parent_fd: int | None, reread: Callable[[], Settings]) -> None:
+    stop, reloads = StopRequest(), Reloads(reread)
     loop = asyncio.get_running_loop()
+    has_owner = parent_fd is not None or os.isatty(0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
-            loop.add_signal_handler(number, stop.ask, number.name)
+            ask = reloads.ask if number is signal.SIGHUP and not has_owner else stop.ask
+            loop.add_signal_handler(number, ask, number.name)
     with _watched(parent_fd, stop):
-        await serve(settings, stop=stop, ready=_settle, embedded=parent_fd is not None)
+        await serve(settings, stop=stop, ready=_settle, embedded=parent_fd is not None, reloads=reloads)
 
 
 def _settle(addresses: Addresses) -> None:

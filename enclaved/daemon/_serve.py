@@ -11,9 +11,11 @@ from pathlib import Path
 
 from ms_enclave import __version__
 
+from enclaved import log
 from enclaved.config import Settings, parse_address
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot, BootSettings
+from enclaved.core.engine import WatchedRuntime
 from enclaved.core.executions import Executions
 from enclaved.core.files import TOOL as FILES
 from enclaved.core.files import Files
@@ -24,6 +26,7 @@ from enclaved.core.system import System
 from enclaved.daemon._endpoint import metrics_endpoint
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._lock import locked_state
+from enclaved.daemon._reload import Reloads
 from enclaved.daemon._sockets import listen_tcp, listen_unix
 from enclaved.daemon._systemd import Notifier
 from enclaved.metrics import Metrics
@@ -40,7 +43,6 @@ EMBEDDED_DRAIN_GRACE_S = 1.0
 REMOVE_SANDBOXES_S = 15.0
 STOP_SERVER_S = 1.0
 CLOSE_BACKGROUND_S = 5.0
-LOOK_AT_ENGINE_EVERY_S = 10.0
 
 
 class StopRequest:
@@ -73,10 +75,18 @@ class _Core:
 
     metrics: Metrics
     background: Background
+    engine: WatchedRuntime
+    policy: Policy
     sandboxes: Sandboxes
     executions: Executions
     files: Files
     system: System
+
+    def apply(self, settings: Settings) -> None:
+        """Brings into force what needs no restart (`is_live`). Sandboxes that exist keep what they were granted."""
+        self.policy.limits = settings.policy_limits()
+        self.executions.most = settings.limits.executions_per_sandbox_max
+        log.set_level(settings.log.level)
 
 
 async def serve(
@@ -87,12 +97,14 @@ async def serve(
     embedded: bool = False,
     runtime: Runtime | None = None,
     tools: ToolRegistry | None = None,
+    reloads: Reloads | None = None,
 ) -> None:
     """Runs a daemon until ``stop`` asks for its end; ``ready`` is told where it listens, once it does.
 
-    ``runtime`` and ``tools`` replace Docker and the installed tools, for tests. Raises `StartError`. The engine need
-    not be there: calls that need it answer `EngineUnavailable` until it is. However the end comes, the daemon's
-    sandboxes are removed, and every step of that has a limit.
+    ``runtime`` and ``tools`` replace Docker and the installed tools, for tests. ``reloads`` asks for another reading of
+    the configuration. Raises `StartError`. The engine need not be there: calls that need it answer
+    `EngineUnavailable` until it is. However the end comes, the daemon's sandboxes are removed, and every step of that
+    has a limit.
     """
     # A service manager that this process's parent has is not told about an embedded daemon.
     notifier = Notifier({}) if embedded else Notifier()
@@ -104,8 +116,9 @@ async def serve(
         health = add_services(
             server, sandboxes=core.sandboxes, executions=core.executions, files=core.files, system=core.system
         )
+        await health.set_engine_available(False)  # until it has answered
         # The unix socket comes last: one that a server binds and never serves stays open until the process ends.
-        endpoint = await _open_endpoint(stack, settings, core.metrics, stop)
+        endpoint = await _open_endpoint(stack, settings, core, stop)
         listen = settings.listen
         tcp = str(listen_tcp(server, parse_address(listen.tcp))) if listen.tcp else ""
         if listen.unix:
@@ -117,8 +130,16 @@ async def serve(
         stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)
         stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
 
-        core.background.spawn(_watch_engine(core.system), "watch engine")
+        core.background.spawn(core.engine.watch(health.set_engine_available), "watch engine")
         core.background.spawn(notifier.keep_alive(), "watchdog")
+
+        def apply(changed: Settings) -> None:
+            nonlocal settings
+            settings = changed
+            core.apply(changed)
+
+        if reloads is not None:
+            core.background.spawn(reloads.serve(settings, apply, notifier, core.metrics), "reload")
         addresses = Addresses(listen.unix, tcp, endpoint)
         _log.info("ready", extra={"version": __version__, **asdict(addresses)})
         notifier.tell("READY=1")
@@ -144,11 +165,12 @@ async def _compose(
         tools = tools or ToolRegistry.from_entry_points()
     except ToolSetupError as error:
         raise StartError(str(error)) from error
-    runtime = runtime or DockerRuntime(settings.engine.url, image_aliases=settings.images.aliases)
-    stack.push_async_callback(runtime.close)
+    metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES))
+    driver = runtime or DockerRuntime(settings.engine.url, image_aliases=settings.images.aliases)
+    engine = WatchedRuntime(driver, metrics)
+    stack.push_async_callback(engine.close)
     background = Background()
     stack.push_async_callback(background.close, CLOSE_BACKGROUND_S)
-    metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES))
     limits = settings.policy_limits()
     boot_settings = BootSettings(
         state_dir=state_dir,
@@ -159,51 +181,44 @@ async def _compose(
     )
     try:
         ownership = Ownership.of(state_dir)
-        boot = Boot(runtime, boot_settings, ownership, background)
+        boot = Boot(engine, boot_settings, ownership, background)
     except OSError as error:
         raise StartError(f"cannot write to the state directory {state_dir}: {error.strerror}") from error
+    policy = Policy(limits, tools)
     sandboxes = Sandboxes(
-        runtime=runtime,
+        runtime=engine,
         boot=boot,
-        policy=Policy(limits, tools),
+        policy=policy,
         tools=tools,
         ownership=ownership,
         background=background,
         metrics=metrics,
     )
     executions = Executions(
-        sandboxes=sandboxes, tools=tools, runtime=runtime, metrics=metrics, most=limits.executions_per_sandbox_max
+        sandboxes=sandboxes, tools=tools, runtime=engine, metrics=metrics, most=limits.executions_per_sandbox_max
     )
     system = System(
         version=__version__,
         embedded=embedded,
-        runtime=runtime,
+        runtime=engine,
         sandboxes=sandboxes,
         executions=executions,
         metrics=metrics,
     )
-    return _Core(metrics, background, sandboxes, executions, Files(sandboxes, executions), system)
+    return _Core(metrics, background, engine, policy, sandboxes, executions, Files(sandboxes, executions), system)
 
 
-async def _open_endpoint(stack: AsyncExitStack, settings: Settings, metrics: Metrics, stop: StopRequest) -> str:
+async def _open_endpoint(stack: AsyncExitStack, settings: Settings, core: _Core, stop: StopRequest) -> str:
     """Opens the endpoint for Prometheus, if there is to be one, and returns its address."""
     if not settings.listen.metrics:
         return ""
-    endpoint = metrics_endpoint(parse_address(settings.listen.metrics), metrics, lambda: not stop.asked.is_set())
+    endpoint = metrics_endpoint(
+        parse_address(settings.listen.metrics),
+        core.metrics,
+        stopping=stop.asked.is_set,
+        engine_available=lambda: core.engine.available,
+    )
     return str(await stack.enter_async_context(endpoint))
-
-
-async def _watch_engine(system: System) -> None:
-    """Looks whether the engine answers, for the log and the metrics."""
-    told: bool | None = None
-    while True:
-        engine = (await system.info()).engine
-        if engine.available and told is not True:
-            _log.info("engine answers", extra={"engine": engine.name, "version": engine.version})
-        elif not engine.available and told is not False:
-            _log.warning("engine does not answer; sandboxes cannot be created until it does")
-        told = engine.available
-        await asyncio.sleep(LOOK_AT_ENGINE_EVERY_S)
 
 
 async def _drain(calls: Calls, health: Health, stop: StopRequest, grace_s: float) -> None:

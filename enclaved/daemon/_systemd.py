@@ -1,4 +1,4 @@
-"""What systemd is told: ready, alive, stopping."""
+"""What systemd is told: ready, alive, reloading, stopping."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ class Notifier:
                 sock.sendto(message.encode(), address)
             except OSError as error:
                 _log.warning("the service manager cannot be told", extra={"said": message, "why": error.strerror})
+
+    def reloading(self) -> None:
+        """Says that a reload begins; ``READY=1`` ends it."""
+        self.tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     async def keep_alive(self) -> None:
         """Says twice per watchdog interval that the event loop still turns; returns at once without a watchdog."""

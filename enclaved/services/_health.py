@@ -1,14 +1,23 @@
-"""The standard health service: SERVING for each of our services until the daemon begins to stop."""
+"""The standard health service: SERVING for each of our services that can do its work now.
+
+No service can once the daemon begins to stop; those that make containers or images cannot while the engine is away.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Final
 
 import grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from enclaved.services._interceptors import Context
+
+_NEED_ENGINE: Final = frozenset(
+    {"", "ms_enclave.v1.SandboxService", "ms_enclave.v1.PoolService", "ms_enclave.v1.ImageService"}
+)
+"""The others also serve what goes on in sandboxes that run, for which the engine is not asked."""
 
 
 class Health:
@@ -17,12 +26,19 @@ class Health:
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset({"", *services})
         self._serving = True
+        self._engine_available = True
         self._changed = asyncio.Condition()
 
     async def set_serving(self, serving: bool) -> None:
         """Changes the answer for every service and tells those who watch."""
         async with self._changed:
             self._serving = serving
+            self._changed.notify_all()
+
+    async def set_engine_available(self, available: bool) -> None:
+        """Changes the answer for the services that need the engine and tells those who watch."""
+        async with self._changed:
+            self._engine_available = available
             self._changed.notify_all()
 
     async def check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
@@ -45,4 +61,5 @@ class Health:
     def _status(self, service: str) -> int:
         if service not in self._services:
             return HealthCheckResponse.SERVICE_UNKNOWN
-        return HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
+        works = self._serving and (self._engine_available or service not in _NEED_ENGINE)
+        return HealthCheckResponse.SERVING if works else HealthCheckResponse.NOT_SERVING

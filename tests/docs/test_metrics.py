@@ -23,6 +23,8 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     metrics.execution_started()
     metrics.execution_finished("python_executor", Verdict.EXITED, Phases())
     metrics.engine_up(True)
+    metrics.engine_called("create", 0.1)
+    metrics.reloaded(True)
     text = metrics.render().decode()
     found: dict[str, tuple[str, frozenset[str]]] = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):

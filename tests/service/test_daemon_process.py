@@ -71,7 +71,7 @@ async def communicated(process: Process) -> tuple[bytes, bytes]:
         return await process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_well(folder: Path, number: signal.Signals):
     async with enclaved("run", *flags(folder)) as process:
         await said(process, b'"event": "ready"')
