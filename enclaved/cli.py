@@ -169,16 +169,20 @@ def show(file: Path | None, as_json: bool) -> None:
 
 
 @config.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def check(file: Path) -> None:
-    """Checks a configuration file, without the environment.
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def check(file: Path | None) -> None:
+    """Checks a configuration file without the environment, or what `enclaved run` would use here.
 
     \b
-    Example:
-      enclaved config check /etc/enclaved/config.toml
+    Examples:
+      enclaved config check my.toml
+      enclaved config check
     """
-    load(file, environ={})
-    click.echo(f"{file}: ok")
+    if file is None:
+        load()
+    else:
+        load(file, environ={})
+    click.echo(f"{file or 'the configuration'}: ok")
 
 
 def _configure_log(configuration: Configuration, *, for_person: bool) -> None:

@@ -27,7 +27,7 @@ def ran(*command: str | Path) -> subprocess.CompletedProcess[str]:
 def unit(tmp_path: Path) -> Path:
     """The unit with a program that exists on this machine, so that only the unit itself is judged."""
     copy = tmp_path / "enclaved.service"
-    copy.write_text(UNIT.replace("/usr/bin/enclaved", sys.executable))
+    copy.write_text(UNIT.replace("/opt/ms-enclave/bin/enclaved", sys.executable))
     return copy
 
 
@@ -48,9 +48,16 @@ def test_the_unit_is_exposed_no_more_than_it_says(unit: Path):
 
 
 def test_the_unit_runs_the_daemon_and_hears_from_it():
-    assert directive("ExecStart") == "/usr/bin/enclaved run"
+    assert directive("ExecStart") == "/opt/ms-enclave/bin/enclaved run"
     assert directive("Type") == "notify"
     assert float(directive("WatchdogSec")) >= 10
+
+
+def test_a_reload_reaches_the_daemon_first_and_fails_if_the_configuration_is_wrong():
+    assert re.findall(r"^ExecReload=(.*)$", UNIT, re.MULTILINE) == [
+        "/bin/kill -HUP $MAINPID",
+        "/opt/ms-enclave/bin/enclaved config check",
+    ]
 
 
 def test_a_stop_gets_more_time_than_the_daemon_takes_at_most():
