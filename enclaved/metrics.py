@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from enclaved.errors import EnclaveError
-from enclaved.model import Phases, SandboxState, Verdict
+from enclaved.model import MemberState, Phases, ResetOutcome, SandboxState, Verdict
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER = "other"
@@ -96,6 +96,13 @@ class Metrics:
             registry=registry,
         )
         self._reload_ok.set(1)
+        self._pool_members = Gauge("enclaved_pool_members", "Members of pools by state.", ("state",), registry=registry)
+        self._pool_waiting = Gauge(
+            "enclaved_pool_waiting", "Calls that wait for a free member of a pool.", registry=registry
+        )
+        self._pool_resets = Counter(
+            "enclaved_pool_resets", "Resets of members of pools by outcome.", ("outcome",), registry=registry
+        )
         Gauge("enclaved_build_info", "Always 1; the version is a label.", ("version",), registry=registry).labels(
             version
         ).set(1)
@@ -103,6 +110,10 @@ class Metrics:
             self._sandboxes.labels(state.value)
         for outcome in ("ok", "error"):
             self._reloads.labels(outcome)
+        for member in MemberState:
+            self._pool_members.labels(member.value)
+        for reset in ResetOutcome:
+            self._pool_resets.labels(reset.value)
 
     def rpc_started(self, kind: str, service: str, method: str) -> None:
         """Counts an RPC that begins. Only for methods that the server has: their number bounds the labels."""
@@ -149,6 +160,21 @@ class Metrics:
         """Counts one reading of the configuration after the start."""
         self._reloads.labels("ok" if successful else "error").inc()
         self._reload_ok.set(1 if successful else 0)
+
+    def pool_member_moved(self, before: MemberState | None, after: MemberState | None) -> None:
+        """Moves one member of a pool from state to state; ``None`` before it is there and after it is gone."""
+        if before is not None:
+            self._pool_members.labels(before.value).dec()
+        if after is not None:
+            self._pool_members.labels(after.value).inc()
+
+    def pool_waiting(self, change: int) -> None:
+        """Counts calls that begin (1) or end (-1) to wait for a member of a pool."""
+        self._pool_waiting.inc(change)
+
+    def pool_reset(self, outcome: ResetOutcome) -> None:
+        """Counts one reset of a member of a pool."""
+        self._pool_resets.labels(outcome.value).inc()
 
     def render(self) -> bytes:
         """Answers a scrape in Prometheus' text format (`CONTENT_TYPE`)."""

@@ -141,6 +141,31 @@ class SandboxPage:
     next_page_token: str
 
 
+class MemberState(enum.StrEnum):
+    """What a member of a pool does."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    RESETTING = "resetting"
+    REPLACING = "replacing"
+
+
+class ResetOutcome(enum.StrEnum):
+    """How a reset of a member of a pool ended."""
+
+    CLEAN = "clean"
+    REPLACED = "replaced"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInfo:
+    """A pool and its members, in the order of their slots."""
+
+    id: str
+    sandbox_ids: tuple[str, ...]
+
+
 # -- tools and jobs ----------------------------------------------------------------------------------------------
 
 
@@ -178,6 +203,7 @@ class FileOperation(enum.StrEnum):
     DELETE = "delete"
     LIST = "list"
     EXISTS = "exists"
+    WIPE = "wipe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +213,9 @@ class FileJob:
     A read writes the file's bytes to stdout, from ``offset``, at most ``length`` (``None``: all). A write takes its
     bytes from ``content`` or, if that is ``None``, from stdin until end of input, and renames the result into place.
     A list writes long lines as ``ls -la`` does. Exists writes ``exists`` or ``does not exist``. Write and delete write
-    ``report`` when they are done. A failure is an exception of the program (``FileNotFoundError``, ...), with its text
-    on stderr.
+    ``report`` when they are done. A wipe empties every place that the user may write to, whatever its path, and writes
+    a JSON object with the numbers ``removed`` and ``left``. A failure is an exception of the program
+    (``FileNotFoundError``, ...), with its text on stderr.
     ``encoding`` transcodes text between the file and UTF-8 on the channel; ``None`` moves bytes as they are.
     """
 

@@ -1118,26 +1118,27 @@ class Guest:
 
     def on_park(self, header: Dict[str, Any]) -> None:
         """Kills everything that runs here, contexts included. Files stay."""
+        running = self.park_victims()
         for context in self.contexts.values():
             for execution in list(context.queue):
                 self.stop_execution(execution, "park")
         for execution in list(self.active.values()):
             self.stop_execution(execution, "park")
         self.contexts.clear()
-        self.park_round(header["number"], time.monotonic() + KILL_DEADLINE_S)
+        self.park_round(header["number"], time.monotonic() + KILL_DEADLINE_S, running)
 
-    def park_round(self, number: int, deadline: float) -> None:
+    def park_round(self, number: int, deadline: float, killed: Set[int]) -> None:
         self.reap()
         for child in list(self.spawning):
             self.read_child(child)
         victims = self.park_victims()
         if not victims and not self.active:
-            self.send({"type": "parked", "number": number})
+            self.send({"type": "parked", "number": number, "killed": len(killed)})
         elif time.monotonic() > deadline:
             os._exit(70)
         else:
             self.kill_all(victims, self.park_victims)
-            self.after(0.002, lambda: self.park_round(number, deadline))
+            self.after(0.002, lambda: self.park_round(number, deadline, killed | victims))
 
     def park_victims(self) -> Set[int]:
         """Everything of the user's but the standby children."""
@@ -1549,12 +1550,14 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
     except (OSError, RuntimeError, ValueError) as error:  # never run with more
         control.sendall(_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
         os.kill(os.getpid(), signal.SIGKILL)
+    job = json.loads(text)
     try:
+        if job.get("operation") == "wipe":
+            os.chmod(settings["working_dir"], 0o700)
         os.chdir(settings["working_dir"])
     except OSError as error:  # an earlier program closed it to itself
         os.write(2, ("%s: %s\n" % (settings["working_dir"], error.strerror)).encode())
         os._exit(126)
-    job = json.loads(text)
     if is_context:
         _serve_context(control, job)
     elif job["kind"] == "python":
@@ -1891,6 +1894,9 @@ class PathRefused(OSError):
 def _run_file_job(control: socket.socket, job: Dict[str, Any], settings: Dict[str, Any]) -> NoReturn:
     """Does one thing to one path, as the user that this process has become."""
     try:
+        if job["operation"] == "wipe":
+            _wipe(settings["working_dir"], settings["scratch_dirs"])
+            os._exit(0)
         path = _resolve(job["path"], settings["working_dir"], job["operation"] == "delete")
         {"read": _read, "write": _write, "delete": _delete, "list": _list, "exists": _exists}[job["operation"]](
             path, job
@@ -2056,6 +2062,90 @@ def _list(path: str, job: Dict[str, Any]) -> None:
         rows.append("%s %3d %d %d %8d %s " % row + name + link)
     text = "\n".join((["total %d" % blocks] if len(entries) > 1 else []) + rows) + "\n"
     _write_all(1, text.encode("utf-8", "surrogateescape"))
+
+
+def _wipe(working_dir: str, scratch_dirs: List[str]) -> None:
+    """Removes all that the sandbox's user has kept outside processes, and reports what was there and what is left.
+
+    Nothing of the user runs meanwhile. What resists is counted, not explained: the daemon makes another sandbox.
+    """
+    folders = [working_dir] + scratch_dirs
+    removed = left = 0
+    for folder in folders:
+        if os.path.isdir(folder):
+            removed += _empty(folder, folders)
+            left += len(_own_entries(folder, folders))
+    if scratch_dirs:  # else this is no container, and what it shares is not ours to remove
+        objects = _shared_objects()
+        for remove, number in objects:
+            remove(number)
+        still = len(_shared_objects())
+        removed += len(objects) - still
+        left += still
+    _write_all(1, json.dumps({"removed": removed, "left": left}).encode())
+
+
+def _own_entries(folder: str, kept: List[str]) -> List[Tuple[str, bool]]:
+    """Paths of what this user has in a folder, and whether they are directories. Mount points are left out."""
+    with os.scandir(folder) as entries:
+        return [
+            (entry.path, entry.is_dir(follow_symlinks=False))
+            for entry in entries
+            if entry.path not in kept and entry.stat(follow_symlinks=False).st_uid == os.getuid()
+        ]
+
+
+def _empty(folder: str, kept: List[str]) -> int:
+    """Removes what this user has in a folder, however deep, and returns how much that was.
+
+    A directory's own directories are moved up before it goes, so that no path gets long and nothing is recursive.
+    """
+    if os.stat(folder).st_uid == os.getuid():
+        os.chmod(folder, 0o700)
+        for name in os.listxattr(folder):
+            os.removexattr(folder, name)
+    removed = moved = 0
+    while True:
+        before = removed
+        for path, is_directory in _own_entries(folder, kept):
+            try:
+                if is_directory:
+                    os.chmod(path, 0o700)
+                    for inner, is_inner_directory in _own_entries(path, kept):
+                        if is_inner_directory:
+                            os.chmod(inner, 0o700)
+                            moved += 1
+                            os.rename(inner, os.path.join(folder, ".wiped-%d-%d" % (os.getpid(), moved)))
+                        else:
+                            os.unlink(inner)
+                            removed += 1
+                    os.rmdir(path)
+                else:
+                    os.unlink(path)
+                removed += 1
+            except OSError:
+                continue
+        if removed == before:
+            return removed
+
+
+def _shared_objects() -> List[Tuple[Callable[[int], Any], int]]:
+    """The shared memory, semaphores and message queues of System V that this user has, with what removes them."""
+    calls: Dict[str, Callable[[int], Any]] = {
+        "shm": lambda number: _LIBC and _LIBC[0].shmctl(number, 0, None),
+        "sem": lambda number: _LIBC and _LIBC[0].semctl(number, 0, 0),
+        "msg": lambda number: _LIBC and _LIBC[0].msgctl(number, 0, None),
+    }
+    found = []
+    for kind, remove in calls.items():
+        try:
+            with open("/proc/sysvipc/%s" % kind) as table:
+                names = table.readline().split()
+                rows = [line.split() for line in table]
+        except FileNotFoundError:  # a kernel without them
+            continue
+        found += [(remove, int(row[1])) for row in rows if int(row[names.index("uid")]) == os.getuid()]
+    return found
 
 
 def main(arguments: List[str]) -> None:

@@ -45,7 +45,7 @@ class GuestLink:
         self._away.set()
         self._held: set[str] = set()
         self._numbers = 0
-        self._answers: dict[int, asyncio.Future[None]] = {}
+        self._answers: dict[int, asyncio.Future[int]] = {}
         self._lost: EnclaveError | None = None
 
     async def listen(self) -> None:
@@ -97,23 +97,26 @@ class GuestLink:
         self.handles[execution_id] = handle
         return handle, handle.start()
 
-    async def park(self) -> None:
-        """Kills everything that runs in the sandbox. Raises `GuestUnavailable` if the guest does not confirm."""
-        await self._ask("park", PARK_DEADLINE_S)
+    async def park(self) -> int:
+        """Kills everything that runs in the sandbox, and returns how many processes that were.
+
+        Raises `GuestUnavailable` if the guest does not confirm that nothing is left.
+        """
+        return await self._ask("park", PARK_DEADLINE_S)
 
     async def ping(self, deadline_s: float) -> None:
         """Asks the guest for a sign of life. Raises `GuestUnavailable`."""
         await self._ask("ping", deadline_s)
 
-    async def _ask(self, kind: str, deadline_s: float) -> None:
+    async def _ask(self, kind: str, deadline_s: float) -> int:
         self._numbers += 1
         number = self._numbers
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
             self.send({"type": kind, "number": number})
             async with asyncio.timeout(deadline_s):
-                await answer
+                return await answer
         except TimeoutError as error:
             raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} does not answer") from error
         finally:
@@ -175,7 +178,7 @@ class GuestLink:
         elif kind in ("pong", "parked"):
             answer = self._answers.get(integer(header, "number"))
             if answer is not None and not answer.done():
-                answer.set_result(None)
+                answer.set_result(integer(header, "killed") if kind == "parked" else 0)
         else:
             known = self.handles.get(string(header, "execution"))
             if known is not None:

@@ -28,6 +28,8 @@ STATUS_EVERY_S = 0.5
 PING_EVERY_S = 2.0
 PING_PATIENCE_S = 3.0
 RECONNECT_DEADLINE_S = 5.0
+SCRATCH_DIRS = ("/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108 - the container's own
+"""What of a container user code may write to, beside the working directory and the image's volumes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class Boot:
                 daemon_absence_s=self._settings.guest_absence_s,
                 memory_limit_bytes=spec.memory_limit_bytes,
                 file_size_limit_bytes=max(spec.working_dir_size_bytes, spec.tmp_size_bytes),
+                scratch_dirs=(*SCRATCH_DIRS, *image.volumes),
             ),
             guest_file=self._guest_file,
             socket_dir=link.directory,

@@ -57,6 +57,8 @@ class GuestSettings:
     open_files_limit: int = 1024
     file_size_limit_bytes: int = 0
     """Largest file a program may write (RLIMIT_FSIZE); 0: no limit of its own."""
+    scratch_dirs: tuple[str, ...] = ()
+    """Where user code may write beside the working directory. Empty outside a container."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,9 @@ class SubprocessRuntime:
         container = self._containers.get(container_id)
         if container is None:
             raise EngineRefused("start the sandbox", "it is gone")
-        settings = replace(container.plan.settings, working_dir=str(container.working_dir))
+        # Without a user of its own, what lies in /tmp may be anybody's.
+        scratch_dirs = container.plan.settings.scratch_dirs if self._in_namespace else ()
+        settings = replace(container.plan.settings, working_dir=str(container.working_dir), scratch_dirs=scratch_dirs)
         socket_path = str(container.plan.socket_dir / SOCKET_NAME)
         mode = "--container" if self._in_namespace else "--child"
         argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
