@@ -284,14 +284,27 @@ class Executions:
                 return known
         record = self._sandboxes.record(call.sandbox_id)
         record.running_link()
+        tool, job, options = self._decide(call, record)
+        execution = self.start(record, tool, job, options, call.execution_id)
+        execution.detach_grace_s = call.detach_grace_s
+        return execution
+
+    def check(self, call: ToolCall, record: SandboxRecord) -> None:
+        """Refuses a call that makes no sense in this sandbox, without starting it.
+
+        Raises `InvalidRequest`, `ToolNotFound`, `PolicyDenied`.
+        """
+        if call.execution_id:
+            check_execution_id(call.execution_id)
+        self._decide(call, record)
+
+    def _decide(self, call: ToolCall, record: SandboxRecord) -> tuple[str, Job, RunOptions]:
         tool = self._enabled(call.tool, record)
         options = (record.spec.tools or {}).get(tool, {})
         prepared = self._tools.prepare(call.tool, call.parameters, options)
         timeout_s = execution_timeout(call.timeout_s, prepared.timeout_s, record.spec)
         run = RunOptions(timeout_s, call.output_limit_bytes, call.stdin, call.merge_stderr)
-        execution = self.start(record, prepared.tool_name, prepared.job, run, call.execution_id)
-        execution.detach_grace_s = call.detach_grace_s
-        return execution
+        return prepared.tool_name, prepared.job, run
 
     def _enabled(self, name: str, record: SandboxRecord) -> str:
         if self._tools.is_internal(name):
@@ -318,6 +331,7 @@ class Executions:
             other.alone = False
         running[execution.id] = execution
         record.active_executions += 1
+        record.executions_started += 1
         self._by_id[execution.id] = execution
         self._metrics.execution_started()
         self._watch_timeout(execution)

@@ -38,6 +38,8 @@ class SandboxRecord:
     watcher: asyncio.Task[None] | None = None
     expiry: asyncio.TimerHandle | None = None
     active_executions: int = 0
+    executions_started: int = 0
+    """How many there have been, those that run included."""
     counted: Counters | None = None
     """The control group's counters when the last execution ended."""
     born: float = 0.0

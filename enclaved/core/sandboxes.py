@@ -20,6 +20,7 @@ from enclaved.errors import (
     EngineUnavailable,
     InvalidRequest,
     LimitReached,
+    PolicyDenied,
     SandboxExists,
     SandboxLost,
     SandboxNotFound,
@@ -134,12 +135,7 @@ class Sandboxes:
         sandbox_id = sandbox_id or self._new_id()
         if sandbox_id in self._records:
             raise SandboxExists(sandbox_id)
-        most = self._policy.limits.sandboxes_max
-        if len(self._records) >= most:
-            text = (
-                f"the daemon has {most} sandboxes already, its limit (sandboxes_max); delete some, or try again later"
-            )
-            raise LimitReached("daemon", "sandboxes_max", text)
+        self._check_room(1)
         self._count += 1
         record = SandboxRecord(
             id=sandbox_id,
@@ -166,6 +162,24 @@ class Sandboxes:
         record.expiry = loop.call_later(record.spec.ttl_s, self._expire, record, context=contextvars.Context())
         log.info("sandbox created", extra={"sandbox_id": sandbox_id, "image": record.spec.image})
         return record.snapshot()
+
+    def check_room(self, count: int, field: str) -> None:
+        """Looks before ``count`` sandboxes are made whether there may be so many.
+
+        Raises `PolicyDenied` if never (naming the field that asks for them), `LimitReached` if not now.
+        """
+        most = self._policy.limits.sandboxes_max
+        if count > most:
+            text = f"{field} is {count}, and this daemon has at most {most} sandboxes; ask for less"
+            raise PolicyDenied("resources", field, text, limit=str(most))
+        self._check_room(count)
+
+    def _check_room(self, count: int) -> None:
+        most, now = self._policy.limits.sandboxes_max, len(self._records)
+        if now + count > most:
+            has = f"{most} sandboxes already" if now >= most else f"{now} sandboxes, and {count} more would be too many"
+            text = f"the daemon has {has}, its limit (sandboxes_max {most}); delete some, or try again later"
+            raise LimitReached("daemon", "sandboxes_max", text)
 
     def _new_id(self) -> str:
         while (sandbox_id := secrets.token_hex(6)) in self._records:
