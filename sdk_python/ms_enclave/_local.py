@@ -62,7 +62,8 @@ class Daemons:
                 return system
         if not may_start:
             raise DaemonUnavailable(
-                f"no daemon runs on this machine (none answers at {self._system_socket}, {ADDRESS_VARIABLE} is not set)"
+                f"no daemon runs on this machine: none answers at {self._system_socket} and {ADDRESS_VARIABLE} "
+                "is not set; 'enclaved run' starts one"
             )
         return self._transport(await asyncio.to_thread(self._embedded.ensure), timeout_s)
 

@@ -120,16 +120,17 @@ def _error(finished: Finished, status: ExecutionStatus, stderr: str) -> str | No
     """
     if status is ExecutionStatus.SUCCESS:
         return stderr or None
-    reason = _reason(finished)
+    words = ending(finished)
     if finished.verdict is Verdict.TIMEOUT:
-        return reason
+        return words
     if finished.verdict is Verdict.EXCEPTION and stderr:
         return stderr
     gap = "" if not stderr or stderr.endswith("\n") else "\n"
-    return f"{stderr}{gap}{reason}"
+    return f"{stderr}{gap}{words}"
 
 
-def _reason(finished: Finished) -> str:
+def ending(finished: Finished) -> str:
+    """Says in one sentence why an execution ended."""
     match finished.verdict:
         case Verdict.EXITED:
             return f"Command failed with exit code {finished.exit_code}"

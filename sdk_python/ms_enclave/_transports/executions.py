@@ -16,16 +16,19 @@ import grpc.aio
 from ms_enclave import _convert as convert
 from ms_enclave import _results as results
 from ms_enclave._model import Channel, Event, Finished, Notice, Output, Started
-from ms_enclave._transports.base import ToolCall
-from ms_enclave._transports.calls import Calls
+from ms_enclave._transports.base import POOL_WAIT_S, ToolCall
+from ms_enclave._transports.calls import Calls, DaemonStatus
 from ms_enclave._transports.stdin import Input
 from ms_enclave.errors import DeadlineExceeded, EnclaveError, InternalError, Unavailable
 from ms_enclave.v1 import execution_service_pb2 as pb
+from ms_enclave.v1 import pool_service_pb2 as pool_pb
 
 ANSWER_S: Final = 30.0
 """How long a daemon may take beyond the execution's own time before we ask whether the execution is still there."""
 STREAM_S: Final = 600.0
 """How long one stream may last. Executions outlive it: they are taken up again where it ended."""
+POOL_RUN_S: Final = 24 * 3600.0
+"""How long a call in a pool may run as far as we know, if it does not say so itself. The daemon's policy says less."""
 CANCEL_S: Final = 5.0
 """How long a caller that was cancelled waits for its execution to be cancelled as well."""
 OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
@@ -73,6 +76,19 @@ class Executions:
                 await self._cancel(spec)
         if stdin is not None and stdin.failure is not None:
             raise stdin.failure
+
+    async def run_in_pool(self, pool_id: str, call: ToolCall, wait_timeout_s: float | None) -> results.Outcome:
+        """Runs a tool in a sandbox of a pool, which waits for a free one first. Cancels the execution as `run` does."""
+        wait_s = POOL_WAIT_S if wait_timeout_s is None else wait_timeout_s
+        spec = _spec(call)
+        request = pool_pb.RunInPoolRequest(pool_id=convert.text(pool_id, "pool_id"), spec=spec, wait_timeout_s=wait_s)
+        timeout_s = wait_s + (call.timeout_s or POOL_RUN_S) + ANSWER_S
+        try:
+            answer = await self._calls.unary(lambda stubs: stubs.pools.RunInPool, request, timeout_s=timeout_s)
+        except asyncio.CancelledError:
+            await self._cancel(spec)
+            raise
+        return _Gathered(answer.run).outcome(answer.run.execution_id or spec.execution_id)
 
     async def _run(self, spec: pb.ExecutionSpec, timeout_s: float) -> results.Outcome:
         try:
@@ -139,6 +155,7 @@ class Executions:
                     opening = pb.ExecuteRequest(attach=_attach(spec, offsets))
                 requests = _only(opening) if stdin is None else stdin.requests(opening)
                 call = stubs.executions.Execute(requests, timeout=STREAM_S)
+            daemon_status = DaemonStatus(call)
             try:
                 try:
                     async with asyncio.timeout(ANSWER_S):
@@ -152,6 +169,8 @@ class Executions:
                     if event is not None:
                         yield event
                     message = await call.read()
+            except grpc.aio.AioRpcError as error:
+                raise await daemon_status.instead_of(error) from None
             finally:
                 call.cancel()
 

@@ -1,0 +1,65 @@
+"""Shows sandboxes: as a table for a person, as JSON for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ms_enclave._model import SandboxInfo
+
+_COLORS = {"running": "green", "error": "red", "stopped": "yellow"}
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def as_json(info: SandboxInfo) -> dict[str, Any]:
+    """Returns what is worth knowing of a sandbox."""
+    labels = info.metadata.get("labels", {})
+    return {
+        "id": info.id,
+        "status": info.status.value,
+        "image": info.config.get("image"),
+        "memory_limit": info.config.get("memory_limit"),
+        "cpu_limit": info.config.get("cpu_limit"),
+        "active_executions": info.metadata.get("active_executions", 0),
+        "created_at": info.created_at.astimezone().isoformat(),
+        "expires_at": info.metadata.get("expires_at"),
+        "labels": {name: value for name, value in labels.items() if not name.startswith("ms-enclave/")},
+        "state_reason": info.metadata.get("state_reason"),
+    }
+
+
+def show(infos: Sequence[SandboxInfo]) -> None:
+    """Prints a table. Where no person reads, its columns are as wide as they need to be, and never coloured."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000, no_color=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("ID", "STATUS", "IMAGE", "MEMORY", "CPU", "RUNS", "CREATED"):
+        table.add_column(name, no_wrap=name != "STATUS")
+    for info in infos:
+        shown = as_json(info)
+        status = info.status.value
+        reason = f" ({shown['state_reason']})" if shown["state_reason"] else ""
+        table.add_row(
+            info.id,
+            Text(status, style=_COLORS.get(status, "")) + Text(reason),
+            Text(str(shown["image"])),
+            str(shown["memory_limit"]),
+            f"{shown['cpu_limit']:g}" if isinstance(shown["cpu_limit"], int | float) else "",
+            str(shown["active_executions"]),
+            _ago(info.created_at),
+        )
+    console.print(table)
+
+
+def _ago(moment: datetime) -> str:
+    passed_s = max(0, int((datetime.now(moment.tzinfo) - moment).total_seconds()))
+    for size, unit in _UNITS:
+        if passed_s >= size:
+            return f"{passed_s // size} {unit} ago"
+    return f"{passed_s} s ago"

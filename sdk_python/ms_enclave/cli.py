@@ -1,0 +1,333 @@
+"""The command ``ms-enclave``: runs programs in sandboxes, and shows and removes sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from pydantic import ValidationError
+
+from ms_enclave import __version__
+from ms_enclave._cli import exits, listing, programs, streams
+from ms_enclave._cli.exits import ExitCode
+from ms_enclave._cli.programs import say
+from ms_enclave._local import process_daemons
+from ms_enclave._model import DockerSandboxConfig
+from ms_enclave._transports.grpc import GrpcTransport
+from ms_enclave.errors import EnclaveError, Unavailable
+
+_CallableT = TypeVar("_CallableT", bound=Callable[..., Any])
+
+RUN = "run"
+LIFE_MARGIN_S = 300
+"""How much longer than its program a sandbox may live, should nobody be left to remove it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits. What goes wrong is one line on standard error."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    failed = ExitCode.NOT_RUN if given[:1] == [RUN] else ExitCode.FAILED
+    try:
+        code = ms_enclave.main(args=given, prog_name="ms-enclave", standalone_mode=False)
+    except click.UsageError as error:
+        hint = f" (try {error.ctx.command_path} --help)" if error.ctx is not None else ""
+        _exit(ExitCode.NOT_RUN if given[:1] == [RUN] else ExitCode.USAGE, f"{error.format_message().rstrip('.')}{hint}")
+    except (click.Abort, KeyboardInterrupt):
+        _exit(ExitCode.INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(ExitCode.NOBODY_READS)
+    except EnclaveError as error:
+        _exit(failed, exits.one_line(error))
+    except OSError as error:
+        _exit(failed, f"{error.filename or 'the system'}: {error.strerror}")
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _exit(code: int, line: str) -> NoReturn:
+    say(line)
+    sys.exit(code)
+
+
+def _address_option(command: _CallableT) -> _CallableT:
+    text = (
+        "Daemon to use: unix:/path/to/socket or host:port. Default: MS_ENCLAVE_ADDRESS, else this machine's, "
+        "else one of our own where that makes sense."
+    )
+    return click.option("--address", metavar="ADDRESS", help=text)(command)
+
+
+def _json_option(command: _CallableT) -> _CallableT:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead.")(command)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ms-enclave")
+def ms_enclave() -> None:
+    """Runs code that nobody has read yet in isolated containers.
+
+    \b
+    Examples:
+      ms-enclave run script.py                run a file, with its output live
+      ms-enclave run -c 'print(40 + 2)'       run a line
+      sort -u words | ms-enclave run -c 'print(len(list(open(0))))'
+      ms-enclave ps                           list sandboxes
+
+    \b
+    Exit codes:
+      0    it did what was asked
+      1    it failed; the last line says why
+      2    the command line is wrong
+      130  interrupted
+    "ms-enclave run" has those of the program; see "ms-enclave run --help".
+    """
+
+
+@ms_enclave.command(name=RUN)
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("-c", "--code", metavar="CODE", help="Run this instead of a file.")
+@click.option("--shell", is_flag=True, help="It is a shell script, not Python.")
+@click.option("--image", metavar="IMAGE", help="Image of the sandbox. [python:3.11-slim]")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Kill it after so long; 0: the longest allowed. [30]")
+@click.option("--memory", metavar="SIZE", help="Memory of the sandbox, such as 512m or 2g.")
+@click.option("--cpu", type=float, metavar="CORES", help="CPU time per wall time, such as 0.5.")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on ours. Repeatable.")
+@click.option("-i", "--interactive", is_flag=True, help="Feed it standard input although that is a terminal.")
+@_address_option
+@_json_option
+@click.pass_context
+def run(
+    context: click.Context,
+    /,
+    file: Path | None,
+    code: str | None,
+    shell: bool,
+    interactive: bool,
+    address: str | None,
+    as_json: bool,
+    **limits: Any,
+) -> int:
+    """Runs a Python file, a line of code (-c) or what standard input says (-) in a sandbox of its own.
+
+    Output appears as it is written, byte for byte. Standard input is the program's, unless it is a terminal. Ctrl-C
+    interrupts the program (KeyboardInterrupt); a second Ctrl-C kills it. The sandbox is removed at the end.
+
+    \b
+    Examples:
+      ms-enclave run script.py
+      ms-enclave run --timeout 300 --memory 2g train.py
+      ms-enclave run -c 'import sys; print(sys.stdin.read().upper())' < words.txt
+      ms-enclave run --shell -c 'ls -la; df -h .' -e LANG=C
+      ms-enclave run --json -c '1/0' | jq .verdict
+
+    \b
+    Exit codes:
+      the program's own, if it ended by itself
+      1        it raised an exception
+      124      it reached its timeout
+      125      it did not run, or we failed; the last line says why
+      128 + N  signal N killed it
+      130      interrupted by Ctrl-C
+      137      a limit killed it (memory, output, files, processes); the last line says which
+      141      nobody read the output any more
+    """
+    text = _text(context, file, code)
+    parameters = {"command": text} if shell else {"code": text, "isolated": True}
+    from_stdin = file is not None and str(file) == "-"
+    program = programs.Program(
+        "shell_executor" if shell else "python_executor",
+        parameters,
+        _config(context, **limits),
+        None if from_stdin else programs.own_stdin(from_terminal=interactive),
+        address,
+    )
+    started = programs.Run(program, live=not as_json)
+    exit_code = asyncio.run(started.to_the_end())
+    if as_json and started.result.finished is not None:
+        _print_json(started.result.as_json())
+    elif reason := started.reason():
+        say(reason)
+    return exit_code
+
+
+def _text(context: click.Context, file: Path | None, code: str | None) -> str:
+    if code is not None and file is None:
+        return code
+    if file is None or code is not None:
+        raise click.UsageError("name one of FILE and -c CODE", context)
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{file} is not UTF-8 text", context) from None
+
+
+def _config(
+    context: click.Context,
+    *,
+    image: str | None,
+    timeout: float | None,
+    memory: str | None,
+    cpu: float | None,
+    env: Sequence[str],
+) -> DockerSandboxConfig:
+    wanted = {"image": image, "timeout": timeout, "memory_limit": memory, "cpu_limit": cpu, "env_vars": _variables(env)}
+    asked: dict[str, Any] = {name: value for name, value in wanted.items() if value not in (None, {})}
+    if timeout:
+        asked["resource_limits"] = {"ttl": timeout + LIFE_MARGIN_S}
+    try:
+        return DockerSandboxConfig(**asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"memory_limit": "memory", "cpu_limit": "cpu", "env_vars": "env"}.get(
+            str(first["loc"][0]), first["loc"][0]
+        )
+        message = first["msg"].removeprefix("Value error, ")
+        raise click.UsageError(f"--{option}: {message}", context) from None
+
+
+def _variables(texts: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, given, value = text.partition("=")
+        if given or name in os.environ:
+            found[name] = value if given else os.environ[name]
+    return found
+
+
+@ms_enclave.command()
+@_address_option
+@_json_option
+def ps(address: str | None, as_json: bool) -> None:
+    """Lists the sandboxes of a daemon, oldest first.
+
+    \b
+    Examples:
+      ms-enclave ps
+      ms-enclave ps --json | jq -r '.[] | select(.status == "error").id'
+    """
+
+    async def found() -> list[Any]:
+        return await (await _running_daemon(address)).list_sandboxes({})
+
+    infos = asyncio.run(found())
+    if as_json:
+        _print_json([listing.as_json(info) for info in infos])
+    else:
+        listing.show(infos)
+
+
+@ms_enclave.command()
+@click.argument("ids", nargs=-1, metavar="ID...")
+@click.option("--all", "everything", is_flag=True, help="Remove every sandbox of the daemon.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before removing all.")
+@_address_option
+@_json_option
+@click.pass_context
+def rm(
+    context: click.Context, ids: Sequence[str], everything: bool, yes: bool, address: str | None, as_json: bool
+) -> int:
+    """Removes sandboxes with everything in them, killing what runs there. Prints the id of each that is gone.
+
+    \b
+    Examples:
+      ms-enclave rm box-1 box-2
+      ms-enclave rm --all
+    """
+    if bool(ids) == everything:
+        raise click.UsageError("name one of ID... and --all", context)
+    if everything and not yes and streams.is_terminal(0):
+        click.confirm("Remove every sandbox of the daemon?", abort=True, err=True)
+    return asyncio.run(_remove(list(dict.fromkeys(ids)), address, as_json))
+
+
+async def _remove(ids: Sequence[str], address: str | None, as_json: bool) -> int:
+    transport = await _running_daemon(address)
+    wanted = ids or [info.id for info in await transport.list_sandboxes({})]
+    removed, failures = [], {}
+    for sandbox_id in wanted:
+        try:
+            await transport.delete_sandbox(sandbox_id)
+        except Unavailable:
+            raise  # the others would fail as well, each after a while
+        except EnclaveError as error:
+            failures[sandbox_id] = exits.one_line(error)
+            say(failures[sandbox_id])
+        else:
+            removed.append(sandbox_id)
+            if not as_json:
+                click.echo(sandbox_id)
+    if as_json:
+        _print_json({"removed": removed, "failed": failures})
+    return ExitCode.FAILED if failures else ExitCode.OK
+
+
+@ms_enclave.command()
+@click.argument("image", required=False, default="")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@_address_option
+@_json_option
+def pull(image: str, quiet: bool, address: str | None, as_json: bool) -> None:
+    """Makes sure that the engine has an image (the default one if none is named), and prints its id there.
+
+    \b
+    Examples:
+      ms-enclave pull
+      ms-enclave pull python:3.12-slim
+    """
+    from ms_enclave._cli import images  # the bars take a while to load, and the other commands have none
+
+    async def pulled() -> str:
+        transport = await process_daemons().connect(address)
+        return await images.follow(transport.pull_image(image), quiet=quiet)
+
+    image_id = asyncio.run(pulled())
+    if as_json:
+        _print_json({"image": image or None, "image_id": image_id})
+    else:
+        click.echo(image_id)
+
+
+@ms_enclave.command()
+@_address_option
+@_json_option
+def version(address: str | None, as_json: bool) -> None:
+    """Prints our version, and that of the daemon if one runs.
+
+    \b
+    Example:
+      ms-enclave version --json | jq -r .daemon.version
+    """
+
+    async def daemon() -> dict[str, Any] | None:
+        try:
+            transport = await _running_daemon(address)
+            found = await transport.health(timeout_s=2.0)
+        except (Unavailable, TimeoutError):
+            return None
+        return {"address": transport.address, "version": found.version, "healthy": found.healthy}
+
+    found = asyncio.run(daemon())
+    if as_json:
+        _print_json({"version": __version__, "daemon": found})
+        return
+    click.echo(f"ms-enclave {__version__}")
+    click.echo("daemon: none runs" if found is None else f"daemon {found['version']} at {found['address']}")
+
+
+async def _running_daemon(address: str | None) -> GrpcTransport:
+    return await process_daemons().connect(address, may_start=False)
+
+
+if __name__ == "__main__":
+    main()
