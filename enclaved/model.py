@@ -166,6 +166,22 @@ class PoolInfo:
     sandbox_ids: tuple[str, ...]
 
 
+# -- images ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far the pull of an image is, for one layer or (``layer`` empty) for all of it."""
+
+    layer: str = ""
+    status: str = ""
+    """What happens, in the engine's words."""
+    current_bytes: int = 0
+    total_bytes: int = 0
+    image_id: str = ""
+    """The image on the engine; only at the end."""
+
+
 # -- tools and jobs ----------------------------------------------------------------------------------------------
 
 

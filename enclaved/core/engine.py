@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 
 from enclaved.errors import EngineUnavailable
 from enclaved.metrics import Metrics
-from enclaved.model import EngineInfo
+from enclaved.model import EngineInfo, PullProgress
 from enclaved.runtime.base import ContainerPlan, ContainerRecord, ContainerStatus, Counters, Image, Runtime, StderrTail
 
 _log = logging.getLogger(__name__)
@@ -78,6 +78,13 @@ class WatchedRuntime:
         """See `Runtime.resolve_image`."""
         with self._calling("resolve_image"):
             return await self._runtime.resolve_image(image, may_pull=may_pull)
+
+    async def pull_image(self, image: str) -> AsyncGenerator[PullProgress]:
+        """See `Runtime.pull_image`."""
+        with self._calling("pull"):
+            async with aclosing(self._runtime.pull_image(image)) as steps:
+                async for step in steps:
+                    yield step
 
     async def create(self, plan: ContainerPlan) -> str:
         """See `Runtime.create`."""

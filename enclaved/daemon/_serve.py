@@ -19,8 +19,11 @@ from enclaved.core.engine import WatchedRuntime
 from enclaved.core.executions import Executions
 from enclaved.core.files import TOOL as FILES
 from enclaved.core.files import Files
+from enclaved.core.images import Images
 from enclaved.core.ownership import Ownership
 from enclaved.core.policy import Policy
+from enclaved.core.pool import Pools
+from enclaved.core.reset import TOOL as RESET
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.system import System
 from enclaved.daemon._endpoint import metrics_endpoint
@@ -80,6 +83,8 @@ class _Core:
     sandboxes: Sandboxes
     executions: Executions
     files: Files
+    pools: Pools
+    images: Images
     system: System
 
     def apply(self, settings: Settings) -> None:
@@ -114,7 +119,13 @@ async def serve(
         calls = Calls()
         server = make_server(core.metrics, calls)
         health = add_services(
-            server, sandboxes=core.sandboxes, executions=core.executions, files=core.files, system=core.system
+            server,
+            sandboxes=core.sandboxes,
+            executions=core.executions,
+            files=core.files,
+            pools=core.pools,
+            images=core.images,
+            system=core.system,
         )
         await health.set_engine_available(False)  # until it has answered
         # The unix socket comes last: one that a server binds and never serves stays open until the process ends.
@@ -129,6 +140,7 @@ async def serve(
         clearing = core.background.spawn(core.sandboxes.clear_leftovers(state_dir, base), "clear leftovers")
         stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)
         stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
+        stack.callback(core.pools.close)
 
         core.background.spawn(core.engine.watch(health.set_engine_available), "watch engine")
         core.background.spawn(notifier.keep_alive(), "watchdog")
@@ -165,7 +177,7 @@ async def _compose(
         tools = tools or ToolRegistry.from_entry_points()
     except ToolSetupError as error:
         raise StartError(str(error)) from error
-    metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES))
+    metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES, RESET))
     driver = runtime or DockerRuntime(settings.engine.url, image_aliases=settings.images.aliases)
     engine = WatchedRuntime(driver, metrics)
     stack.push_async_callback(engine.close)
@@ -205,7 +217,18 @@ async def _compose(
         executions=executions,
         metrics=metrics,
     )
-    return _Core(metrics, background, engine, policy, sandboxes, executions, Files(sandboxes, executions), system)
+    return _Core(
+        metrics=metrics,
+        background=background,
+        engine=engine,
+        policy=policy,
+        sandboxes=sandboxes,
+        executions=executions,
+        files=Files(sandboxes, executions),
+        pools=Pools(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics),
+        images=Images(runtime=engine, policy=policy, may_pull=settings.engine.pull),
+        system=system,
+    )
 
 
 async def _open_endpoint(stack: AsyncExitStack, settings: Settings, core: _Core, stop: StopRequest) -> str:

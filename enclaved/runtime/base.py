@@ -7,13 +7,13 @@ the contract that ``testing/contracts.py`` checks for every implementation.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from enclaved.model import EngineInfo, SandboxSpec
+from enclaved.model import EngineInfo, PullProgress, SandboxSpec
 
 LABEL_ID = "enclaved.id"
 """Label with the sandbox's id. Images can imitate labels: only the HMAC proves that a container is ours."""
@@ -130,6 +130,14 @@ class Runtime(Protocol):
         """Finds an image: by its name, by its alias, else (``may_pull``) by pulling it.
 
         Raises `ImageNotFound`, and `ImageUnusable` where its metadata cannot be neutralised.
+        """
+        ...
+
+    def pull_image(self, image: str) -> AsyncGenerator[PullProgress]:
+        """Pulls an image and tells how far it is; the last that comes has the id.
+
+        A slow reader misses steps, never the last one of a layer. Who leaves does not end the pull. Raises what
+        `resolve_image` raises.
         """
         ...
 

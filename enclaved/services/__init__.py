@@ -16,6 +16,8 @@ from grpc_reflection.v1alpha import reflection
 
 from enclaved.core.executions import Executions
 from enclaved.core.files import Files
+from enclaved.core.images import Images
+from enclaved.core.pool import Pools
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.system import System
 from enclaved.metrics import Metrics
@@ -23,6 +25,8 @@ from enclaved.services._health import Health
 from enclaved.services._interceptors import Calls, Handler, Wrapper
 from enclaved.services.execution_service import ExecutionService
 from enclaved.services.file_service import FileService
+from enclaved.services.image_service import ImageService
+from enclaved.services.pool_service import PoolService
 from enclaved.services.sandbox_service import SandboxService
 from enclaved.services.system_service import SystemService
 from enclaved.services.tool_service import ToolService
@@ -60,7 +64,14 @@ def make_server(metrics: Metrics, calls: Calls) -> aio.Server:
 
 
 def add_services(
-    server: aio.Server, *, sandboxes: Sandboxes, executions: Executions, files: Files, system: System
+    server: aio.Server,
+    *,
+    sandboxes: Sandboxes,
+    executions: Executions,
+    files: Files,
+    pools: Pools,
+    images: Images,
+    system: System,
 ) -> Health:
     """Puts every service on the server, with health and reflection; returns what sets the health."""
     ours: dict[str, object] = {
@@ -68,6 +79,8 @@ def add_services(
         "ms_enclave.v1.ExecutionService": ExecutionService(executions),
         "ms_enclave.v1.ToolService": ToolService(sandboxes),
         "ms_enclave.v1.FileService": FileService(files),
+        "ms_enclave.v1.PoolService": PoolService(pools),
+        "ms_enclave.v1.ImageService": ImageService(images),
         "ms_enclave.v1.SystemService": SystemService(system),
     }
     health = Health(ours)

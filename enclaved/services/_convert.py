@@ -16,6 +16,8 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from ms_enclave.v1 import (
     execution_service_pb2,
+    image_service_pb2,
+    pool_service_pb2,
     sandbox_service_pb2,
     system_service_pb2,
     tool_service_pb2,
@@ -138,8 +140,13 @@ _STATES: Mapping[model.SandboxState, sandbox_service_pb2.Sandbox.State.ValueType
 # -- executions --------------------------------------------------------------------------------------------------
 
 
-def tool_call(spec: execution_service_pb2.ExecutionSpec, field: str, *, takes_input: bool) -> model.ToolCall:
-    """Reads what to run. ``field`` is where the spec stands in the request: ``spec`` or ``start``."""
+def tool_call(
+    spec: execution_service_pb2.ExecutionSpec, field: str, *, takes_input: bool, in_pool: bool = False
+) -> model.ToolCall:
+    """Reads what to run. ``field`` is where the spec stands in the request: ``spec`` or ``start``.
+
+    ``in_pool``: the pool chooses the sandbox, so the spec names none.
+    """
     _refuse_what_is_not_served(spec, field)
     if spec.stdin and not takes_input:
         raise InvalidRequest.of(f"{field}.stdin", "needs a stream to send input on; use Execute")
@@ -148,7 +155,7 @@ def tool_call(spec: execution_service_pb2.ExecutionSpec, field: str, *, takes_in
     if spec.HasField("output_limit_bytes") and spec.output_limit_bytes < 1:
         raise InvalidRequest.of(f"{field}.output_limit_bytes", f"must be at least 1, is {spec.output_limit_bytes}")
     call = model.ToolCall(
-        sandbox_id=fields.sandbox_id(spec.sandbox_id, f"{field}.sandbox_id"),
+        sandbox_id=fields.sandbox_id(spec.sandbox_id, f"{field}.sandbox_id", required=not in_pool),
         tool=spec.tool,
         parameters=fields.json_object(spec.parameters_json, f"{field}.parameters_json"),
         execution_id=fields.execution_id(spec.execution_id, f"{field}.execution_id", required=False),
@@ -286,6 +293,25 @@ _NOTICES: Mapping[model.NoticeKind, execution_service_pb2.Notice.Kind.ValueType]
         model.NoticeKind.CONTEXT_RESET: execution_service_pb2.Notice.KIND_CONTEXT_RESET,
     }
 )
+
+
+# -- pools and images --------------------------------------------------------------------------------------------
+
+
+def pool(found: model.PoolInfo) -> pool_service_pb2.InitializePoolResponse:
+    """Shows a pool."""
+    return pool_service_pb2.InitializePoolResponse(pool_id=found.id, sandbox_ids=found.sandbox_ids)
+
+
+def pull_progress(found: model.PullProgress) -> image_service_pb2.PullImageResponse:
+    """Shows how far a pull is."""
+    return image_service_pb2.PullImageResponse(
+        layer=found.layer,
+        status=found.status,
+        current_bytes=found.current_bytes,
+        total_bytes=found.total_bytes,
+        image_id=found.image_id,
+    )
 
 
 # -- tools and the daemon ----------------------------------------------------------------------------------------

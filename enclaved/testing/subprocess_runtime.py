@@ -17,12 +17,12 @@ import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from enclaved.errors import EngineRefused, ImageNotFound
-from enclaved.model import EngineInfo
+from enclaved.model import EngineInfo, PullProgress
 from enclaved.runtime.base import (
     LABEL_ID,
     STDERR_TAIL_BYTES,
@@ -90,6 +90,11 @@ class SubprocessRuntime:
         if image not in IMAGES:
             raise ImageNotFound(image, f"this runtime has only {', '.join(IMAGES)}")
         return Image(id="sha256:" + "0" * 64, name=image, env={}, volumes=())
+
+    async def pull_image(self, image: str) -> AsyncGenerator[PullProgress]:
+        """Has the default image already."""
+        found = await self.resolve_image(image, may_pull=True)
+        yield PullProgress(status="Image is up to date", image_id=found.id)
 
     async def create(self, plan: ContainerPlan) -> str:
         """Makes the working directory."""

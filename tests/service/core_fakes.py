@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -214,6 +214,48 @@ class FakeFiles:
         content = b"".join([chunk async for chunk in chunks])
         self.content = content
         return len(content)
+
+
+@dataclass
+class FakePools:
+    """Knows one pool, ``pool``, with the member ``box``. Raises ``error`` if it is set."""
+
+    error: BaseException | None = None
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def _note(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.error is not None:
+            raise self.error
+
+    async def initialize(
+        self, size: int, request: model.SandboxRequest, *, pool_id: str = "", labels: Mapping[str, str] = model.EMPTY
+    ) -> model.PoolInfo:
+        self._note("initialize", size, request, pool_id, dict(labels))
+        return model.PoolInfo("pool", ("box", "box-2"))
+
+    async def run(self, pool_id: str, call: model.ToolCall, wait_timeout_s: float) -> tuple[str, model.RunResult]:
+        self._note("run", pool_id, call, wait_timeout_s)
+        finished = model.Finished(model.Verdict.EXITED, exit_code=0)
+        return "box", model.RunResult("run", b"out", b"", (), finished)
+
+    async def delete(self, pool_id: str) -> None:
+        self._note("delete", pool_id)
+
+
+@dataclass
+class FakeImages:
+    """Pulls in two steps. Raises ``error`` after the first if it is set."""
+
+    error: BaseException | None = None
+    asked: list[str] = field(default_factory=list)
+
+    async def pull(self, image: str) -> AsyncGenerator[model.PullProgress]:
+        self.asked.append(image)
+        yield model.PullProgress("0123456789ab", "Downloading", 5, 10)
+        if self.error is not None:
+            raise self.error
+        yield model.PullProgress(status="Image is on the engine", image_id="sha256:" + "0" * 64)
 
 
 class FakeSystem:

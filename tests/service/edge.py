@@ -16,6 +16,8 @@ from grpc import aio
 from ms_enclave.v1 import (
     execution_service_pb2_grpc,
     file_service_pb2_grpc,
+    image_service_pb2_grpc,
+    pool_service_pb2_grpc,
     sandbox_service_pb2_grpc,
     system_service_pb2_grpc,
     tool_service_pb2_grpc,
@@ -23,7 +25,7 @@ from ms_enclave.v1 import (
 
 from enclaved.metrics import Metrics
 from enclaved.services import Calls, Health, add_services, make_server
-from tests.service.core_fakes import FakeExecutions, FakeFiles, FakeSandboxes, FakeSystem
+from tests.service.core_fakes import FakeExecutions, FakeFiles, FakeImages, FakePools, FakeSandboxes, FakeSystem
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Edge:
     sandboxes: FakeSandboxes = field(default_factory=FakeSandboxes)
     executions: FakeExecutions = field(default_factory=FakeExecutions)
     files: FakeFiles = field(default_factory=FakeFiles)
+    pools: FakePools = field(default_factory=FakePools)
+    images: FakeImages = field(default_factory=FakeImages)
 
     def __post_init__(self) -> None:
         channel: Any = self.channel
@@ -45,6 +49,8 @@ class Edge:
         self.execution_stub: Any = execution_service_pb2_grpc.ExecutionServiceStub(channel)
         self.tool_stub: Any = tool_service_pb2_grpc.ToolServiceStub(channel)
         self.file_stub: Any = file_service_pb2_grpc.FileServiceStub(channel)
+        self.pool_stub: Any = pool_service_pb2_grpc.PoolServiceStub(channel)
+        self.image_stub: Any = image_service_pb2_grpc.ImageServiceStub(channel)
         self.system_stub: Any = system_service_pb2_grpc.SystemServiceStub(channel)
 
     def handled(self, service: str, method: str, code: str, kind: str = "unary") -> float:
@@ -62,7 +68,13 @@ async def serving() -> AsyncIterator[Edge]:
         server = make_server(metrics, calls)
         async with aio.insecure_channel(f"unix:{socket}") as channel:
             edge = Edge(socket, channel, metrics, calls)
-            services: Any = {"sandboxes": edge.sandboxes, "executions": edge.executions, "files": edge.files}
+            services: Any = {
+                "sandboxes": edge.sandboxes,
+                "executions": edge.executions,
+                "files": edge.files,
+                "pools": edge.pools,
+                "images": edge.images,
+            }
             edge.health = add_services(server, **services, system=FakeSystem())  # type: ignore[arg-type]
             server.add_insecure_port(f"unix:{socket}")
             await server.start()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ import aiodocker
 from aiodocker.containers import DockerContainer
 
 from enclaved.errors import EnclaveError, EngineUnavailable, InvalidRequest
-from enclaved.model import EngineInfo
+from enclaved.model import EngineInfo, PullProgress
 from enclaved.runtime.base import (
     LABEL_ID,
     ContainerPlan,
@@ -77,6 +77,10 @@ class DockerRuntime:
     async def resolve_image(self, image: str, *, may_pull: bool) -> Image:
         """See `Runtime.resolve_image`. Raises `InvalidRequest` too, for what is no image name."""
         return await self._images.resolve(image, may_pull=may_pull)
+
+    def pull_image(self, image: str) -> AsyncGenerator[PullProgress]:
+        """See `Runtime.pull_image`. Raises `InvalidRequest` too, for what is no image name."""
+        return self._images.pull(image)
 
     async def create(self, plan: ContainerPlan) -> str:
         """See `Runtime.create`. Raises `InvalidRequest` and `ImageUnusable` too (see `create_body`)."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import aiodocker
 
 from enclaved.errors import ImageNotFound, ImageUnusable, InvalidRequest
+from enclaved.model import PullProgress
 from enclaved.runtime.base import Image
 from enclaved.runtime.docker.engine import Engine
 from enclaved.runtime.docker.errors import CONNECTION_FAILED, is_no_space
 from enclaved.runtime.docker.options import usable_volumes
+from enclaved.runtime.docker.pulls import Pull
 
 PULLS_AT_ONCE = 2
 _REFERENCE_LENGTH_MAX = 512
@@ -48,7 +51,7 @@ class Images:
     def __init__(self, engine: Engine, aliases: Mapping[str, str]) -> None:
         self._engine = engine
         self._aliases = {familiar(checked_reference(name)): checked_reference(to) for name, to in aliases.items()}
-        self._pulls: dict[str, asyncio.Task[None]] = {}
+        self._pulls: dict[str, Pull] = {}
         self._pulling = asyncio.Semaphore(PULLS_AT_ONCE)
 
     async def resolve(self, image: str, *, may_pull: bool) -> Image:
@@ -60,10 +63,21 @@ class Images:
                 return _image(candidate, found)
         if not may_pull or _IMAGE_ID.fullmatch(name):
             raise ImageNotFound(name, _hint(name, alias, "it is not on the engine, and pulling is not allowed here"))
-        await self._pull_once(name, alias)
+        # Who asks for one that is being pulled waits for the same pull; leaving does not end it.
+        await asyncio.shield(self._pull_once(name, alias).task)
         if (found := await self._inspect(name)) is None:
             raise ImageNotFound(name, _hint(name, alias, "the pull ended without it"))
         return _image(name, found)
+
+    async def pull(self, image: str) -> AsyncGenerator[PullProgress]:
+        """See `Runtime.pull_image`."""
+        name = checked_reference(image)
+        pull = self._pull_once(name, self._aliases.get(familiar(name)))
+        async with aclosing(pull.follow()) as steps:
+            async for step in steps:
+                yield step
+        found = await self.resolve(name, may_pull=False)
+        yield PullProgress(status="Image is on the engine", image_id=found.id)
 
     async def tag_of(self, image_id: str) -> str:
         """A name that people know for an image's digest, if it has one."""
@@ -72,7 +86,7 @@ class Images:
 
     async def close(self) -> None:
         """Gives up running pulls."""
-        pulls = list(self._pulls.values())
+        pulls = [pull.task for pull in self._pulls.values()]
         for pull in pulls:
             pull.cancel()
         await asyncio.gather(*pulls, return_exceptions=True)
@@ -87,24 +101,23 @@ class Images:
                 raise
         return found
 
-    async def _pull_once(self, name: str, alias: str | None) -> None:
-        """Pulls an image. Who asks for one that is being pulled waits for the same pull; leaving does not end it."""
-        pull = self._pulls.get(name)
-        if pull is None:
-            pull = self._pulls[name] = asyncio.create_task(self._pull(name, alias), name=f"pull {name}")
-            pull.add_done_callback(lambda done: self._forget_pull(name, done))
-        await asyncio.shield(pull)
+    def _pull_once(self, name: str, alias: str | None) -> Pull:
+        """Finds the pull of an image that runs, or starts one."""
+        if (pull := self._pulls.get(name)) is None:
+            pull = self._pulls[name] = Pull(name, lambda heard: self._pull(name, alias, heard))
+            pull.task.add_done_callback(lambda done: self._forget_pull(name, done))
+        return pull
 
     def _forget_pull(self, name: str, done: asyncio.Task[None]) -> None:
         del self._pulls[name]
         if not done.cancelled():
             done.exception()  # Looked at, so that asyncio does not complain where everybody has left.
 
-    async def _pull(self, name: str, alias: str | None) -> None:
+    async def _pull(self, name: str, alias: str | None, heard: Callable[[object], None]) -> None:
         async with self._engine.calling(f"pull image {name}", self._engine.deadlines.pull_s) as docker, self._pulling:
             try:
-                async for _ in docker.images.pull(name, stream=True):
-                    pass
+                async for message in docker.images.pull(name, stream=True):
+                    heard(message)
             except aiodocker.DockerError as error:
                 if error.status == CONNECTION_FAILED or is_no_space(error):
                     raise
