@@ -43,6 +43,8 @@ BY_REASON: Final[dict[str, type[EnclaveError]]] = {
     "NOT_IMPLEMENTED": errors.NotServed,
     "ENGINE_REFUSED": errors.EngineRefused,
     "INTERNAL": errors.InternalError,
+    "POOL_NOT_FOUND": errors.PoolNotFound,
+    "POOL_BUSY": errors.PoolBusy,
 }
 """One class for each value of the proto's ``ErrorReason`` that is ever sent."""
 

@@ -11,7 +11,8 @@ class that describes it best:
     │   ├── SandboxNotFound
     │   ├── ExecutionNotFound
     │   ├── ToolNotFound
-    │   └── ImageNotFound
+    │   ├── ImageNotFound
+    │   └── PoolNotFound                     call initialize_pool first
     ├── PathNotFound (FileNotFoundError)     no such file in the sandbox
     ├── SandboxExists (ValueError)
     ├── WrongState (ValueError)              the sandbox is in a state in which the call makes no sense
@@ -28,6 +29,7 @@ class that describes it best:
     │   └── DaemonUnavailable                no daemon answers at the address
     │       └── DaemonStartFailed            an embedded daemon could not be started
     ├── DeadlineExceeded (TimeoutError)      the daemon did not answer in time
+    ├── PoolBusy (TimeoutError)              no sandbox of the pool was free in time
     ├── SandboxLost                          the sandbox died during the call
     ├── NotServed (NotImplementedError)      documented, but not in this version
     └── InternalError                        a fault of ours; the daemon's log has the details
@@ -62,6 +64,8 @@ __all__ = [
     "PathNotFound",
     "PathUnusable",
     "PolicyDenied",
+    "PoolBusy",
+    "PoolNotFound",
     "SandboxExists",
     "SandboxLost",
     "SandboxNotFound",
@@ -138,6 +142,10 @@ class ImageNotFound(NotFound):
     """The image is neither on the engine nor can it be pulled."""
 
 
+class PoolNotFound(NotFound):
+    """No such pool: it was never initialized, or it is gone."""
+
+
 class PathNotFound(EnclaveError, FileNotFoundError):
     """No such file or directory in the sandbox."""
 
@@ -200,6 +208,10 @@ class DaemonStartFailed(DaemonUnavailable):
 
 class DeadlineExceeded(EnclaveError, TimeoutError):
     """The daemon did not answer within the time that this call may take. Not the timeout of a program."""
+
+
+class PoolBusy(EnclaveError, TimeoutError):
+    """No sandbox of the pool was free within the time that the caller was willing to wait."""
 
 
 class SandboxLost(EnclaveError):

@@ -36,6 +36,8 @@ EXAMPLES: dict[type[errors.EnclaveError], errors.EnclaveError] = {
     errors.ShuttingDown: errors.ShuttingDown(),
     errors.SandboxLost: errors.SandboxLost("box", "it died"),
     errors.NotServed: errors.NotServed("terminal"),
+    errors.PoolNotFound: errors.PoolNotFound("pool"),
+    errors.PoolBusy: errors.PoolBusy("pool", "no member was free", 2.0),
 }
 
 

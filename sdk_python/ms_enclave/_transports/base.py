@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
 from ms_enclave._model.config import DockerSandboxConfig
 
-__all__ = ["PullProgress", "SandboxPlan", "ToolCall", "Transport"]
+__all__ = ["POOL_WAIT_S", "PullProgress", "SandboxPlan", "ToolCall", "Transport"]
+
+POOL_WAIT_S: Final = 3600.0
+"""How long a call waits for a free sandbox of a pool if nobody says: as long as the calls before it may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class PullProgress:
 
 
 class Transport(Protocol):
-    """A way to one daemon."""
+    """A way to one daemon. One that cannot do something raises `NotServed`, which says what can."""
 
     @property
     def address(self) -> str:
@@ -111,6 +114,25 @@ class Transport(Protocol):
 
         Leaving early kills the execution, as does cancelling the caller's task. Raises as `run`.
         """
+        ...
+
+    async def initialize_pool(self, pool_id: str, size: int, plan: SandboxPlan) -> list[str]:
+        """Makes a pool of sandboxes as planned, and returns their ids when all run. Leaves one of this id alone.
+
+        The ids of its sandboxes are the daemon's to choose. Raises as `create_sandbox`.
+        """
+        ...
+
+    async def run_in_pool(self, pool_id: str, call: ToolCall, *, wait_timeout_s: float | None = None) -> ToolResult:
+        """Runs a tool in the next free sandbox of a pool, which is chosen in place of the call's.
+
+        ``wait_timeout_s``: how long to wait for one; 0: not at all; ``None``: `POOL_WAIT_S`. Raises `PoolNotFound`,
+        `PoolBusy`, and as `run`.
+        """
+        ...
+
+    async def delete_pool(self, pool_id: str) -> None:
+        """Deletes a pool with its sandboxes. Raises `PoolNotFound`."""
         ...
 
     def read_file(self, sandbox_id: str, path: str) -> AsyncGenerator[bytes, None]:

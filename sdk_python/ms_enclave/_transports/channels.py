@@ -23,6 +23,7 @@ from ms_enclave.errors import EnclaveError
 from ms_enclave.v1 import execution_service_pb2_grpc as execution_grpc
 from ms_enclave.v1 import file_service_pb2_grpc as file_grpc
 from ms_enclave.v1 import image_service_pb2_grpc as image_grpc
+from ms_enclave.v1 import pool_service_pb2_grpc as pool_grpc
 from ms_enclave.v1 import sandbox_service_pb2_grpc as sandbox_grpc
 from ms_enclave.v1 import system_service_pb2_grpc as system_grpc
 from ms_enclave.v1 import tool_service_pb2_grpc as tool_grpc
@@ -45,6 +46,7 @@ class Stubs:
         self.executions = execution_grpc.ExecutionServiceStub(channel)
         self.tools = tool_grpc.ToolServiceStub(channel)
         self.files = file_grpc.FileServiceStub(channel)
+        self.pools = pool_grpc.PoolServiceStub(channel)
         self.system = system_grpc.SystemServiceStub(channel)
         self.images = image_grpc.ImageServiceStub(channel)
 

@@ -17,9 +17,10 @@ from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, T
 from ms_enclave._transports.base import PullProgress, SandboxPlan, ToolCall
 from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
 from ms_enclave._transports.executions import Executions
-from ms_enclave.errors import EnclaveError, InvalidRequest, SandboxExists, SandboxNotFound, Unavailable
+from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxExists, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
 from ms_enclave.v1 import image_service_pb2 as image_pb
+from ms_enclave.v1 import pool_service_pb2 as pool_pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1 import system_service_pb2 as system_pb
 from ms_enclave.v1 import tool_service_pb2 as tool_pb
@@ -128,16 +129,44 @@ class GrpcTransport:
         return [convert.tool_info(tool) for tool in answer.tools]
 
     async def run(self, call: ToolCall) -> ToolResult:
-        try:
-            outcome = await self._executions.run(call)
-        except InvalidRequest as error:
-            if not status.is_tool_refusal(error):
-                raise
-            return results.refused_result(call.tool, "; ".join(v.description for v in error.violations))
-        return results.tool_result(call.tool, outcome)
+        return await _result(call.tool, self._executions.run(call))
 
     def stream(self, call: ToolCall) -> AsyncGenerator[Event, None]:
         return self._executions.stream(call)
+
+    # -- pools ---------------------------------------------------------------------------------------------------
+
+    async def initialize_pool(self, pool_id: str, size: int, plan: SandboxPlan) -> list[str]:
+        if size not in range(2**31):
+            raise InvalidRequest(f"pool_size: {size} is no number of sandboxes")
+        request = pool_pb.InitializePoolRequest(
+            pool_id=convert.text(pool_id, "pool_id"),
+            size=size,
+            spec=convert.spec(plan.config, plan.tools),
+            labels=plan.labels,
+        )
+        try:
+            answer = await self._calls.unary(lambda stubs: stubs.pools.InitializePool, request, timeout_s=CREATE_S)
+        except asyncio.CancelledError:
+            with contextlib.suppress(EnclaveError, TimeoutError):
+                async with asyncio.timeout(DELETE_QUIETLY_S):
+                    await self.delete_pool(pool_id)
+            raise
+        return list(answer.sandbox_ids)
+
+    async def run_in_pool(self, pool_id: str, call: ToolCall, *, wait_timeout_s: float | None = None) -> ToolResult:
+        return await _result(call.tool, self._executions.run_in_pool(pool_id, call, wait_timeout_s))
+
+    async def delete_pool(self, pool_id: str) -> None:
+        request = pool_pb.DeletePoolRequest(pool_id=convert.text(pool_id, "pool_id"))
+        retries = self._calls.retries()
+        try:
+            await self._calls.unary(
+                lambda stubs: stubs.pools.DeletePool, request, timeout_s=self._request_s, retries=retries
+            )
+        except PoolNotFound:
+            if not retries.used:
+                raise
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -224,6 +253,15 @@ class GrpcTransport:
             with self._calls.call(timeout_s) as stubs:
                 answer = await stubs.system.GetInfo(request, timeout=timeout_s)
         return convert.health(answer)
+
+
+async def _result(tool: str, running: Awaitable[results.Outcome]) -> ToolResult:
+    try:
+        return results.tool_result(tool, await running)
+    except InvalidRequest as error:
+        if not status.is_tool_refusal(error):
+            raise
+        return results.refused_result(tool, "; ".join(v.description for v in error.violations))
 
 
 def _id(sandbox_id: str) -> str:

@@ -16,9 +16,9 @@ _ASKED_WAIT_S_MAX = 5.0
 class Retries:
     """The waits of one call. Every call has its own."""
 
-    def __init__(self, *, reached: bool) -> None:
-        self._waits_s = list(_REACHED_WAITS_S if reached else _UNREACHED_WAITS_S)
-        self._asked_left = _ASKED_WAITS
+    def __init__(self, *, reached: bool, allowed: bool = True) -> None:
+        self._waits_s = list(_REACHED_WAITS_S if reached else _UNREACHED_WAITS_S) if allowed else []
+        self._asked_left = _ASKED_WAITS if allowed else 0
         self.used = False
         """Whether there was more than one attempt."""
 

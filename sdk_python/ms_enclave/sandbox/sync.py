@@ -29,7 +29,14 @@ from ms_enclave.sandbox import boxes, manager
 from ms_enclave.sandbox._portal import process_portal
 from ms_enclave.sandbox.tools import Tool
 
-__all__ = ["LocalSandboxManager", "Sandbox", "SandboxFactory", "SandboxManager", "SandboxManagerFactory"]
+__all__ = [
+    "HttpSandboxManager",
+    "LocalSandboxManager",
+    "Sandbox",
+    "SandboxFactory",
+    "SandboxManager",
+    "SandboxManagerFactory",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -178,6 +185,8 @@ class SandboxManager(_Face[manager.SandboxManager]):
     put_file = _Blocking(manager.SandboxManager.put_file)
     put_dir = _Blocking(manager.SandboxManager.put_dir)
     put_archive = _Blocking(manager.SandboxManager.put_archive)
+    initialize_pool = _Blocking(manager.SandboxManager.initialize_pool)
+    execute_tool_in_pool = _Blocking(manager.SandboxManager.execute_tool_in_pool)
 
     @property
     def config(self) -> SandboxManagerConfig:
@@ -201,6 +210,13 @@ class LocalSandboxManager(SandboxManager):
         **settings: Any,
     ) -> None:
         super().__init__(manager.LocalSandboxManager(config, address=address, **settings))
+
+
+class HttpSandboxManager(SandboxManager):
+    """Keeps sandboxes at an HTTP server; see `ms_enclave.sandbox.manager.HttpSandboxManager`."""
+
+    def __init__(self, config: SandboxManagerConfig | Mapping[str, Any] | None = None, **settings: Any) -> None:
+        super().__init__(manager.HttpSandboxManager(config, **settings))
 
 
 class SandboxManagerFactory:

@@ -26,6 +26,8 @@ from ms_enclave.v1 import execution_service_pb2 as execution_pb
 from ms_enclave.v1 import execution_service_pb2_grpc as execution_grpc
 from ms_enclave.v1 import file_service_pb2 as file_pb
 from ms_enclave.v1 import file_service_pb2_grpc as file_grpc
+from ms_enclave.v1 import pool_service_pb2 as pool_pb
+from ms_enclave.v1 import pool_service_pb2_grpc as pool_grpc
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1 import sandbox_service_pb2_grpc as sandbox_grpc
 from ms_enclave.v1 import system_service_pb2 as system_pb
@@ -99,6 +101,7 @@ class FakeDaemon:
 
     def __init__(self) -> None:
         self.sandboxes: dict[str, sandbox_pb.Sandbox] = {}
+        self.pools: dict[str, list[str]] = {}
         self.files: dict[tuple[str, str], tuple[bytes, int]] = {}
         self.requests: list[Message] = []
         """Every request, in the order of arrival."""
@@ -307,6 +310,41 @@ class _Files(file_grpc.FileServiceServicer):
         return file_pb.WriteFileResponse(size_bytes=len(data))
 
 
+class _Pools(pool_grpc.PoolServiceServicer):
+    def __init__(self, daemon: FakeDaemon, sandboxes: _Sandboxes) -> None:
+        self.daemon = daemon
+        self.sandboxes = sandboxes
+
+    async def InitializePool(self, request: Any, context: Any) -> Any:
+        await self.daemon.took(request, context)
+        if request.pool_id not in self.daemon.pools:
+            made = []
+            for number in range(request.size):
+                asked = sandbox_pb.CreateSandboxRequest(sandbox_id=f"m{number}-{request.pool_id}", spec=request.spec)
+                asked.labels.update(request.labels)
+                made.append((await self.sandboxes.CreateSandbox(asked, context)).sandbox.id)
+            self.daemon.pools[request.pool_id] = made
+        return pool_pb.InitializePoolResponse(pool_id=request.pool_id, sandbox_ids=self.daemon.pools[request.pool_id])
+
+    async def RunInPool(self, request: Any, context: Any) -> Any:
+        await self.daemon.took(request, context)
+        members = self.daemon.pools.get(request.pool_id)
+        if members is None:
+            text = f"pool {request.pool_id!r} not found; initialize it first"
+            await refuse(context, Refusal(grpc.StatusCode.NOT_FOUND, "POOL_NOT_FOUND", text))
+            return None
+        answer = await self.daemon.run(request.spec)
+        answer.execution_id = request.spec.execution_id
+        return pool_pb.RunInPoolResponse(run=answer, sandbox_id=members[0])
+
+    async def DeletePool(self, request: Any, context: Any) -> Any:
+        await self.daemon.took(request, context)
+        for sandbox_id in self.daemon.pools.pop(request.pool_id):
+            self.daemon.sandboxes.pop(sandbox_id, None)
+        await self.daemon.answered(request, context)
+        return pool_pb.DeletePoolResponse()
+
+
 class _System(system_grpc.SystemServiceServicer):
     def __init__(self, daemon: FakeDaemon) -> None:
         self.daemon = daemon
@@ -323,7 +361,9 @@ class _System(system_grpc.SystemServiceServicer):
 async def serve(daemon: FakeDaemon, path: Path) -> grpc.aio.Server:
     """Starts to serve at a socket."""
     server = grpc.aio.server()
-    sandbox_grpc.add_SandboxServiceServicer_to_server(_Sandboxes(daemon), server)
+    sandboxes = _Sandboxes(daemon)
+    sandbox_grpc.add_SandboxServiceServicer_to_server(sandboxes, server)
+    pool_grpc.add_PoolServiceServicer_to_server(_Pools(daemon, sandboxes), server)
     execution_grpc.add_ExecutionServiceServicer_to_server(_Executions(daemon), server)
     tool_grpc.add_ToolServiceServicer_to_server(_Tools(daemon), server)
     file_grpc.add_FileServiceServicer_to_server(_Files(daemon), server)

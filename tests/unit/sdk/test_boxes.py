@@ -434,7 +434,7 @@ async def test_what_happens_can_be_watched(daemon: FakeDaemon) -> None:
     ],
 )
 def test_how_long_to_wait_follows_the_timeout(config: Any, parameters: Any, expected: float | None) -> None:
-    assert make(DockerSandboxConfig(**config))._call("t", parameters).timeout_s == expected
+    assert make(DockerSandboxConfig(**config)).call("t", parameters).timeout_s == expected
 
 
 # -- files -------------------------------------------------------------------------------------------------------

@@ -105,13 +105,17 @@ class DockerSandbox(Sandbox):
             self.metadata["error"] = str(error)
             raise
 
+    def plan(self) -> SandboxPlan:
+        """Says what the daemon is asked to make. Makes this process's own tools that the configuration names."""
+        return SandboxPlan(self.id, self.config, self._wanted_tools(), self._labels)
+
     async def _start(self, transport: Transport) -> SandboxInfo:
         if self._made:
             with contextlib.suppress(SandboxNotFound):
                 return await transport.start_sandbox(self.id)
-        plan = SandboxPlan(self.id, self.config, self._wanted_tools(), self._labels)
-        found = await transport.create_sandbox(plan)
+        found = await transport.create_sandbox(self.plan())
         self._made = True
+        self.id = found.id  # over HTTP the server may choose another
         return found
 
     async def stop(self) -> None:
@@ -181,7 +185,7 @@ class DockerSandbox(Sandbox):
         if not self._made or self._transport is None or self.status is SandboxStatus.STOPPED:
             raise self._not_running()
         try:
-            result = await self._transport.run(self._call(tool_name, parameters))
+            result = await self._transport.run(self.call(tool_name, parameters))
         except SandboxNotFound:
             self._made = False  # its time was over, or somebody deleted it; start() makes it anew
             self.update_status(SandboxStatus.ERROR)
@@ -209,11 +213,12 @@ class DockerSandbox(Sandbox):
         tool = self.get_tool(tool_name)
         if not isinstance(tool, SandboxTool):
             raise self._no_tool(tool_name)
-        async with contextlib.aclosing(self._transport.stream(self._call(tool.name, parameters or {}))) as events:
+        async with contextlib.aclosing(self._transport.stream(self.call(tool.name, parameters or {}))) as events:
             async for event in events:
                 yield event
 
-    def _call(self, tool_name: str, parameters: Mapping[str, Any]) -> ToolCall:
+    def call(self, tool_name: str, parameters: Mapping[str, Any]) -> ToolCall:
+        """Says what the daemon is asked to run, and how long that may take as far as we know."""
         options = self.config.tools_config.get(tool_name, {})
         timeout_s = next(
             (given["timeout"] for given in (parameters, options) if "timeout" in given), self.config.timeout

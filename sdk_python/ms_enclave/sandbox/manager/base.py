@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
+import dataclasses
 import os
 import uuid
 from collections import Counter
@@ -12,6 +14,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 from ms_enclave._model import (
+    DockerSandboxConfig,
     SandboxConfig,
     SandboxInfo,
     SandboxManagerConfig,
@@ -21,7 +24,7 @@ from ms_enclave._model import (
     ToolResult,
 )
 from ms_enclave._transports.base import ToolCall, Transport
-from ms_enclave.errors import EnclaveError, InvalidRequest, SandboxExists, SandboxNotFound
+from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxExists, SandboxNotFound
 from ms_enclave.sandbox.boxes.base import Sandbox, SandboxFactory
 from ms_enclave.sandbox.boxes.docker import DockerSandbox
 
@@ -29,6 +32,7 @@ MANAGER_LABEL = "ms-enclave/manager"
 """A label on every sandbox that says which manager made it."""
 CLEANUP_INTERVAL_S = 300
 DELETIONS_AT_ONCE = 16
+POOL_TIMEOUT_S_MAX = 30 * 86400.0
 
 ManagerT = TypeVar("ManagerT", bound="type[SandboxManager]")
 
@@ -51,10 +55,15 @@ class SandboxManager(abc.ABC):
             given = {name: value for name, value in given.items() if name in config.model_fields_set}
         self.config = SandboxManagerConfig.model_validate({**given, **settings})
         self._labels = {MANAGER_LABEL: uuid.uuid4().hex}
+        self._listed: Mapping[str, str] = self._labels
+        """The labels of what `list_sandboxes` lists."""
         self._sandboxes: dict[str, Sandbox] = {}
         """What it made and has not deleted."""
         self._running = False
         self._pool_initialized = False
+        """Whether there is a pool. Programs of users read it."""
+        self._pool_ids: list[str] = []
+        self._pool_config: SandboxConfig | None = None
 
     @abc.abstractmethod
     async def _connect(self) -> Transport:
@@ -63,13 +72,18 @@ class SandboxManager(abc.ABC):
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Finds its daemon. Raises `DaemonUnavailable`, `InvalidRequest`. Does nothing if it runs."""
+        """Finds its daemon. Raises `DaemonUnavailable`, `InvalidRequest`. Does nothing if it runs.
+
+        If its settings have both ``pool_size`` and ``sandbox_config``, it makes the pool as well.
+        """
         if not self._running:
             await (await self._connect()).health()
+            if self.config.pool_size and self.config.sandbox_config is not None:
+                await self.initialize_pool()
             self._running = True
 
     async def stop(self) -> None:
-        """Removes every sandbox that it made. Can be called twice."""
+        """Removes every sandbox that it made, those of its pool too. Can be called twice."""
         await self.cleanup_all_sandboxes()
         self._running = False
 
@@ -99,16 +113,24 @@ class SandboxManager(abc.ABC):
             raise SandboxExists(f"Sandbox {sandbox.id} exists already; choose another id or delete it first")
         if isinstance(sandbox, DockerSandbox):
             sandbox.use(await self._connect(), self._labels)
-        self._sandboxes[sandbox.id] = sandbox
+        wanted_id = sandbox.id
+        self._sandboxes[wanted_id] = sandbox
         try:
             await sandbox.start()
         except BaseException:
-            del self._sandboxes[sandbox.id]
+            del self._sandboxes[wanted_id]
             raise
+        if sandbox.id != wanted_id:  # the server chose
+            self._sandboxes[sandbox.id] = self._sandboxes.pop(wanted_id)
         return sandbox.id
 
     async def get_sandbox(self, sandbox_id: str) -> Sandbox | None:
         """Returns a sandbox that this manager made, or ``None``."""
+        if sandbox_id in self._pool_ids:
+            try:
+                return await self._reached(sandbox_id)
+            except SandboxNotFound:
+                return None
         return self._sandboxes.get(sandbox_id)
 
     async def get_sandbox_info(self, sandbox_id: str) -> SandboxInfo | None:
@@ -157,6 +179,7 @@ class SandboxManager(abc.ABC):
 
     async def cleanup_all_sandboxes(self) -> None:
         """Removes every sandbox that it made. Tries all of them, then raises the first error there was."""
+        await self._delete_pool()
         slots = asyncio.Semaphore(DELETIONS_AT_ONCE)
 
         async def delete(sandbox_id: str) -> EnclaveError | None:
@@ -181,7 +204,7 @@ class SandboxManager(abc.ABC):
             "sandbox_types": dict(Counter(info.type.value for info in infos)),
             "running": self._running,
             "cleanup_interval": self.config.cleanup_interval or CLEANUP_INTERVAL_S,
-            "pool_size": 0,
+            "pool_size": len(self._pool_ids),
             "pool_enabled": self.config.pool_size > 0,
             "pool_initialized": self._pool_initialized,
         }
@@ -219,6 +242,67 @@ class SandboxManager(abc.ABC):
         """Unpacks a tar archive into a sandbox, as `DockerSandbox.put_archive`."""
         await (await self._reached(sandbox_id)).put_archive(target, tar_bytes)
 
+    # -- the pool ------------------------------------------------------------------------------------------------
+
+    async def initialize_pool(
+        self,
+        pool_size: int | None = None,
+        sandbox_type: SandboxType | str | None = None,
+        config: SandboxConfig | Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Makes sandboxes that wait for `execute_tool_in_pool`, and returns their ids when all run.
+
+        What is not given is taken from the manager's settings (``pool_size``, ``sandbox_config``). A pool that exists
+        is left as it is. Raises ``ValueError`` for a size below 1, and what `create_sandbox` raises.
+        """
+        size = self.config.pool_size if pool_size is None else pool_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InvalidRequest(f"pool_size: must be a whole number, 1 or more, and not {size!r}")
+        model = SandboxFactory.create_sandbox(
+            SandboxType.DOCKER if sandbox_type is None else sandbox_type,
+            self.config.sandbox_config if config is None else config,
+        )
+        if not isinstance(model, DockerSandbox):
+            raise InvalidRequest(f"a pool is made of sandboxes of a daemon, and {model.sandbox_type.value} has none")
+        model.use(await self._connect(), self._labels)
+        self._pool_ids = await (await self._connect()).initialize_pool(self._pool_id, size, model.plan())
+        self._pool_config = model.config
+        self._pool_initialized = True
+        return list(self._pool_ids)
+
+    async def execute_tool_in_pool(
+        self, tool_name: str, parameters: Mapping[str, Any] | None = None, timeout: float | None = None
+    ) -> ToolResult:
+        """Runs a tool in the next free sandbox of the pool, which is clean before the next call.
+
+        Callers are served first come, first served. ``timeout``: how many seconds to wait for a free one (not how
+        long the tool may run); ``None``: an hour. Raises ``ValueError`` before the pool exists, ``TimeoutError`` when
+        none was free in time, and what `execute_tool` raises.
+        """
+        if timeout is not None and not 0 <= timeout <= POOL_TIMEOUT_S_MAX:
+            raise InvalidRequest(f"timeout: must be a number of seconds, 0 to {POOL_TIMEOUT_S_MAX:g}")
+        self._check_pool()
+        config = DockerSandboxConfig() if self._pool_config is None else self._pool_config
+        call = DockerSandbox(config).call(tool_name, {} if parameters is None else parameters)
+        call = dataclasses.replace(call, sandbox_id="")
+        return await (await self._connect()).run_in_pool(self._pool_id, call, wait_timeout_s=timeout)
+
+    @property
+    def _pool_id(self) -> str:
+        return self._labels[MANAGER_LABEL]
+
+    def _check_pool(self) -> None:
+        """Raises `PoolNotFound` if it is known that there is no pool."""
+        if not self._pool_initialized:
+            raise PoolNotFound("Sandbox pool is empty, call initialize_pool first")
+
+    async def _delete_pool(self) -> None:
+        """Deletes the pool with its sandboxes, if there is one."""
+        if self._pool_initialized:
+            with contextlib.suppress(PoolNotFound):
+                await (await self._connect()).delete_pool(self._pool_id)
+            self._pool_initialized, self._pool_ids = False, []
+
     # -- inside --------------------------------------------------------------------------------------------------
 
     async def _reached(self, sandbox_id: str) -> Sandbox:
@@ -229,7 +313,11 @@ class SandboxManager(abc.ABC):
         return await DockerSandbox.attach(await self._connect(), sandbox_id)
 
     async def _infos(self) -> list[SandboxInfo]:
-        kept = {info.id: info for info in await (await self._connect()).list_sandboxes(self._labels)}
+        kept = {info.id: info for info in await (await self._connect()).list_sandboxes(self._listed)}
+        for member in kept.values():
+            if member.id in self._pool_ids and member.status is SandboxStatus.RUNNING:
+                busy = member.metadata.get("active_executions")
+                member.status = SandboxStatus.BUSY if busy else SandboxStatus.IDLE
         found = []
         for sandbox in list(self._sandboxes.values()):
             if isinstance(sandbox, DockerSandbox):
@@ -238,7 +326,7 @@ class SandboxManager(abc.ABC):
                     continue  # its time was over, or somebody else deleted it
                 sandbox.saw(info)
             found.append(sandbox.get_info())
-        return [*kept.values(), *found]
+        return sorted([*kept.values(), *found], key=lambda info: info.created_at)
 
 
 class SandboxManagerFactory:
