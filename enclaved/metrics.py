@@ -60,6 +60,7 @@ class Metrics:
             buckets=_RPC_SECONDS,
             registry=registry,
         )
+        self._http = Counter("enclaved_http_requests", "HTTP requests answered.", ("route", "code"), registry=registry)
         self._sandboxes = Gauge("enclaved_sandboxes", "Sandboxes by state.", ("state",), registry=registry)
         self._created = Counter(
             "enclaved_sandboxes_created", "Creations of sandboxes by outcome.", ("outcome",), registry=registry
@@ -76,6 +77,9 @@ class Metrics:
             registry=registry,
         )
         self._phases = [phases.labels(name) for name in ("queued", "starting", "running", "draining")]
+        self._faults = Counter(
+            "enclaved_faults", "Calls and executions that failed by a fault of the daemon itself.", registry=registry
+        )
         self._engine_up = Gauge("enclaved_engine_up", "Whether the container engine answers.", registry=registry)
         self._engine_calls = Counter(
             "enclaved_engine_calls", "Calls to the container engine by outcome.", ("call", "outcome"), registry=registry
@@ -110,6 +114,9 @@ class Metrics:
             self._sandboxes.labels(state.value)
         for outcome in ("ok", "error"):
             self._reloads.labels(outcome)
+        # A counter that is there from the start: Prometheus sees no increase in a series that begins with 1.
+        for outcome in ("ok", "limit_reached"):
+            self._created.labels(outcome)
         for member in MemberState:
             self._pool_members.labels(member.value)
         for reset in ResetOutcome:
@@ -123,6 +130,14 @@ class Metrics:
         """Counts and times an RPC that ended with the gRPC status code of this name."""
         self._rpcs_handled.labels(kind, service, method, code).inc()
         self._rpc_seconds.labels(kind, service, method).observe(seconds)
+        if code == "Internal":
+            self._faults.inc()
+
+    def http_request(self, route: str, code: int) -> None:
+        """Counts an HTTP request: its route as it is documented (or ``other``), and the status of its answer."""
+        self._http.labels(route, str(code)).inc()
+        if code == 500:
+            self._faults.inc()
 
     def sandbox_moved(self, before: SandboxState | None, after: SandboxState | None) -> None:
         """Moves one sandbox from state to state; ``None`` before it exists and after it is forgotten."""
@@ -144,6 +159,8 @@ class Metrics:
         self._active.dec()
         self._executions.labels(tool if tool in self._tools else OTHER, verdict.value).inc()
         spent_s = (phases.queued_s, phases.starting_s, phases.running_s, phases.draining_s)
+        if verdict is Verdict.INTERNAL_ERROR:
+            self._faults.inc()
         for histogram, seconds in zip(self._phases, spent_s, strict=True):
             histogram.observe(seconds)
 
@@ -199,7 +216,7 @@ class _WithoutCreationTimes(Collector):
 
 
 def _outcome(error: BaseException) -> str:
-    if isinstance(error, asyncio.CancelledError):
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
         return "cancelled"
     if not isinstance(error, EnclaveError):
         return "internal"

@@ -51,7 +51,9 @@ SUITES = (
     Suite("docs", ("tests/docs",), 240),
     Suite("scripts", ("tests/scripts",), 120),
     Suite("service", ("tests/service",), 300),
+    Suite("monitoring", ("tests/monitoring",), 180, must_run=True),
     Suite("conformance", ("tests/conformance",), 300, must_run=True),
+    Suite("clients", ("tests/clients",), 240, must_run=True),
     Suite("integration", ("tests/integration", "tests/test_sandbox.py"), 600, must_run=True),
 )
 

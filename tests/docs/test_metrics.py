@@ -18,6 +18,7 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     metrics = Metrics(version="0", tools=["python_executor"])
     metrics.rpc_started("unary", "s", "m")
     metrics.rpc_handled("unary", "s", "m", "OK", 0.1)
+    metrics.http_request("/health", 200)
     metrics.sandbox_moved(None, SandboxState.RUNNING)
     metrics.sandbox_created()
     metrics.execution_started()

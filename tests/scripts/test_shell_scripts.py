@@ -158,6 +158,8 @@ def test_the_tests_are_prepared_like_the_quick_start(checkout: Checkout) -> None
     assert rest == [
         "ROOT/scripts/ensure-engine",
         "ROOT/scripts/ensure-image --built",
+        "ROOT/scripts/build-image --recipe systemd",
+        "ROOT/scripts/ensure-prometheus",
         "ROOT/scripts/_suites.py -x",
     ]
 

@@ -58,7 +58,6 @@ def test_the_documented_exit_codes_are_those_of_the_help_and_of_the_page(command
         (("runn",), r"enclaved: No such command 'runn'.* \(try enclaved --help\)"),
         (("run", "--colour"), r"enclaved: No such option.*--colour.*\(try enclaved run --help\)"),
         (("run", "extra"), r"enclaved: Got unexpected extra argument .*\(try enclaved run --help\)"),
-        (("config", "check"), r"enclaved: Missing argument 'FILE' \(try enclaved config check --help\)"),
         (("config", "check", "/none.toml"), "enclaved: file /none.toml: there is no such file"),
         (("run", "--embedded-parent-fd", "x"), r"enclaved: Invalid value for '--embedded-parent-fd'.*"),
     ],
@@ -67,6 +66,12 @@ def test_what_is_wrong_is_one_line_with_a_hint(command, arguments, line):
     code, out, err = command(*arguments)
     assert (code, out, len(err)) == (2, "", 1)
     assert re.fullmatch(line, err[0])
+
+
+def test_without_a_file_the_configuration_that_would_be_used_is_checked(command, monkeypatch):
+    assert command("config", "check") == (0, "the configuration: ok\n", [])
+    monkeypatch.setenv("ENCLAVED_CONFIG", "/none.toml")
+    assert command("config", "check") == (2, "", ["enclaved: file /none.toml: there is no such file"])
 
 
 def test_the_configuration_is_shown_as_toml_with_origins(command, monkeypatch):
