@@ -15,12 +15,13 @@ import click
 from ms_enclave import __version__
 
 from enclaved import log
-from enclaved.config import SETTINGS, ConfigError, Configuration, load
+from enclaved.config import SETTINGS, ConfigError, Configuration, Setting, load
 
 _CallableT = TypeVar("_CallableT", bound=Callable[..., Any])
 
 _NOT_FOR_EMBEDDED = {
     "listen.tcp": "",
+    "listen.http": "",
     "listen.metrics": "",
     "listen.unix_mode": "0600",
     "listen.unix_group": "",
@@ -158,14 +159,19 @@ def show(file: Path | None, as_json: bool) -> None:
     for warning in configuration.warnings:
         click.echo(f"enclaved: warning: {warning}", err=True)
     settings, origins = configuration.settings, configuration.origins
+    values = {setting.key: _shown(setting, settings.value(setting.key)) for setting in SETTINGS}
     if as_json:
-        shown = {key: {"value": settings.value(key), "origin": origin} for key, origin in origins.items()}
+        shown = {key: {"value": values[key], "origin": origin} for key, origin in origins.items()}
         click.echo(json.dumps(shown, indent=2))
         return
-    lines = [(f"{key} = {_toml(settings.value(key))}", origin) for key, origin in origins.items()]
+    lines = [(f"{key} = {_toml(values[key])}", origin) for key, origin in origins.items()]
     width = max(len(line) for line, _ in lines)
     for line, origin in lines:
         click.echo(f"{line:{width}}  # {origin}")
+
+
+def _shown(setting: Setting, value: Any) -> Any:
+    return ["(hidden)"] * len(value) if setting.is_secret else value
 
 
 @config.command()

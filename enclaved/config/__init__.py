@@ -5,7 +5,7 @@ A value comes from the last of these that has one: the default, the TOML file, t
 docs/configuration.md lists them all.
 """
 
-from enclaved.config.checks import SOCKET_PATH_BYTES_MAX, Address, parse_address
+from enclaved.config.checks import SOCKET_PATH_BYTES_MAX, Address, http_address, parse_address
 from enclaved.config.loading import DEFAULT_FILE, FILE_VARIABLE, ConfigError, Configuration, load
 from enclaved.config.settings import SETTINGS, Setting, Settings
 
@@ -19,6 +19,7 @@ __all__ = [
     "Configuration",
     "Setting",
     "Settings",
+    "http_address",
     "load",
     "parse_address",
 ]

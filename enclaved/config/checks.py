@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from enclaved.config.settings import Listen, Settings
+from enclaved.config.settings import Settings
 
 SOCKET_PATH_BYTES_MAX: Final = 107
 """Longest path of a unix socket on Linux."""
 
+_SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _STATE_DIR_BYTES_MAX = 72  # leaves room for the sockets of sandboxes below it
 
 
@@ -45,10 +47,16 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
+def http_address(text: str) -> Address | Path:
+    """Reads where the HTTP API listens: ``host:port``, or ``unix:PATH``. Raises `ValueError`."""
+    return Path(text.removeprefix("unix:")) if text.startswith("unix:") else parse_address(text)
+
+
 def contradictions(settings: Settings) -> Iterator[Problem]:
     """Finds every setting that cannot be as it is."""
     listen = settings.listen
-    yield from _socket_problems(listen)
+    yield from _socket_problems("listen.unix", listen.unix)
+    yield from _http_problems(settings)
     for key, text, why in (
         ("listen.tcp", listen.tcp, "anybody who reaches it could run code; this version has no tokens to prevent that"),
         ("listen.metrics", listen.metrics, "metrics have no access control of their own"),
@@ -74,23 +82,39 @@ def contradictions(settings: Settings) -> Iterator[Problem]:
         yield Problem(f"limits.{name}", str(error).removeprefix(f"{name} "))
 
 
-def _socket_problems(listen: Listen) -> Iterator[Problem]:
-    if not listen.unix:
+def _socket_problems(key: str, path: str) -> Iterator[Problem]:
+    if not path:
         return
-    if not PurePosixPath(listen.unix).is_absolute():
-        yield Problem("listen.unix", f"must be an absolute path, is {listen.unix!r}")
-    if len(os.fsencode(listen.unix)) > SOCKET_PATH_BYTES_MAX:
-        yield Problem(
-            "listen.unix", f"has more than the {SOCKET_PATH_BYTES_MAX} bytes that Linux allows for a socket's path"
-        )
+    if not PurePosixPath(path).is_absolute():
+        yield Problem(key, f"must be an absolute path, is {path!r}")
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        yield Problem(key, f"has more than the {SOCKET_PATH_BYTES_MAX} bytes that Linux allows for a socket's path")
 
 
-def _address_problem(text: str, why_loopback: str) -> str | None:
+def _http_problems(settings: Settings) -> Iterator[Problem]:
+    text, keys = settings.listen.http, settings.http.api_keys
+    if text.startswith("unix:"):
+        yield from _socket_problems("listen.http", text.removeprefix("unix:"))
+        if text.removeprefix("unix:") in ("", settings.listen.unix):
+            yield Problem("listen.http", "must be a path of its own")
+    elif text:
+        why = "anybody who reaches it could run code; set http.api_keys to open it to others"
+        problem = _address_problem(text, why, anywhere=bool(keys))
+        if problem:
+            yield Problem("listen.http", problem)
+    for key in keys:
+        if not key.isascii() or not key.isprintable() or not key.strip():
+            yield Problem("http.api_keys", "has a key that no header can carry; use printable ASCII characters")
+        elif key.startswith("sha256:") and not _SHA256.fullmatch(key):
+            yield Problem("http.api_keys", "has a digest that is not sha256: and 64 hexadecimal digits")
+
+
+def _address_problem(text: str, why_loopback: str, *, anywhere: bool = False) -> str | None:
     try:
         address = parse_address(text)
     except ValueError as error:
         return str(error)
-    if address.host == "localhost":
+    if anywhere or address.host == "localhost":
         return None
     try:
         if ipaddress.ip_address(address.host).is_loopback:

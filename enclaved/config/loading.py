@@ -148,6 +148,8 @@ class _Gathered:
 
 def _parse(field: FieldInfo, text: str) -> Any:
     annotation: Any = field.annotation
+    if annotation == list[str]:
+        return [part.strip() for part in text.split(",") if part.strip()]
     if annotation != dict[str, str]:
         return TypeAdapter(annotation).validate_strings(text)
     pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]

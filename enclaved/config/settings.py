@@ -33,7 +33,28 @@ class Listen(_Section):
         "ms-enclave", description="Group of the unix socket, if it exists; empty: the daemon's own."
     )
     tcp: str = Field("", description="Address for gRPC over TCP, such as 127.0.0.1:50061; loopback only. Empty: none.")
+    http: str = Field(
+        "",
+        description="Address for the HTTP API, such as 127.0.0.1:8000 or unix:/run/enclaved/http.sock. Empty: none.",
+    )
     metrics: str = Field("127.0.0.1:9464", description="Address for Prometheus; loopback only. Empty: none.")
+
+
+class Http(_Section):
+    """The HTTP API."""
+
+    api_keys: list[str] = Field(
+        [],
+        json_schema_extra={"secret": True},
+        description="Keys, one of which every request must have; sha256:DIGEST names a key by its digest. "
+        "Empty: none needed, on loopback and unix sockets only.",
+    )
+    api_key_in_url: bool = Field(False, description="Whether ?api_key=KEY counts, too. URLs end up in logs.")
+    hosts: list[str] = Field(
+        [], description="Names under which clients reach the HTTP API, beside localhost and addresses."
+    )
+    requests_max: _Count = Field(100, description="HTTP requests at once.")
+    archive_max_bytes: _Bytes = Field(67108864, description="Largest archive that can be uploaded over HTTP, packed.")
 
 
 class State(_Section):
@@ -109,6 +130,7 @@ class Settings(_Section):
     """All settings."""
 
     listen: Listen = Listen()
+    http: Http = Http()
     state: State = State()
     engine: Engine = Engine()
     images: Images = Images()
@@ -142,6 +164,12 @@ class Setting(NamedTuple):
     def flag(self) -> str:
         """Its flag on the command line."""
         return "--" + self.key.replace(".", "-").replace("_", "-")
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its value is not to be shown."""
+        extra = self.field.json_schema_extra
+        return isinstance(extra, dict) and bool(extra.get("secret"))
 
     @property
     def description(self) -> str:

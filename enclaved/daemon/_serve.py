@@ -28,10 +28,12 @@ from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.system import System
 from enclaved.daemon._endpoint import metrics_endpoint
 from enclaved.daemon._errors import StartError
+from enclaved.daemon._http import http_endpoint
 from enclaved.daemon._lock import locked_state
 from enclaved.daemon._reload import Reloads
 from enclaved.daemon._sockets import listen_tcp, listen_unix
 from enclaved.daemon._systemd import Notifier
+from enclaved.gateway import Core as HttpCore
 from enclaved.metrics import Metrics
 from enclaved.runtime.base import Runtime
 from enclaved.runtime.docker.driver import DockerRuntime
@@ -70,6 +72,7 @@ class Addresses:
     unix: str
     tcp: str
     metrics: str
+    http: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ async def serve(
             listen_unix(server, Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)
         await server.start()
         stack.push_async_callback(server.stop, STOP_SERVER_S)
+        http = await _open_http(stack, settings, core, calls)
         base = state_dir.parent.parent if embedded else None
         clearing = core.background.spawn(core.sandboxes.clear_leftovers(state_dir, base), "clear leftovers")
         stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)
@@ -152,7 +156,7 @@ async def serve(
 
         if reloads is not None:
             core.background.spawn(reloads.serve(settings, apply, notifier, core.metrics), "reload")
-        addresses = Addresses(listen.unix, tcp, endpoint)
+        addresses = Addresses(listen.unix, tcp, endpoint, http)
         _log.info("ready", extra={"version": __version__, **asdict(addresses)})
         notifier.tell("READY=1")
         ready(addresses)
@@ -242,6 +246,14 @@ async def _open_endpoint(stack: AsyncExitStack, settings: Settings, core: _Core,
         engine_available=lambda: core.engine.available,
     )
     return str(await stack.enter_async_context(endpoint))
+
+
+async def _open_http(stack: AsyncExitStack, settings: Settings, core: _Core, calls: Calls) -> str:
+    """Opens the HTTP API, if there is to be one, and returns its address."""
+    if not settings.listen.http:
+        return ""
+    served = HttpCore(core.sandboxes, core.executions, core.files, core.system, core.pools)
+    return await stack.enter_async_context(http_endpoint(settings, served, core.metrics, calls))
 
 
 async def _drain(calls: Calls, health: Health, stop: StopRequest, grace_s: float) -> None:
