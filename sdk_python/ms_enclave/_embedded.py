@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import site
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +35,7 @@ STOP_S: Final = 30.0
 KILL_S: Final = 5.0
 """How long the kernel may take to end it then."""
 LOG_LEVEL_VARIABLE: Final = "ENCLAVED_LOG_LEVEL"
+API_KEYS_VARIABLE: Final = "ENCLAVED_HTTP_API_KEYS"
 LOG_BYTES_MAX: Final = 1024 * 1024
 LOG_BYTES_KEPT: Final = 64 * 1024
 LOG_BYTES_SHOWN: Final = 4096
@@ -41,10 +45,38 @@ _DIRECTORY_BYTES_MAX = 60
 """Longest path of the directory, so that the sockets that the daemon makes below it stay within Linux's 107 bytes."""
 
 
-class EmbeddedDaemon:
-    """The embedded daemon of this process; at most one runs at a time. May be used from any thread."""
+@dataclass(frozen=True, slots=True)
+class HttpListener:
+    """How an embedded daemon is to serve the HTTP API."""
 
-    def __init__(self) -> None:
+    address: str = ""
+    """``host:port``; empty: a socket in its private directory."""
+    api_key: str | None = None
+    """What every request must have; ``None``: what the daemon's configuration says, by default nothing."""
+    log_level: str = "warning"
+    shows_log: bool = False
+    """Whether it writes its log where this process writes its own."""
+
+    def arguments(self, directory: Path) -> list[str]:
+        """Returns its part of the command line."""
+        return ["--listen-http", self.address or f"unix:{_http_socket(directory)}"]
+
+    def environment(self) -> dict[str, str]:
+        """Returns its part of the environment, where nobody else can read it; of the key only the digest."""
+        found = {LOG_LEVEL_VARIABLE: self.log_level}
+        if self.api_key:
+            found[API_KEYS_VARIABLE] = f"sha256:{hashlib.sha256(self.api_key.encode()).hexdigest()}"
+        return found
+
+
+class EmbeddedDaemon:
+    """An embedded daemon of this process; at most one runs at a time. May be used from any thread."""
+
+    def __init__(self, http: HttpListener | None = None) -> None:
+        """``http``: whether and how it serves the HTTP API as well."""
+        self._http = http
+        # Other objects of this process have directories of their own; the one without HTTP is the process's.
+        self._suffix = f"-{secrets.token_hex(2)}" if http else ""
         self._lock = threading.Lock()
         """Guards everything below, so that two threads do not start two daemons."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,6 +94,19 @@ class EmbeddedDaemon:
         if process is None or directory is None or process.poll() is not None:
             return None
         return _address(directory)
+
+    @property
+    def http_url(self) -> str | None:
+        """Returns where it serves the HTTP API: ``http://host:port`` or ``unix:/path``; ``None`` while it does not."""
+        directory = self._directory
+        if self._http is None or directory is None or self.running_address is None:
+            return None
+        return f"http://{self._http.address}" if self._http.address else f"unix:{_http_socket(directory)}"
+
+    def wait(self) -> int | None:
+        """Blocks until it ends, and returns its exit code; ``None`` if it does not run."""
+        process = self._process
+        return None if process is None else process.wait()
 
     def ensure(self) -> str:
         """Starts it unless it runs, waits until it answers, and returns its address. Blocks for at most 30 s.
@@ -95,17 +140,22 @@ class EmbeddedDaemon:
 
     def _start(self) -> str:
         # In the same directory as before, if it died: that is where what it left behind will be found.
-        directory = self._directory = self._directory or private_directory()
+        directory = self._directory = self._directory or private_directory(self._suffix)
+        arguments: list[str] = []
         environment = _environment()
+        if self._http is not None:
+            arguments = self._http.arguments(directory)
+            environment = {**environment, **self._http.environment()}
         reader, self._pipe = os.pipe()
         try:
             _socket(directory).unlink(missing_ok=True)
             with _log(directory).open("ab") as log:
+                output = None if self._shows_log else log
                 self._process = process = subprocess.Popen(
-                    _command(directory, reader),
+                    [*_command(directory, reader), *arguments],
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    stdout=output,
+                    stderr=output,
                     pass_fds=(reader,),
                     env=environment,
                     cwd="/",
@@ -119,12 +169,16 @@ class EmbeddedDaemon:
         problem = _wait_until_it_listens(process, directory)
         if problem:
             self._release()
-            words = _last_words(directory)
+            words = "(see its log above)" if self._shows_log else _last_words(directory)
             if not self._served:
                 self._forget_directory()
             raise DaemonStartFailed(f"{problem}:\n{words}")
         self._served += 1
         return _address(directory)
+
+    @property
+    def _shows_log(self) -> bool:
+        return self._http is not None and self._http.shows_log
 
     def _forget_directory(self) -> None:
         """Removes the directory of a daemon that left nothing behind."""
@@ -162,13 +216,13 @@ class EmbeddedDaemon:
         self._served = 0
 
 
-def private_directory() -> Path:
-    """Makes the directory of this process's daemon: ``$XDG_RUNTIME_DIR/ms-enclave/<pid>-<starttime>``.
+def private_directory(suffix: str = "") -> Path:
+    """Makes the directory of this process's daemon: ``$XDG_RUNTIME_DIR/ms-enclave/<pid>-<starttime><suffix>``.
 
     Without a runtime directory it is below the temporary directory. Nobody else can read it.
     Raises `DaemonStartFailed` if there is no place for it.
     """
-    name = f"{os.getpid()}-{_start_time()}"
+    name = f"{os.getpid()}-{_start_time()}{suffix}"
     places = [Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent", "ms-enclave")]
     # Below /tmp in any case, since others may be too long; what somebody else made there is not used.
     places += [Path(place, f"ms-enclave-{os.geteuid()}") for place in (tempfile.gettempdir(), "/tmp")]  # noqa: S108
@@ -233,6 +287,10 @@ def _environment() -> dict[str, str]:
 
 def _socket(directory: Path) -> Path:
     return directory / "enclaved.sock"
+
+
+def _http_socket(directory: Path) -> Path:
+    return directory / "http.sock"
 
 
 def _address(directory: Path) -> str:

@@ -26,12 +26,14 @@ from ms_enclave.sandbox.boxes import (
     register_sandbox,
 )
 from ms_enclave.sandbox.manager import (
+    HttpSandboxManager,
     LocalSandboxManager,
     SandboxManager,
     SandboxManagerFactory,
     VolcengineSandboxManager,
     register_manager,
 )
+from ms_enclave.sandbox.server import SandboxServer, create_server
 from ms_enclave.sandbox.tools import (
     FileOperation,
     PythonExecutor,
@@ -50,6 +52,7 @@ __all__ = [
     "ExecutionStatus",
     "FileOperation",
     "HealthCheckResult",
+    "HttpSandboxManager",
     "LocalSandboxManager",
     "PythonExecutor",
     "Sandbox",
@@ -60,6 +63,7 @@ __all__ = [
     "SandboxManagerConfig",
     "SandboxManagerFactory",
     "SandboxManagerType",
+    "SandboxServer",
     "SandboxStatus",
     "SandboxType",
     "ShellExecutor",
@@ -71,6 +75,7 @@ __all__ = [
     "ToolType",
     "VolcengineSandbox",
     "VolcengineSandboxManager",
+    "create_server",
     "register_manager",
     "register_sandbox",
     "register_tool",

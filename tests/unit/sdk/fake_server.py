@@ -153,8 +153,8 @@ def refused(status: int, detail: Any, **headers: str) -> web.Response:
 
 
 @contextlib.contextmanager
-def served(server: FakeServer, unix: Path | None = None) -> Iterator[FakeServer]:
-    """Serves on a thread with an event loop of its own; ``server.url`` says where."""
+def served(server: FakeServer, unix: Path | None = None, port: int = 0) -> Iterator[FakeServer]:
+    """Serves on a thread with an event loop of its own; ``server.url`` says where. ``port`` 0: any."""
     ready = threading.Event()
     stop: list[Callable[[], None]] = []
 
@@ -164,9 +164,8 @@ def served(server: FakeServer, unix: Path | None = None) -> Iterator[FakeServer]
         runner = web.ServerRunner(web.Server(server.answer, handler_cancellation=True), shutdown_timeout=0)
         await runner.setup()
         if unix is None:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            host, port = runner.addresses[0][:2]
-            server.url = f"http://{host}:{port}"
+            await web.TCPSite(runner, "127.0.0.1", port).start()
+            server.url = "http://{}:{}".format(*runner.addresses[0])
         else:
             await web.UnixSite(runner, str(unix)).start()
             server.url = f"unix:{unix}"

@@ -10,14 +10,17 @@ DOCUMENTED = {
     "ms_enclave.sandbox": [
         "DockerSandbox",
         "DockerSandboxConfig",
+        "HttpSandboxManager",
         "LocalSandboxManager",
         "Sandbox",
         "SandboxFactory",
         "SandboxManager",
         "SandboxManagerFactory",
+        "SandboxServer",
         "SandboxType",
         "Tool",
         "ToolFactory",
+        "create_server",
         "register_tool",
     ],
     "ms_enclave.sandbox.boxes": [
@@ -54,7 +57,10 @@ DOCUMENTED = {
         "VolcengineSandboxManagerConfig",
         "WriteFileRequest",
     ],
+    "ms_enclave.sandbox.server": ["SandboxServer", "create_server"],
+    "ms_enclave.sandbox.server.server": ["SandboxServer", "create_server"],
     "ms_enclave.sandbox.manager": [
+        "HttpSandboxManager",
         "LocalSandboxManager",
         "SandboxManager",
         "SandboxManagerFactory",
@@ -69,6 +75,7 @@ DOCUMENTED = {
         "register_tool",
     ],
     "ms_enclave.sandbox.sync": [
+        "HttpSandboxManager",
         "LocalSandboxManager",
         "Sandbox",
         "SandboxFactory",
