@@ -118,7 +118,7 @@ ARCHIVE_BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "description": "A tar archive, plain or packed by gzip, bzip2 or xz; files and directories only.",
         "required": True,
-        "content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 
