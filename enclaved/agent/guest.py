@@ -1947,6 +1947,7 @@ def _check_regular(mode: int) -> None:
 
 
 def _open_regular(path: str) -> int:
+    _check_regular(os.lstat(path).st_mode)  # opening may have effects of its own
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     _check_regular(os.fstat(fd).st_mode)
     return fd
@@ -1956,6 +1957,8 @@ def _read(path: str, job: Dict[str, Any]) -> None:
     import codecs
 
     fd = _open_regular(path)
+    if job["offset"] > os.fstat(fd).st_size:
+        return
     os.lseek(fd, job["offset"], os.SEEK_SET)
     left = job["length"]
     decoder = codecs.getincrementaldecoder(job["encoding"])() if job["encoding"] else None
