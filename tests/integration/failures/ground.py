@@ -140,11 +140,12 @@ class Ground:
         await found.says('"ready"')
         return found
 
-    def program(self, code: str, *, name: str = "program", **variables: str) -> Program:
-        """Starts a Python program, which finds no daemon and starts its own."""
+    def program(self, code: str, *, name: str = "program", prefix: Sequence[str] = (), **variables: str) -> Program:
+        """Starts a Python program, which finds no daemon and starts its own. ``prefix``: a command that starts it."""
         file = self.folder / f"{name}.py"
         file.write_text(f"{_NO_SYSTEM_DAEMON}{code}")
-        found = Program([sys.executable, "-P", file], self.folder / f"{name}.out", self.environment(**variables))
+        command = [*prefix, sys.executable, "-P", file]
+        found = Program(command, self.folder / f"{name}.out", self.environment(**variables))
         self._programs.append(found)
         return found
 
