@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import secrets
@@ -57,7 +58,7 @@ class Sandboxes:
         self._ownership, self._background, self._metrics = ownership, background, metrics
         self._records: dict[str, SandboxRecord] = {}
         self._count = 0
-        self._closing = False
+        self._closing = asyncio.Event()
 
     # -- looking
 
@@ -125,7 +126,7 @@ class Sandboxes:
         return sandbox
 
     async def _create(self, request: SandboxRequest, sandbox_id: str, labels: Mapping[str, str]) -> Sandbox:
-        if self._closing:
+        if self._closing.is_set():
             raise ShuttingDown
         if sandbox_id:
             check_id(sandbox_id)
@@ -188,7 +189,7 @@ class Sandboxes:
         record = self.record(sandbox_id)
         async with record.lock:
             self._still_known(record)
-            if self._closing:
+            if self._closing.is_set():
                 raise ShuttingDown
             if record.state is SandboxState.STOPPED:
                 if record.container_id is not None:
@@ -326,9 +327,10 @@ class Sandboxes:
                 self._metrics.engine_up(False)
                 log.warning("the engine does not answer", extra={"reason": str(error)})
             if not complete:
-                if self._closing:
-                    return
-                await asyncio.sleep(RETRY_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_S):
+                        await self._closing.wait()
+                        return
 
     async def _remove_owned(self, ownership: Ownership) -> bool:
         """Removes containers that are provably this owner's and of no sandbox; False if one must be seen again."""
@@ -351,7 +353,7 @@ class Sandboxes:
 
     async def close(self, deadline_s: float) -> None:
         """Takes no new sandboxes and removes those there are, within a deadline."""
-        self._closing = True
+        self._closing.set()
         gate = asyncio.Semaphore(REMOVALS_AT_ONCE)
 
         async def remove(record: SandboxRecord) -> None:
