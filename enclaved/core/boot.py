@@ -98,7 +98,8 @@ class Boot:
             record.directory.mkdir(mode=0o711, parents=True)
             write_accounts(accounts, record.uid, spec.working_dir)
         except OSError as error:
-            text = f"cannot write to the state directory {record.directory}: {error.strerror}"
+            hint = "look at the room and the permissions there"
+            text = f"cannot write to the daemon's state directory {record.directory}: {error.strerror}; {hint}"
             raise NoSpace(str(record.directory), text) from error
         link = record.link = GuestLink(
             record.id, record.directory / "socket", group_id=os.getegid(), guest_uids={0, os.geteuid()}

@@ -56,7 +56,7 @@ class Program:
     @property
     def text(self) -> str:
         """What it wrote so far."""
-        return self._output.read_text(errors="replace")
+        return self._output.read_text(errors="replace") if self._output.is_file() else ""
 
     async def says(self, words: str) -> None:
         """Waits until it wrote this. Fails if it ends without."""
@@ -95,6 +95,10 @@ class DaemonProcess(Program):
         """Where it listens, as the SDK and gRPC name it."""
         return f"unix:{self.socket}"
 
+    async def listens(self) -> None:
+        """Waits for its socket, for where its log cannot be read."""
+        await until(self.socket.exists, "a socket")
+
     def check_log(self) -> None:
         """Fails if anything went wrong in it with which nobody had thought of."""
         lines = [line for line in self.text.splitlines() if any(fault in line for fault in FAULTS_OF_OURS)]
@@ -118,26 +122,27 @@ class Ground:
         own = {"PYTHONPATH": path, "XDG_RUNTIME_DIR": str(self.run_dir), "ENCLAVED_CONFIG": "/dev/null"}
         return {**os.environ, **own, **more}
 
-    async def daemon(
-        self,
-        *flags: str,
-        name: str = "e",
-        state_dir: Path | None = None,
-        environment: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> DaemonProcess:
+    async def daemon(self, *flags: str, name: str = "e", state_dir: Path | None = None) -> DaemonProcess:
         """Starts a daemon and waits until it serves. ``name``: its socket, log and state directory."""
+        found = self.start_daemon(*flags, name=name, state_dir=state_dir)
+        await found.says('"ready"')
+        return found
+
+    def start_daemon(
+        self, *flags: str, name: str = "e", state_dir: Path | None = None, output: Path | None = None
+    ) -> DaemonProcess:
+        """Starts a daemon without waiting for it."""
         socket = self.folder / f"{name}.sock"
         command = [
             *(sys.executable, "-P", "-m", "enclaved", "run", "--listen-unix", str(socket), "--listen-metrics", ""),
             *("--state-dir", str(state_dir or self.folder / name), "--log-format", "json", *flags),
         ]
-        log = self.folder / f"{name}.log"
-        log.write_text("")
-        found = DaemonProcess(command, log, environment or self.environment(), **options)
+        log = output or self.folder / f"{name}.log"
+        if output is None:
+            log.write_text("")
+        found = DaemonProcess(command, log, self.environment())
         found.socket = socket
         self._programs.append(found)
-        await found.says('"ready"')
         return found
 
     def program(self, code: str, *, name: str = "program", prefix: Sequence[str] = (), **variables: str) -> Program:
