@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,37 +175,35 @@ async def test_the_guest_works_on(readable: str, request: pytest.FixtureRequest)
     assert found["mode"] == ("container" if os.getuid() == 0 else "child")
 
 
-def opened(*needed: Path) -> str:
+def opened(stash: Path, needed: Collection[Path]) -> str:
     """Shell commands that open paths to everybody, for a process in a mount namespace of its own.
 
     Where a folder on the way is closed (a home, most often), an empty one takes its place, with only what is needed.
     """
     commands = ["set -e"]
-    for number, folder in enumerate(sorted({closed(path) for path in needed} - {None})):
-        stash = f"/mnt/{number}"
-        commands += [f"mkdir {stash}", f"mount --rbind {folder} {stash}", f"mount -t tmpfs -o mode=755 tmpfs {folder}"]
-        for path in sorted(set(needed)):
+    for number, folder in enumerate({first_closed(path) for path in needed} - {None}):
+        aside = stash / str(number)
+        commands += [f"mkdir {aside}", f"mount --rbind {folder} {aside}", f"mount -t tmpfs -o mode=755 tmpfs {folder}"]
+        for path in needed:
             if path.is_relative_to(folder):
-                commands += [f"mkdir -p {path}", f"mount --rbind {stash}/{path.relative_to(folder)} {path}"]
-    return "\n".join([commands[0], "mount -t tmpfs tmpfs /mnt", *commands[1:]])
+                commands += [f"mkdir -p {path}", f"mount --rbind {aside / path.relative_to(folder)} {path}"]
+    return "\n".join(commands)
 
 
-def closed(path: Path) -> Path | None:
+def first_closed(path: Path) -> Path | None:
     """The first folder on the way to a path that is closed to others."""
     return next((folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001), None)
 
 
-def test_the_guest_works_without_root_as_a_child_of_its_own_user() -> None:
+def test_the_guest_works_without_root_as_a_child_of_its_own_user(tmp_path: Path) -> None:
     """A test process that has become nobody runs it all again, without namespaces."""
     program = PROBE.format(path=[str(ROOT), str(ROOT / "sdk_python"), *filter(None, sys.path)], python=None)
     command = [sys.executable, "-c", program]
     if os.getuid() == 0:
-        needed = {Path(path) for path in (ROOT, sys.prefix, sys.base_prefix, sys.executable)}
-        folders = {
-            path if path.is_dir() else path.parent.parent for path in needed | {path.resolve() for path in needed}
-        }
-        user = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups"
-        command = ["unshare", "--mount", "sh", "-c", f'{opened(*folders)}\nexec {user} "$@"', "sh", *command]
+        python = Path(sys.executable)
+        needed = {ROOT, Path(sys.prefix), Path(sys.base_prefix), python.parent.parent, python.resolve().parent.parent}
+        become = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups"
+        command = ["unshare", "--mount", "sh", "-c", f'{opened(tmp_path, needed)}\nexec {become} "$@"', "sh", *command]
     env = {name: os.environ[name] for name in ("PATH", "TMPDIR", "MS_ENCLAVE_TEST_RUN") if name in os.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90, cwd="/", env=env)
     assert done.returncode == 0, done.stderr
