@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +43,7 @@ async def until(look: Callable[[], T], what: str, patience_s: float = PATIENCE_S
 
 
 class Program:
-    """A process that a test started, with everything that it wrote in a file."""
+    """A process that a test started, with everything that it wrote in a file. Its input is empty and does not end."""
 
     def __init__(
         self, command: Sequence[str | Path], output: Path, environment: Mapping[str, str], **options: Any
@@ -50,7 +51,7 @@ class Program:
         self._output = output
         with output.open("ab") as file:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, cwd="/", **options
+                command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment, cwd="/", **options
             )
 
     @property
@@ -78,8 +79,14 @@ class Program:
         """Sends a signal to it alone."""
         self.process.send_signal(number)
 
+    def go_on(self) -> None:
+        """Lets it go on, if it waits for the end of its input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def kill(self) -> None:
         """Ends it however it is, if it has not ended."""
+        self.go_on()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -172,15 +179,36 @@ class Ground:
         return sorted((self.run_dir / "ms-enclave").glob("*"))
 
     def clear(self) -> None:
-        """Ends and removes whatever there still is."""
+        """Ends and removes whatever there still is. Daemons that programs started end by themselves, with a limit."""
         for program in self._programs:
             program.kill()
-        engine = load("_engine").Engine.from_environment()
-        for container in self.containers():
-            engine.remove_container(container)
+        deadline = time.monotonic() + PATIENCE_S
+        while self._embedded_daemons() and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY_S)
+        for pid in self._embedded_daemons():
+            os.kill(pid, signal.SIGKILL)
+        scripts = load("_engine")
+        engine = scripts.Engine.from_environment()
+        while (containers := self.containers()) and time.monotonic() < deadline:
+            for container in containers:
+                with suppress(scripts.EngineError):  # somebody else removes it at this moment
+                    engine.remove_container(container)
         for folder in self._mounts:
             subprocess.run(["umount", "--lazy", folder], check=True)
         shutil.rmtree(self.folder)
+
+    def _embedded_daemons(self) -> list[int]:
+        """The process ids of daemons of programs that run now."""
+        locks = (directory / "state" / "lock" for directory in self.embedded_directories())
+        pids = [int(lock.read_text() or 0) for lock in locks if lock.exists()]
+        return [pid for pid in pids if pid and str(self.run_dir).encode() in _command_line(pid)]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 _NO_SYSTEM_DAEMON = """
