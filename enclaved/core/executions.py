@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import secrets
 from collections import deque
@@ -67,7 +68,7 @@ class Execution:
         self.timeout_s = call.timeout_s
         self.created_at = datetime.now(UTC)
         self.since = asyncio.get_running_loop().time()
-        """Monotonic time since which nothing else can have kept it from running: others ended before it."""
+        """Monotonic time until which it may have waited in line, as far as is known."""
         self.alone = record.active_executions == 0
         self.cancelled_by = ""
         self.detach_grace_s = 60.0
@@ -80,7 +81,9 @@ class Execution:
         self.expiry: asyncio.TimerHandle | None = None
         link = record.running_link()
         self._first_reader: OutputReader | None
-        self.handle, self._first_reader = link.start(execution_id, encode_job(job, record.env), call)
+        wire = encode_job(job, record.env)
+        self.context = wire.context
+        self.handle, self._first_reader = link.start(execution_id, wire, call)
         self.handle.finished.add_done_callback(lambda report: owner.on_end(self, report))
 
     @asynccontextmanager
@@ -115,7 +118,7 @@ class Execution:
         if reader is None:
             reader = self.handle.subscribe(offsets)
         try:
-            await reader.subscribed
+            await reader.wait_subscribed()
         except SandboxLost as error:
             await _expect_lost(self, error)
         except BaseException:
@@ -344,8 +347,10 @@ class Executions:
         record.active_executions -= 1
         running = self._running.get(record, {})
         running.pop(execution.id, None)
-        for other in running.values():
-            other.since = asyncio.get_running_loop().time()
+        if execution.context is not None:
+            for other in running.values():
+                if other.context == execution.context:
+                    other.since = asyncio.get_running_loop().time()
         if not running:
             self._running.pop(record, None)
         error = report.exception()
@@ -430,7 +435,14 @@ class Executions:
 
     def _overdue(self, execution: Execution) -> None:
         now = asyncio.get_running_loop().time()
+        if self._is_in_line(execution):
+            execution.since = now
         if now < execution.since + execution.timeout_s + TIMEOUT_MARGIN_S:
-            self._watch_timeout(execution)  # it may have waited behind others that have ended since
+            self._watch_timeout(execution)
         else:
             self._sandboxes.lose(execution.record, "its guest did not end an execution at its timeout")
+
+    def _is_in_line(self, execution: Execution) -> bool:
+        """Whether it waits in its context behind others, whose own time comes first."""
+        before = itertools.takewhile(lambda other: other is not execution, self._running[execution.record].values())
+        return execution.context is not None and any(other.context == execution.context for other in before)
