@@ -197,8 +197,11 @@ class Sandboxes:
                 else:
                     try:
                         await self._start(record)
-                    except BaseException:
-                        record.enter(SandboxState.STOPPED, "it could not be started again")
+                    except BaseException as error:
+                        if record.container_id is None:
+                            record.enter(SandboxState.STOPPED, "it could not be started again")
+                        else:  # what was made could not be removed yet
+                            self._give_up(record, f"it could not be started again: {error}")
                         raise
             elif record.state is not SandboxState.RUNNING:
                 text = f"sandbox {sandbox_id!r} is {record.state.value}: {record.state_reason}; delete it"
