@@ -66,6 +66,7 @@ SOURCES_KEPT = 256
 SOURCES_BYTES = 1024 * 1024
 LARGE_PIPES_MAX = 4
 STOP_ROUNDS = 8
+SWEEP_ROUNDS = 1000
 RETRY_S = 0.2
 
 STDOUT = 1
@@ -1053,14 +1054,20 @@ class Guest:
         for pid in victims:
             self.kill(pid)
 
-    def sweep_strays(self) -> None:
-        """Kills what no execution can answer for, now that none runs."""
+    def sweep_strays(self, rounds: int = SWEEP_ROUNDS) -> None:
+        """Kills what no execution can answer for, now that none runs, until nothing is left of it."""
         if self.active or not self.privileged:
             return
+        self.reap()
+        strays = self.strays()
+        if strays and rounds:
+            self.kill_all(strays, self.strays)
+            self.after(0.002, lambda: self.sweep_strays(rounds - 1))
+
+    def strays(self) -> Set[int]:
+        """Processes of the user that are not ours."""
         unknown = self.listed() - self.protected()
-        for pid in unknown:
-            if _uid(pid) == self.settings["uid"]:
-                self.kill(pid)
+        return {pid for pid in unknown if _uid(pid) == self.settings["uid"] and _stat(pid) is not None}
 
     def protected(self) -> Set[int]:
         """Processes that a sweep leaves alone: they are known, alive or not yet reaped."""
@@ -1831,6 +1838,7 @@ def _serve_context(control: socket.socket, job: Dict[str, Any]) -> NoReturn:
         try:
             if os.fstat(control.fileno()).st_ino != own_socket:
                 os._exit(outcome["exit_code"])
+            control.setblocking(True)  # user code may have changed that
             control.sendall(_claim(outcome))
         except OSError:  # user code closed or replaced the socket: the exit status has to speak
             os._exit(outcome["exit_code"])
