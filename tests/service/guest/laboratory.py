@@ -70,15 +70,6 @@ class Laboratory:
     metrics: Metrics
     state_dir: Path
 
-    def change_guest(self, old: str, new: str) -> None:
-        """Changes the source of the guests that are started from now on."""
-        (guest,) = (self.state_dir / "guest").iterdir()
-        source = guest.read_text()
-        assert source.count(old) == 1
-        guest.chmod(0o644)
-        guest.write_text(source.replace(old, new))
-        guest.chmod(0o444)
-
     async def box(self, **request: Any) -> Box:
         """Makes a sandbox."""
         sandbox = await self.sandboxes.create(SandboxRequest(**request))

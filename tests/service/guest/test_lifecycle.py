@@ -34,6 +34,7 @@ from tests.service.guest.laboratory import (
     printed,
     until,
 )
+from tests.service.guest.tuning import replace_guests
 
 
 @asynccontextmanager
@@ -222,9 +223,7 @@ async def test_an_id_belongs_to_one_sandbox(lab: Laboratory) -> None:
 
 
 async def test_a_guest_that_cannot_start_says_why(lab: Laboratory) -> None:
-    (guest,) = (lab.state_dir / "guest").iterdir()
-    guest.chmod(0o644)
-    guest.write_text("import sys\nsys.exit('no guest today')")
+    replace_guests(lab, "import sys\nsys.exit('no guest today')")
     with pytest.raises(EngineRefused, match="its guest ended with code 1: no guest today"):
         await lab.box()
     assert gauges(lab) == {}

@@ -135,28 +135,6 @@ async def test_what_does_not_fit_is_continued_by_attach_with_every_byte_once(box
     assert story.finished.bytes_total == {STDOUT: size, STDERR: 3 * MIB}
 
 
-async def test_a_full_journal_of_tiny_writes_ends_the_answer_and_not_the_program(lab: Laboratory) -> None:
-    """Each costs more than its byte, so the program waits long before an answer is full; nobody may wait for both."""
-    lab.change_guest("JOURNAL_BYTES = 4 * 1024 * 1024", "JOURNAL_BYTES = 64 * 1024")
-    box = await lab.box()
-    count = 1000
-    code = (
-        "import array, fcntl, os, termios\n"
-        "left = array.array('i', [0])\n"
-        f"for n in range({count}):\n"
-        "    os.write(1 + n % 2, b'ab'[n % 2:n % 2 + 1])\n"
-        "    while not fcntl.ioctl(1 + n % 2, termios.FIONREAD, left) and left[0]: os.sched_yield()\n"
-    )
-    result = await box.isolated(code)
-    assert result.finished is None
-    assert 0 < len(result.stdout) < count
-    story = await follow(
-        box.lab.executions.get(result.execution_id), {STDOUT: len(result.stdout), STDERR: len(result.stderr)}
-    )
-    assert result.stdout + story.stdout == b"a" * (count // 2)
-    assert result.stderr + story.stderr == b"b" * (count // 2)
-
-
 async def test_reading_can_be_broken_off_and_taken_up_anywhere(box: Box) -> None:
     size = 3 * MIB
     execution = await box.open_python(writes_noise(size), isolated=True)
