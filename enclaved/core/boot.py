@@ -81,11 +81,17 @@ class Boot:
             shutil.rmtree(self._old_directories.pop(), ignore_errors=True)
 
     async def up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
-        """Makes and starts the container, and waits for its guest. Leaves nothing behind when it fails."""
+        """Makes and starts the container, and waits for its guest.
+
+        Leaves nothing behind when it fails, unless the engine is away: then the record still names the container.
+        """
         try:
             await self._up(record, remaining_ttl_s)
         except BaseException:
-            await self._background.finish(self.down(record), f"undo {record.id}")
+            try:
+                await self._background.finish(self.down(record), f"undo {record.id}")
+            except EngineUnavailable as error:  # why it is there at all is the better answer
+                log.warning("container left for now", extra={"sandbox_id": record.id, "reason": str(error)})
             raise
 
     async def _up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
