@@ -176,14 +176,14 @@ class Boot:
                 async with asyncio.timeout(PING_EVERY_S):
                     await link.wait_away()
             except TimeoutError:
-                reason = await self._frozen(link, container_id)
+                reason = await self._frozen(record, link, container_id)
             else:
                 reason = await self._gone(link, container_id)
             if reason:
                 on_lost(record, reason)
                 return
 
-    async def _frozen(self, link: GuestLink, container_id: str) -> str:
+    async def _frozen(self, record: SandboxRecord, link: GuestLink, container_id: str) -> str:
         """Why a connected guest must be given up; empty if it answers, or is paused from outside."""
         try:
             await link.ping(PING_PATIENCE_S)
@@ -195,6 +195,7 @@ class Boot:
             except EngineUnavailable:
                 return "its guest stopped answering, and so did the engine"
             if status is not None and status.paused:
+                record.paused_at = asyncio.get_running_loop().time()
                 return ""
             return f"its guest did not answer for {PING_PATIENCE_S:g} s"
         return ""

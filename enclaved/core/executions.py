@@ -55,7 +55,7 @@ RUN_OUTPUT_BYTES = 1024 * 1024
 ACKNOWLEDGE_EVERY_BYTES = 256 * 1024
 RECORD_KEPT_S = 60.0
 RECORDS_PER_SANDBOX = 256
-TIMEOUT_MARGIN_S = 10.0
+TIMEOUT_MARGIN_S = 15.0
 
 
 class Execution:
@@ -253,6 +253,11 @@ def _notices(execution: Execution) -> list[Notice]:
     return [Notice(NoticeKind.CONTEXT_RESET, text)]
 
 
+def _due(execution: Execution) -> float:
+    """Monotonic time until which a guest must have ended an execution, whatever it runs."""
+    return max(execution.since, execution.record.paused_at) + execution.timeout_s + TIMEOUT_MARGIN_S
+
+
 class Executions:
     """Starts executions, finds them by id, and says how they ended."""
 
@@ -429,15 +434,16 @@ class Executions:
 
     def _watch_timeout(self, execution: Execution) -> None:
         """The guest enforces timeouts. Should it not, the sandbox goes."""
-        due = execution.since + execution.timeout_s + TIMEOUT_MARGIN_S
         context = contextvars.Context()
-        execution.overdue = asyncio.get_running_loop().call_at(due, self._overdue, execution, context=context)
+        execution.overdue = asyncio.get_running_loop().call_at(
+            _due(execution), self._overdue, execution, context=context
+        )
 
     def _overdue(self, execution: Execution) -> None:
         now = asyncio.get_running_loop().time()
         if self._is_in_line(execution):
             execution.since = now
-        if now < execution.since + execution.timeout_s + TIMEOUT_MARGIN_S:
+        if now < _due(execution):
             self._watch_timeout(execution)
         else:
             self._sandboxes.lose(execution.record, "its guest did not end an execution at its timeout")

@@ -6,13 +6,15 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
-from enclaved.core import executions
+from enclaved.core import boot, executions
 from enclaved.core.executions import Execution
 from enclaved.errors import ExecutionNotFound, SandboxLost
 from enclaved.model import STDERR, STDOUT, Event, SandboxState, Verdict
+from enclaved.runtime.base import ContainerStatus
 from tests.service.guest.laboratory import PATIENCE_S, Box, Laboratory, Story, first_output, follow, printed, until
 from tests.service.guest.tuning import tune_guests
 
@@ -273,3 +275,30 @@ async def test_an_execution_that_a_guest_does_not_end_costs_the_sandbox_whatever
     assert finished.verdict is Verdict.SANDBOX_LOST
     assert "did not end an execution at its timeout" in finished.message
     await until(lambda: not lab.runtime._containers)
+
+
+async def test_a_sandbox_that_somebody_pauses_is_not_given_up_for_its_timeouts(
+    lab: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boot, "PING_EVERY_S", 0.02)
+    monkeypatch.setattr(boot, "PING_PATIENCE_S", 0.1)
+    monkeypatch.setattr(executions, "TIMEOUT_MARGIN_S", 0.9)
+    status = lab.runtime.status
+
+    async def paused(container_id: str) -> ContainerStatus | None:
+        found = await status(container_id)
+        return replace(found, paused=True) if found is not None else None
+
+    loop = asyncio.get_running_loop()
+    box = await lab.box()
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.runtime, "status", paused)
+        execution = await box.open_shell("echo begun; exec sleep 600", timeout_s=0.2)
+        await first_output(execution)
+        os.kill(box.guest_pid(), signal.SIGSTOP)
+        paused_at = loop.time()
+        await until(lambda: loop.time() > paused_at + 1.4)
+        assert lab.sandboxes.get(box.id).state is SandboxState.RUNNING
+        os.kill(box.guest_pid(), signal.SIGCONT)
+        assert (await execution.ended).verdict is Verdict.TIMEOUT
+    assert printed(await box.shell("echo well")) == "well\n"
