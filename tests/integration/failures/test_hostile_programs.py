@@ -366,13 +366,13 @@ sys.exit(3)
 
 
 async def test_terminal_escapes_and_imitated_log_lines_stay_in_the_output(cell: Sandbox, daemon: DaemonProcess):
-    lie = '{"time": "2026-01-01", "level": "error", "event": "sandbox lost"}'
+    lie = '{"time": "2026-01-01", "level": "error", "event": "the sky fell"}'
     code = f"print('\\x1b]0;title\\x07\\x1b[2J\\x1b[31mred'); print({lie!r}); raise RuntimeError('\\x1b[1m\\nevent')"
     result = await run(cell, code)
     assert result.output == f"\x1b]0;title\x07\x1b[2J\x1b[31mred\n{lie}\n"
     assert result.metadata["verdict"] == "EXCEPTION"
     assert "\x1b" not in daemon.text
-    assert '"event": "sandbox lost"' not in daemon.text
+    assert "the sky fell" not in daemon.text
 
 
 async def test_a_program_that_closes_and_replaces_descriptors_harms_only_itself(cell: Sandbox):
