@@ -54,6 +54,7 @@ EXECUTIONS_MAX = 1024
 INTERRUPT_GRACE_S = 1.0
 SPAWN_DEADLINE_S = 5.0
 SPAWN_PATIENCE_S = 2.0
+CODE_FD = "_code_fd"
 CLAIMS_AT_ONCE = 16
 KILL_DEADLINE_S = 5.0
 EXPIRY_MARGIN_S = 60.0
@@ -65,6 +66,7 @@ SOURCES_KEPT = 256
 SOURCES_BYTES = 1024 * 1024
 LARGE_PIPES_MAX = 4
 STOP_ROUNDS = 8
+SWEEP_ROUNDS = 1000
 RETRY_S = 0.2
 
 STDOUT = 1
@@ -370,6 +372,7 @@ class Guest:
 
     def serve(self) -> NoReturn:
         """Runs until the sandbox ends. Never returns."""
+        os.set_inheritable(globals()[CODE_FD], False)
         wake, wakeup = socket.socketpair()
         wake.setblocking(False)
         wakeup.setblocking(False)
@@ -774,7 +777,10 @@ class Guest:
                 os.set_inheritable(theirs.fileno(), True)
                 os.chdir("/")
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-                arguments = [sys.executable, __file__, "--template", str(theirs.fileno()), json.dumps(self.settings)]
+                code_fd = globals()[CODE_FD]
+                os.set_inheritable(code_fd, True)
+                arguments = [sys.executable] + lean_arguments(code_fd)
+                arguments += ["--template", str(theirs.fileno()), json.dumps(self.settings)]
                 path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
                 os.execve(
                     sys.executable,
@@ -1048,14 +1054,20 @@ class Guest:
         for pid in victims:
             self.kill(pid)
 
-    def sweep_strays(self) -> None:
-        """Kills what no execution can answer for, now that none runs."""
+    def sweep_strays(self, rounds: int = SWEEP_ROUNDS) -> None:
+        """Kills what no execution can answer for, now that none runs, until nothing is left of it."""
         if self.active or not self.privileged:
             return
+        self.reap()
+        strays = self.strays()
+        if strays and rounds:
+            self.kill_all(strays, self.strays)
+            self.after(0.002, lambda: self.sweep_strays(rounds - 1))
+
+    def strays(self) -> Set[int]:
+        """Processes of the user that are not ours."""
         unknown = self.listed() - self.protected()
-        for pid in unknown:
-            if _uid(pid) == self.settings["uid"]:
-                self.kill(pid)
+        return {pid for pid in unknown if _uid(pid) == self.settings["uid"] and _stat(pid) is not None}
 
     def protected(self) -> Set[int]:
         """Processes that a sweep leaves alone: they are known, alive or not yet reaped."""
@@ -1501,8 +1513,8 @@ def template_main(fd: int, settings: Dict[str, Any]) -> None:
     import traceback  # noqa: F401
     import types  # noqa: F401
 
-    own = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != own]
+    os.close(globals()[CODE_FD])
+    sys.path[:] = [entry for entry in sys.path if entry]  # without the place that -c puts first
     sys.argv[:] = [""]
     _prctl(4, 1)  # changes nothing here, but the library is loaded
     gc.collect()
@@ -1829,6 +1841,7 @@ def _serve_context(control: socket.socket, job: Dict[str, Any]) -> NoReturn:
         try:
             if os.fstat(control.fileno()).st_ino != own_socket:
                 os._exit(outcome["exit_code"])
+            control.setblocking(True)  # user code may have changed that
             control.sendall(_claim(outcome))
         except OSError:  # user code closed or replaced the socket: the exit status has to speak
             os._exit(outcome["exit_code"])
@@ -1855,13 +1868,17 @@ def _run_python(control: socket.socket, job: Dict[str, Any]) -> NoReturn:
             pass
     # What the interpreter does at its end, without the dismantling of every module, which costs 10 ms: threads are
     # joined, atexit runs, objects of the program go away, and with them the buffers of files left open.
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        interpreter.namespace.clear()
-        gc.collect()
-    except BaseException:  # user code runs in all of these
-        pass
+    last_steps: List[Callable[[], Any]] = [
+        threading._shutdown,  # type: ignore[attr-defined]
+        atexit._run_exitfuncs,
+        interpreter.namespace.clear,
+        gc.collect,
+    ]
+    for step in last_steps:
+        try:
+            step()
+        except BaseException:  # user code runs in all of these
+            pass
     interpreter.flush()
     os._exit(outcome["exit_code"])
 
@@ -1953,6 +1970,7 @@ def _check_regular(mode: int) -> None:
 
 
 def _open_regular(path: str) -> int:
+    _check_regular(os.lstat(path).st_mode)  # opening may have effects of its own
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     _check_regular(os.fstat(fd).st_mode)
     return fd
@@ -1962,6 +1980,8 @@ def _read(path: str, job: Dict[str, Any]) -> None:
     import codecs
 
     fd = _open_regular(path)
+    if job["offset"] > os.fstat(fd).st_size:
+        return
     os.lseek(fd, job["offset"], os.SEEK_SET)
     left = job["length"]
     decoder = codecs.getincrementaldecoder(job["encoding"])() if job["encoding"] else None
@@ -2152,10 +2172,33 @@ def main(arguments: List[str]) -> None:
     """Starts one of the programs of this file."""
     if arguments[0] == "--template":
         template_main(int(arguments[1]), json.loads(arguments[2]))
+    elif arguments[0] in ("--container", "--child") and CODE_FD not in globals():
+        start_lean(sys._getframe(1).f_code, arguments)
     elif arguments[0] in ("--container", "--child"):
         Guest(arguments[0], arguments[1], json.loads(arguments[2])).serve()
     else:
         raise SystemExit("guest: unknown mode %r" % arguments[0])
+
+
+def start_lean(code: Any, arguments: List[str]) -> NoReturn:
+    """Becomes this program again, from code that is compiled already.
+
+    What the compiler leaves in the heap is several MiB, in PID 1 and in the template, for each sandbox; and the
+    template need not compile again.
+    """
+    import marshal
+
+    fd = os.memfd_create("guest", 0)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(marshal.dumps(code))
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-E"] + lean_arguments(fd) + arguments)
+
+
+def lean_arguments(fd: int) -> List[str]:
+    """The arguments that make an interpreter run the compiled code behind an inherited descriptor."""
+    names = "{'__name__': '__main__', '__file__': %r, %r: %d}" % (__file__, CODE_FD, fd)
+    read = "os.pread(%d, os.fstat(%d).st_size, 0)" % (fd, fd)
+    return ["-c", "import marshal, os; exec(marshal.loads(%s), %s)" % (read, names)]
 
 
 if __name__ == "__main__":

@@ -104,6 +104,14 @@ class OutputReader:
         finally:
             self._waiter = None
 
+    async def wait_subscribed(self) -> None:
+        """Waits until the guest knows this reader. Raises what `Handle.subscribe` promises, or `GuestUnavailable`."""
+        try:
+            async with asyncio.timeout(END_PATIENCE_S):
+                await self.subscribed
+        except TimeoutError as error:
+            raise GuestUnavailable("the guest does not answer; try to attach again") from error
+
     def subscription(self) -> dict[str, Any]:
         """What the guest must know to send from where this reader stands."""
         offsets = {str(channel): offset for channel, offset in self.offsets.items()}
@@ -164,7 +172,7 @@ class Handle:
         self.full_at: Mapping[int, int] | None = None
         """Where its output stops, since the program waits for acknowledgements; ``None`` while it goes on."""
         self._failure: EnclaveError | None = None
-        self._next_reader = 1
+        self._next_reader = 0
         self._acknowledged: dict[int, int] = {}
         self._stdin = bytearray()
         self._stdin_base = 0  # offset of the first byte that the guest has not taken
@@ -173,23 +181,26 @@ class Handle:
         self._cancelled = False
 
     def subscribe(self, offsets: Mapping[int, int] | None = None) -> OutputReader:
-        """Adds a reader. Wait for its ``subscribed`` to know where it starts, or that it cannot."""
-        reader = self._add_reader(offsets)
+        """Adds a reader. Wait until it is subscribed to know where it starts, or that it cannot.
+
+        Waiting raises `OffsetReleased`, `ExecutionNotFound`, `SandboxLost`.
+        """
+        reader = self._make_reader(offsets)
         if self._failure is not None:
             reader.fail(self._failure)
         else:
+            self.readers[reader.number] = reader
             self.send("subscribe", **reader.subscription())
         return reader
 
-    def _add_reader(self, offsets: Mapping[int, int] | None) -> OutputReader:
-        reader = OutputReader(self, self._next_reader, offsets)
+    def _make_reader(self, offsets: Mapping[int, int] | None) -> OutputReader:
         self._next_reader += 1
-        self.readers[reader.number] = reader
-        return reader
+        return OutputReader(self, self._next_reader, offsets)
 
     def start(self) -> OutputReader:
         """Sends the job, with a first reader from the first byte on."""
-        reader = self._add_reader(None)
+        reader = self._make_reader(None)
+        self.readers[reader.number] = reader
         reader.start_at({STDOUT: 0, STDERR: 0})
         self._send_job(reader)
         return reader
@@ -287,9 +298,11 @@ class Handle:
 
     def release(self) -> None:
         """Forgets an execution that has ended; the guest forgets it by itself, by age and by number."""
+        error = ExecutionNotFound(self.execution_id)
+        self._failure = self._failure or error
         for reader in list(self.readers.values()):
-            reader.fail(ExecutionNotFound(self.execution_id))
-        self.readers.clear()
+            reader.close()
+            reader.fail(error)
         self.link.handles.pop(self.execution_id, None)
 
     def send(self, kind: str, payload: bytes = b"", **fields: Any) -> None:

@@ -22,9 +22,13 @@ def install_guest(directory: Path) -> Path:
     path = directory / f"guest-{hashlib.sha256(source).hexdigest()[:16]}.py"
     if not path.exists():
         temporary = directory / f".{path.name}.{os.getpid()}"
-        temporary.write_bytes(source)
-        temporary.chmod(0o444)
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(source)
+            temporary.chmod(0o444)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # half of it is of no use, and takes the room that is missing
+            raise
     return path
 
 

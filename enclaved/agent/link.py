@@ -114,8 +114,9 @@ class GuestLink:
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
-            self.send({"type": kind, "number": number})
             async with asyncio.timeout(deadline_s):
+                await self.wait_connected()  # it may be coming back at this moment
+                self.send({"type": kind, "number": number})
                 return await answer
         except TimeoutError as error:
             raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} does not answer") from error

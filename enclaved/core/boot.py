@@ -83,11 +83,17 @@ class Boot:
             shutil.rmtree(self._old_directories.pop(), ignore_errors=True)
 
     async def up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
-        """Makes and starts the container, and waits for its guest. Leaves nothing behind when it fails."""
+        """Makes and starts the container, and waits for its guest.
+
+        Leaves nothing behind when it fails, unless the engine is away: then the record still names the container.
+        """
         try:
             await self._up(record, remaining_ttl_s)
         except BaseException:
-            await self._background.finish(self.down(record), f"undo {record.id}")
+            try:
+                await self._background.finish(self.down(record), f"undo {record.id}")
+            except EngineUnavailable as error:  # why it is there at all is the better answer
+                log.warning("container left for now", extra={"sandbox_id": record.id, "reason": str(error)})
             raise
 
     async def _up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
@@ -100,7 +106,8 @@ class Boot:
             record.directory.mkdir(mode=0o711, parents=True)
             write_accounts(accounts, record.uid, spec.working_dir)
         except OSError as error:
-            text = f"cannot write to the state directory {record.directory}: {error.strerror}"
+            hint = "look at the room and the permissions there"
+            text = f"cannot write to the daemon's state directory {record.directory}: {error.strerror}; {hint}"
             raise NoSpace(str(record.directory), text) from error
         link = record.link = GuestLink(
             record.id, record.directory / "socket", group_id=os.getegid(), guest_uids={0, os.geteuid()}
@@ -172,14 +179,14 @@ class Boot:
                 async with asyncio.timeout(PING_EVERY_S):
                     await link.wait_away()
             except TimeoutError:
-                reason = await self._frozen(link, container_id)
+                reason = await self._frozen(record, link, container_id)
             else:
                 reason = await self._gone(link, container_id)
             if reason:
                 on_lost(record, reason)
                 return
 
-    async def _frozen(self, link: GuestLink, container_id: str) -> str:
+    async def _frozen(self, record: SandboxRecord, link: GuestLink, container_id: str) -> str:
         """Why a connected guest must be given up; empty if it answers, or is paused from outside."""
         try:
             await link.ping(PING_PATIENCE_S)
@@ -191,6 +198,7 @@ class Boot:
             except EngineUnavailable:
                 return "its guest stopped answering, and so did the engine"
             if status is not None and status.paused:
+                record.paused_at = asyncio.get_running_loop().time()
                 return ""
             return f"its guest did not answer for {PING_PATIENCE_S:g} s"
         return ""

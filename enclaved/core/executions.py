@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import secrets
 from collections import deque
@@ -54,7 +55,7 @@ RUN_OUTPUT_BYTES = 1024 * 1024
 ACKNOWLEDGE_EVERY_BYTES = 256 * 1024
 RECORD_KEPT_S = 60.0
 RECORDS_PER_SANDBOX = 256
-TIMEOUT_MARGIN_S = 10.0
+TIMEOUT_MARGIN_S = 15.0
 
 
 class Execution:
@@ -67,7 +68,7 @@ class Execution:
         self.timeout_s = call.timeout_s
         self.created_at = datetime.now(UTC)
         self.since = asyncio.get_running_loop().time()
-        """Monotonic time since which nothing else can have kept it from running: others ended before it."""
+        """Monotonic time until which it may have waited in line, as far as is known."""
         self.alone = record.active_executions == 0
         self.cancelled_by = ""
         self.detach_grace_s = 60.0
@@ -80,7 +81,9 @@ class Execution:
         self.expiry: asyncio.TimerHandle | None = None
         link = record.running_link()
         self._first_reader: OutputReader | None
-        self.handle, self._first_reader = link.start(execution_id, encode_job(job, record.env), call)
+        wire = encode_job(job, record.env)
+        self.context = wire.context
+        self.handle, self._first_reader = link.start(execution_id, wire, call)
         self.handle.finished.add_done_callback(lambda report: owner.on_end(self, report))
 
     @asynccontextmanager
@@ -115,7 +118,7 @@ class Execution:
         if reader is None:
             reader = self.handle.subscribe(offsets)
         try:
-            await reader.subscribed
+            await reader.wait_subscribed()
         except SandboxLost as error:
             await _expect_lost(self, error)
         except BaseException:
@@ -250,6 +253,11 @@ def _notices(execution: Execution) -> list[Notice]:
     return [Notice(NoticeKind.CONTEXT_RESET, text)]
 
 
+def _due(execution: Execution) -> float:
+    """Monotonic time until which a guest must have ended an execution, whatever it runs."""
+    return max(execution.since, execution.record.paused_at) + execution.timeout_s + TIMEOUT_MARGIN_S
+
+
 class Executions:
     """Starts executions, finds them by id, and says how they ended."""
 
@@ -359,8 +367,10 @@ class Executions:
         record.active_executions -= 1
         running = self._running.get(record, {})
         running.pop(execution.id, None)
-        for other in running.values():
-            other.since = asyncio.get_running_loop().time()
+        if execution.context is not None:
+            for other in running.values():
+                if other.context == execution.context:
+                    other.since = asyncio.get_running_loop().time()
         if not running:
             self._running.pop(record, None)
         error = report.exception()
@@ -439,13 +449,21 @@ class Executions:
 
     def _watch_timeout(self, execution: Execution) -> None:
         """The guest enforces timeouts. Should it not, the sandbox goes."""
-        due = execution.since + execution.timeout_s + TIMEOUT_MARGIN_S
         context = contextvars.Context()
-        execution.overdue = asyncio.get_running_loop().call_at(due, self._overdue, execution, context=context)
+        execution.overdue = asyncio.get_running_loop().call_at(
+            _due(execution), self._overdue, execution, context=context
+        )
 
     def _overdue(self, execution: Execution) -> None:
         now = asyncio.get_running_loop().time()
-        if now < execution.since + execution.timeout_s + TIMEOUT_MARGIN_S:
-            self._watch_timeout(execution)  # it may have waited behind others that have ended since
+        if self._is_in_line(execution):
+            execution.since = now
+        if now < _due(execution):
+            self._watch_timeout(execution)
         else:
             self._sandboxes.lose(execution.record, "its guest did not end an execution at its timeout")
+
+    def _is_in_line(self, execution: Execution) -> bool:
+        """Whether it waits in its context behind others, whose own time comes first."""
+        before = itertools.takewhile(lambda other: other is not execution, self._running[execution.record].values())
+        return execution.context is not None and any(other.context == execution.context for other in before)

@@ -38,10 +38,15 @@ class Ownership:
         key = secrets.token_bytes(32)
         temporary = state_dir / f".{KEY_NAME}.{os.getpid()}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(key)
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(key)
+                file.flush()
+                os.fsync(fd)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         return cls(key)
 
     def labels(self, sandbox_id: str, uid: int) -> dict[str, str]:

@@ -44,6 +44,8 @@ class SandboxRecord:
     """The control group's counters when the last execution ended."""
     born: float = 0.0
     """Monotonic time of its first start; 0 before. The time to live counts from there."""
+    paused_at: float = 0.0
+    """Monotonic time at which it was last seen paused from outside; 0: never."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 

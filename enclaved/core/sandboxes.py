@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import secrets
@@ -58,7 +59,7 @@ class Sandboxes:
         self._ownership, self._background, self._metrics = ownership, background, metrics
         self._records: dict[str, SandboxRecord] = {}
         self._count = 0
-        self._closing = False
+        self._closing = asyncio.Event()
 
     # -- looking
 
@@ -126,7 +127,7 @@ class Sandboxes:
         return sandbox
 
     async def _create(self, request: SandboxRequest, sandbox_id: str, labels: Mapping[str, str]) -> Sandbox:
-        if self._closing:
+        if self._closing.is_set():
             raise ShuttingDown
         if sandbox_id:
             check_id(sandbox_id)
@@ -202,7 +203,7 @@ class Sandboxes:
         record = self.record(sandbox_id)
         async with record.lock:
             self._still_known(record)
-            if self._closing:
+            if self._closing.is_set():
                 raise ShuttingDown
             if record.state is SandboxState.STOPPED:
                 if record.container_id is not None:
@@ -210,8 +211,11 @@ class Sandboxes:
                 else:
                     try:
                         await self._start(record)
-                    except BaseException:
-                        record.enter(SandboxState.STOPPED, "it could not be started again")
+                    except BaseException as error:
+                        if record.container_id is None:
+                            record.enter(SandboxState.STOPPED, "it could not be started again")
+                        else:  # what was made could not be removed yet
+                            self._give_up(record, f"it could not be started again: {error}")
                         raise
             elif record.state is not SandboxState.RUNNING:
                 text = f"sandbox {sandbox_id!r} is {record.state.value}: {record.state_reason}; delete it"
@@ -340,9 +344,10 @@ class Sandboxes:
                 self._metrics.engine_up(False)
                 log.warning("the engine does not answer", extra={"reason": str(error)})
             if not complete:
-                if self._closing:
-                    return
-                await asyncio.sleep(RETRY_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_S):
+                        await self._closing.wait()
+                        return
 
     async def _remove_owned(self, ownership: Ownership) -> bool:
         """Removes containers that are provably this owner's and of no sandbox; False if one must be seen again."""
@@ -365,7 +370,7 @@ class Sandboxes:
 
     async def close(self, deadline_s: float) -> None:
         """Takes no new sandboxes and removes those there are, within a deadline."""
-        self._closing = True
+        self._closing.set()
         gate = asyncio.Semaphore(REMOVALS_AT_ONCE)
 
         async def remove(record: SandboxRecord) -> None:

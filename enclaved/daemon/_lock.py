@@ -33,9 +33,12 @@ async def locked_state(directory: Path) -> AsyncIterator[Path]:
         raise StartError(f"cannot use the state directory {directory}: {error.strerror}; {hint}") from error
     with os.fdopen(fd, "r+") as file:
         await _take(file, directory)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            hint = "make room there, or choose another one with state.dir (--state-dir)"
+            raise StartError(f"cannot write to the state directory {directory}: {error.strerror}; {hint}") from error
         yield directory
 
 

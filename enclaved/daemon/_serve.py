@@ -199,7 +199,8 @@ async def _compose(
         ownership = Ownership.of(state_dir)
         boot = Boot(engine, boot_settings, ownership, background)
     except OSError as error:
-        raise StartError(f"cannot write to the state directory {state_dir}: {error.strerror}") from error
+        hint = "make room there, or choose another one with state.dir (--state-dir)"
+        raise StartError(f"cannot write to the state directory {state_dir}: {error.strerror}; {hint}") from error
     policy = Policy(limits, tools)
     sandboxes = Sandboxes(
         runtime=engine,

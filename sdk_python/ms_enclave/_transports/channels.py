@@ -32,8 +32,9 @@ _OPTIONS = (
     ("grpc.enable_http_proxy", 0),  # the daemon is on this machine or named by its user, never behind a web proxy
     ("grpc.use_local_subchannel_pool", 1),  # a channel shares nothing with those of other loops
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # In spite of its name: how long one attempt to connect may take. A daemon on a busy machine needs a moment.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
 )
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,7 +43,7 @@ async def until(look: Callable[[], T], what: str, patience_s: float = PATIENCE_S
 
 
 class Program:
-    """A process that a test started, with everything that it wrote in a file."""
+    """A process that a test started, with everything that it wrote in a file. Its input is empty and does not end."""
 
     def __init__(
         self, command: Sequence[str | Path], output: Path, environment: Mapping[str, str], **options: Any
@@ -50,13 +51,13 @@ class Program:
         self._output = output
         with output.open("ab") as file:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, cwd="/", **options
+                command, stdin=subprocess.PIPE, stdout=file, stderr=file, env=environment, cwd="/", **options
             )
 
     @property
     def text(self) -> str:
         """What it wrote so far."""
-        return self._output.read_text(errors="replace")
+        return self._output.read_text(errors="replace") if self._output.is_file() else ""
 
     async def says(self, words: str) -> None:
         """Waits until it wrote this. Fails if it ends without."""
@@ -78,8 +79,14 @@ class Program:
         """Sends a signal to it alone."""
         self.process.send_signal(number)
 
+    def go_on(self) -> None:
+        """Lets it go on, if it waits for the end of its input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def kill(self) -> None:
         """Ends it however it is, if it has not ended."""
+        self.go_on()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -94,6 +101,10 @@ class DaemonProcess(Program):
     def address(self) -> str:
         """Where it listens, as the SDK and gRPC name it."""
         return f"unix:{self.socket}"
+
+    async def listens(self) -> None:
+        """Waits for its socket, for where its log cannot be read."""
+        await until(self.socket.exists, "a socket")
 
     def check_log(self) -> None:
         """Fails if anything went wrong in it with which nobody had thought of."""
@@ -118,33 +129,35 @@ class Ground:
         own = {"PYTHONPATH": path, "XDG_RUNTIME_DIR": str(self.run_dir), "ENCLAVED_CONFIG": "/dev/null"}
         return {**os.environ, **own, **more}
 
-    async def daemon(
-        self,
-        *flags: str,
-        name: str = "e",
-        state_dir: Path | None = None,
-        environment: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> DaemonProcess:
+    async def daemon(self, *flags: str, name: str = "e", state_dir: Path | None = None) -> DaemonProcess:
         """Starts a daemon and waits until it serves. ``name``: its socket, log and state directory."""
+        found = self.start_daemon(*flags, name=name, state_dir=state_dir)
+        await found.says('"ready"')
+        return found
+
+    def start_daemon(
+        self, *flags: str, name: str = "e", state_dir: Path | None = None, output: Path | None = None
+    ) -> DaemonProcess:
+        """Starts a daemon without waiting for it."""
         socket = self.folder / f"{name}.sock"
         command = [
             *(sys.executable, "-P", "-m", "enclaved", "run", "--listen-unix", str(socket), "--listen-metrics", ""),
             *("--state-dir", str(state_dir or self.folder / name), "--log-format", "json", *flags),
         ]
-        log = self.folder / f"{name}.log"
-        log.write_text("")
-        found = DaemonProcess(command, log, environment or self.environment(), **options)
+        log = output or self.folder / f"{name}.log"
+        if output is None:
+            log.write_text("")
+        found = DaemonProcess(command, log, self.environment())
         found.socket = socket
         self._programs.append(found)
-        await found.says('"ready"')
         return found
 
-    def program(self, code: str, *, name: str = "program", **variables: str) -> Program:
-        """Starts a Python program, which finds no daemon and starts its own."""
+    def program(self, code: str, *, name: str = "program", prefix: Sequence[str] = (), **variables: str) -> Program:
+        """Starts a Python program, which finds no daemon and starts its own. ``prefix``: a command that starts it."""
         file = self.folder / f"{name}.py"
         file.write_text(f"{_NO_SYSTEM_DAEMON}{code}")
-        found = Program([sys.executable, "-P", file], self.folder / f"{name}.out", self.environment(**variables))
+        command = [*prefix, sys.executable, "-P", file]
+        found = Program(command, self.folder / f"{name}.out", self.environment(**variables))
         self._programs.append(found)
         return found
 
@@ -166,15 +179,36 @@ class Ground:
         return sorted((self.run_dir / "ms-enclave").glob("*"))
 
     def clear(self) -> None:
-        """Ends and removes whatever there still is."""
+        """Ends and removes whatever there still is. Daemons that programs started end by themselves, with a limit."""
         for program in self._programs:
             program.kill()
-        engine = load("_engine").Engine.from_environment()
-        for container in self.containers():
-            engine.remove_container(container)
+        deadline = time.monotonic() + PATIENCE_S
+        while self._embedded_daemons() and time.monotonic() < deadline:
+            time.sleep(LOOK_EVERY_S)
+        for pid in self._embedded_daemons():
+            os.kill(pid, signal.SIGKILL)
+        scripts = load("_engine")
+        engine = scripts.Engine.from_environment()
+        while (containers := self.containers()) and time.monotonic() < deadline:
+            for container in containers:
+                with suppress(scripts.EngineError):  # somebody else removes it at this moment
+                    engine.remove_container(container)
         for folder in self._mounts:
             subprocess.run(["umount", "--lazy", folder], check=True)
         shutil.rmtree(self.folder)
+
+    def _embedded_daemons(self) -> list[int]:
+        """The process ids of daemons of programs that run now."""
+        locks = (directory / "state" / "lock" for directory in self.embedded_directories())
+        pids = [int(lock.read_text() or 0) for lock in locks if lock.exists()]
+        return [pid for pid in pids if pid and str(self.run_dir).encode() in _command_line(pid)]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 _NO_SYSTEM_DAEMON = """

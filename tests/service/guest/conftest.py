@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.service.guest.laboratory import Box, Laboratory, laboratory
+
+
+@pytest.fixture(autouse=True)
+def _only_in_a_namespace() -> None:
+    """Some programs here kill every process that they can reach. Without root that would be all of the user's."""
+    if os.getuid() != 0:
+        pytest.fail("needs root, so that sandboxes have users and process namespaces of their own", pytrace=False)
 
 
 @pytest.fixture

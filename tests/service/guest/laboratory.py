@@ -148,8 +148,6 @@ class Box:
 
     async def processes(self) -> list[dict[str, Any]]:
         """The processes there are in the sandbox, as a program in it sees them; zombies do not count."""
-        if os.getuid() != 0:  # no namespace of its own: then only this sandbox's user marks a process
-            return []
         result = await self.isolated(LIST_PROCESSES)
         assert text(result.stderr) == ""
         return [process for process in json.loads(result.stdout) if process["state"] not in "ZX"]

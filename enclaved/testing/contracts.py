@@ -1,0 +1,492 @@
+"""What every runtime and every tool promises, as test classes to subclass. Needs pytest and pytest-asyncio (auto mode).
+
+class TestMyRuntime(RuntimeContract):
+    @pytest.fixture
+    async def runtime(self) -> AsyncIterator[Runtime]:
+        ...
+
+class TestMyTool(ToolContract):
+    make = MyTool
+    calls = ({"text": "hello"},)
+"""
+# ruff: noqa: S101 - assertions are what a contract consists of
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from enclaved.agent.handle import RunOptions
+from enclaved.agent.install import install_guest, write_accounts
+from enclaved.agent.jobs import encode_job, environment
+from enclaved.agent.link import GuestLink
+from enclaved.errors import EngineRefused, ImageNotFound, InvalidRequest
+from enclaved.model import CommandJob, FileJob, Job, PythonJob, SandboxSpec
+from enclaved.runtime.base import (
+    LABEL_ID,
+    LABEL_OWNER,
+    STDERR_TAIL_BYTES,
+    ContainerPlan,
+    ContainerStatus,
+    GuestSettings,
+    Image,
+    Runtime,
+)
+from enclaved.tools.base import Tool, describe
+from enclaved.tools.registry import ToolRegistry
+
+PATIENCE_S = 60.0
+"""How long a test waits for what must happen. Reached only by a failure."""
+
+_MIB = 1024 * 1024
+_UID = 1_900_054_321
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
+
+# -- runtimes ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Site:
+    """What one container needs on the host: a plan, and the socket that its guest will look for."""
+
+    plan: ContainerPlan
+    link: GuestLink
+
+    async def run(self, job: Job) -> str:
+        """Runs a job in the container's guest and returns its output; it must end well."""
+        env = environment(self.plan.image.env, {}, self.plan.spec.working_dir)
+        handle, reader = self.link.start(secrets.token_hex(4), encode_job(job, env), RunOptions(timeout_s=PATIENCE_S))
+        output = bytearray()
+        while (chunk := await reader.next()) is not None:
+            output += chunk.data
+        report = await handle.finished
+        assert report["exit_code"] == 0, output.decode()
+        return output.decode()
+
+
+@dataclass
+class Bench:
+    """Makes sites for one test, and takes everything away after it."""
+
+    runtime: Runtime
+    image: Image
+    directory: Path
+    sites: list[Site]
+    owner: str
+
+    async def site(self, guest: str | None = None) -> Site:
+        """Plans a container. With ``guest``, Python source, its guest is that and not ours."""
+        sandbox_id = secrets.token_hex(6)
+        home = self.directory / sandbox_id
+        home.mkdir(mode=0o711)
+        working_dir, uid = "/sandbox", _UID if os.getuid() == 0 else os.getuid()
+        write_accounts(home / "accounts", uid, working_dir)
+        link = GuestLink(sandbox_id, home / "socket", group_id=os.getegid(), guest_uids={0, os.geteuid()})
+        await link.listen()
+        plan = ContainerPlan(
+            image=self.image,
+            spec=_spec(self.image.name, working_dir),
+            settings=GuestSettings(
+                sandbox_id=sandbox_id,
+                uid=uid,
+                working_dir=working_dir,
+                expires_in_s=600.0,
+                daemon_absence_s=PATIENCE_S,
+                memory_limit_bytes=256 * _MIB,
+            ),
+            guest_file=self._guest_file(home, guest),
+            socket_dir=link.directory,
+            account_dir=home / "accounts",
+            group_id=os.getegid(),
+            labels={LABEL_ID: sandbox_id, LABEL_OWNER: self.owner, "enclaved.test": "a label of the test"},
+        )
+        site = Site(plan, link)
+        self.sites.append(site)
+        return site
+
+    def _guest_file(self, home: Path, guest: str | None) -> Path:
+        if guest is None:
+            return install_guest(self.directory / "guest")
+        path = home / "guest.py"
+        path.write_text(guest)
+        path.chmod(0o444)
+        return path
+
+    @contextlib.asynccontextmanager
+    async def running(self, site: Site) -> AsyncIterator[str]:
+        """A container whose guest has come; the block has its id, and ends with its removal."""
+        container_id = await self.runtime.create(site.plan)
+        async with self.runtime.starting(container_id):
+            await site.link.wait_connected()
+        yield container_id
+        await self.runtime.remove(container_id)
+
+    async def ended(self, container_id: str) -> ContainerStatus:
+        """Waits until a container's guest has ended."""
+        while True:
+            status = await self.runtime.status(container_id)
+            assert status is not None, "it is gone"
+            if not status.running:
+                return status
+            await asyncio.sleep(0.01)
+
+    async def ours(self) -> dict[str, Mapping[str, str]]:
+        """The containers of this test, by id, with their labels."""
+        records = await self.runtime.list_records()
+        return {record.id: record.labels for record in records if record.labels.get(LABEL_OWNER) == self.owner}
+
+    async def close(self) -> None:
+        """Removes what a test left."""
+        for container_id in await self.ours():
+            await self.runtime.remove(container_id)
+        for site in self.sites:
+            await site.link.close()
+
+
+class RuntimeContract:
+    """What `Runtime` promises. A subclass adds a fixture ``runtime``, which closes it, and the name of an image."""
+
+    image_name: ClassVar[str] = "python:3.11-slim"
+    """An image that it has, with Python."""
+
+    @pytest.fixture
+    async def bench(self, runtime: Runtime) -> AsyncIterator[Bench]:
+        """See `Bench`."""
+        # Short, since sockets have room for 107 bytes, and passable for the users of sandboxes.
+        directory = Path(tempfile.mkdtemp(prefix="rt"))
+        directory.chmod(0o711)
+        bench = Bench(
+            runtime,
+            await runtime.resolve_image(self.image_name, may_pull=False),
+            directory,
+            [],
+            secrets.token_hex(8),
+        )
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                yield bench
+        finally:
+            await bench.close()
+            shutil.rmtree(directory, ignore_errors=True)
+
+    async def test_it_says_what_it_is(self, runtime: Runtime) -> None:
+        info = await runtime.info()
+        assert info.available
+        assert info.name
+        assert info.version
+
+    async def test_an_image_is_found_with_its_digest(self, runtime: Runtime) -> None:
+        image = await runtime.resolve_image(self.image_name, may_pull=False)
+        assert re.fullmatch(r"sha256:[0-9a-f]{64}", image.id)
+        assert image.name
+
+    async def test_an_image_that_is_not_there_is_not_found(self, runtime: Runtime) -> None:
+        with pytest.raises(ImageNotFound) as caught:
+            await runtime.resolve_image("enclaved-test/not-there:1", may_pull=False)
+        assert "enclaved-test/not-there:1" in str(caught.value)
+
+    async def test_a_container_is_made_without_being_started(self, bench: Bench) -> None:
+        site = await bench.site()
+        container_id = await bench.runtime.create(site.plan)
+        status = await bench.runtime.status(container_id)
+        assert status is not None
+        assert not status.running
+        assert not site.link.connected
+
+    async def test_the_guest_comes_to_the_socket_and_runs_programs_as_their_user(self, bench: Bench) -> None:
+        site = await bench.site()
+        async with bench.running(site) as container_id:
+            status = await bench.runtime.status(container_id)
+            assert status is not None
+            assert (status.running, status.paused, status.exit_code) == (True, False, None)
+            found = await site.run(_sh("id -u; id -g; echo text > file; stat -c %u . file; stat -c %a ."))
+            uid = site.plan.settings.uid
+            assert found.split() == [str(uid), str(uid if os.getuid() == 0 else os.getgid()), str(uid), str(uid), "700"]
+            assert await site.run(PythonJob("print(open('file').read())")) == "text\n\n"
+
+    async def test_programs_cannot_talk_to_the_daemon(self, bench: Bench) -> None:
+        site = await bench.site()
+        async with bench.running(site):
+            # Of all sockets that the program can name, the guest's is the only one with this name.
+            code = (
+                "import glob, socket, sys\n"
+                "paths = open('/proc/1/cmdline').read().split(chr(0))\n"
+                "path = next(path for path in paths if path.endswith('agent.sock'))\n"
+                "try: socket.socket(socket.AF_UNIX).connect(path)\n"
+                "except OSError as error: print(type(error).__name__)\n"
+            )
+            if site.plan.settings.uid != os.getuid():
+                assert await site.run(PythonJob(code)) == "PermissionError\n"
+
+    async def test_containers_share_no_files_and_no_processes(self, bench: Bench) -> None:
+        one, other = await bench.site(), await bench.site()
+        async with bench.running(one), bench.running(other):
+            await one.run(_sh("echo > mine"))
+            assert await other.run(_sh("ls -A")) == ""
+            assert await one.run(_sh("ls -A")) == "mine\n"
+            if os.getuid() == 0:  # a process namespace of its own: the guest is PID 1 of each
+                assert [await each.run(_sh("echo $PPID")) for each in (one, other)] == ["1\n", "1\n"]
+
+    async def test_a_guest_that_ends_leaves_its_exit_code_and_its_last_words(self, bench: Bench) -> None:
+        site = await bench.site("import sys; sys.stderr.write('\\u2603 last words \\udcff'); sys.exit(7)")
+        container_id = await bench.runtime.create(site.plan)
+        async with bench.runtime.starting(container_id) as stderr:
+            status = await bench.ended(container_id)
+            assert (status.running, status.exit_code) == (False, 7)
+            await _said(stderr.text, "last words")
+
+    async def test_of_many_words_only_the_last_are_kept(self, bench: Bench) -> None:
+        words = 4 * STDERR_TAIL_BYTES
+        site = await bench.site(f"import sys; sys.stderr.write('x' * {words} + 'the end'); sys.exit(1)")
+        container_id = await bench.runtime.create(site.plan)
+        async with bench.runtime.starting(container_id) as stderr:
+            await bench.ended(container_id)
+            await _said(stderr.text, "the end")
+            assert len(stderr.text()) <= STDERR_TAIL_BYTES
+
+    async def test_a_guest_may_talk_without_end_while_it_starts(self, bench: Bench) -> None:
+        """Nobody reads its standard error afterwards; it must not stop for that."""
+        source = Path(install_guest(bench.directory / "guest")).read_text()
+        site = await bench.site(source.replace("def main(", "sys.stderr.write('x' * 300000)\n\n\ndef main(", 1))
+        async with bench.running(site):
+            assert await site.run(_sh("echo on")) == "on\n"
+
+    async def test_a_container_goes_at_once_with_all_that_runs_in_it(self, bench: Bench) -> None:
+        stubborn = (
+            "import signal, time\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: time.sleep(9)"
+        )
+        for guest in (None, stubborn):
+            site = await bench.site(guest)
+            container_id = await bench.runtime.create(site.plan)
+            async with bench.runtime.starting(container_id):
+                if guest is None:
+                    await site.link.wait_connected()
+                    site.link.start("x", encode_job(_sh("trap '' TERM; sleep 600"), {}), RunOptions(600))
+            await bench.runtime.remove(container_id)
+            assert await bench.runtime.status(container_id) is None
+            await site.link.wait_away()
+        assert await bench.ours() == {}
+
+    async def test_removing_what_is_gone_is_fine(self, bench: Bench) -> None:
+        container_id = await bench.runtime.create((await bench.site()).plan)
+        await bench.runtime.remove(container_id)
+        await bench.runtime.remove(container_id)
+        never = secrets.token_hex(32)
+        await bench.runtime.remove(never)
+        assert await bench.runtime.status(never) is None
+
+    async def test_what_is_gone_cannot_be_started(self, bench: Bench) -> None:
+        container_id = await bench.runtime.create((await bench.site()).plan)
+        await bench.runtime.remove(container_id)
+        with pytest.raises(EngineRefused):
+            async with bench.runtime.starting(container_id):
+                pass
+
+    async def test_containers_are_listed_with_their_labels(self, bench: Bench) -> None:
+        one, other = await bench.site(), await bench.site()
+        made = await bench.runtime.create(one.plan)
+        async with bench.running(other) as running:
+            ours = await bench.ours()
+            assert set(ours) == {made, running}
+            for container_id, site in ((made, one), (running, other)):
+                assert ours[container_id].items() >= site.plan.labels.items()
+            states = {record.id: record.running for record in await bench.runtime.list_records()}
+            assert (states[made], states[running]) == (False, True)
+
+    async def test_a_create_that_is_cancelled_leaves_nothing(self, bench: Bench) -> None:
+        for steps in range(4):
+            creating = asyncio.create_task(bench.runtime.create((await bench.site()).plan))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            creating.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await bench.runtime.remove(await creating)  # it was quicker
+            assert await bench.ours() == {}
+
+    async def test_a_start_that_is_cancelled_can_be_undone(self, bench: Bench) -> None:
+        for steps in range(4):
+            container_id = await bench.runtime.create((await bench.site()).plan)
+            starting = asyncio.create_task(_start(bench.runtime, container_id))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            starting.cancel()
+            await asyncio.wait([starting])
+            await bench.runtime.remove(container_id)
+            assert await bench.runtime.status(container_id) is None
+
+    async def test_counters_are_numbers_or_cannot_be_seen(self, bench: Bench) -> None:
+        async with bench.running(await bench.site()) as container_id:
+            counters = bench.runtime.counters(container_id)
+            if counters is not None:
+                assert (counters.oom_kills, counters.pids_limit_hits) == (0, 0)
+        assert bench.runtime.counters(container_id) is None
+        assert bench.runtime.counters(secrets.token_hex(32)) is None
+
+
+def _sh(command: str) -> CommandJob:
+    return CommandJob(argv=("/bin/sh", "-c", command))
+
+
+def _spec(image: str, working_dir: str) -> SandboxSpec:
+    return SandboxSpec(
+        image=image,
+        memory_limit_bytes=256 * _MIB,
+        cpu_limit=1.0,
+        pids_limit=64,
+        working_dir_size_bytes=16 * _MIB,
+        tmp_size_bytes=8 * _MIB,
+        shm_size_bytes=4 * _MIB,
+        working_dir=working_dir,
+        env_vars={},
+        tools=None,
+        timeout_s=30.0,
+        timeout_max_s=600.0,
+        ttl_s=600.0,
+        remove_on_exit=True,
+    )
+
+
+async def _start(runtime: Runtime, container_id: str) -> None:
+    async with runtime.starting(container_id):
+        await asyncio.Event().wait()
+
+
+async def _said(text: Callable[[], str], words: str) -> None:
+    """Waits for words on standard error, which may come a moment after the end of who said them."""
+    while True:
+        if words in text():
+            return
+        await asyncio.sleep(0.01)
+
+
+# -- tools -------------------------------------------------------------------------------------------------------
+
+_ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    "\0",
+    "\ud800",
+    "x" * 2_000_000,
+    [],
+    [None],
+    {},
+    {"nested": {"more": []}},
+    b"bytes",
+)
+
+
+class ToolContract:
+    """What every `Tool` promises. A subclass says how one is made, and at least one call that it plans."""
+
+    make: ClassVar[Callable[[], Tool]]
+    calls: ClassVar[Sequence[Mapping[str, Any]]]
+    """Parameters of calls that are in order."""
+
+    @pytest.fixture
+    def tool(self) -> Tool:
+        """A tool as the registry holds it."""
+        return type(self).make()
+
+    @pytest.fixture
+    def registry(self, tool: Tool) -> ToolRegistry:
+        """A registry of this tool alone. It refuses names, models and descriptions that cannot be."""
+        return ToolRegistry([tool])
+
+    def test_its_names_can_be_names_and_differ(self, tool: Tool) -> None:
+        names = [tool.name, *tool.aliases]
+        assert all(_NAME.fullmatch(name) for name in names)
+        assert len(set(names)) == len(names)
+
+    def test_it_is_reached_by_its_name_and_every_alias(self, tool: Tool, registry: ToolRegistry) -> None:
+        for name in (tool.name, *tool.aliases):
+            assert registry.canonical(name) == tool.name
+            assert registry.prepare(name, self.calls[0]).tool_name == tool.name
+
+    def test_its_schema_is_a_function_that_language_models_understand(self, tool: Tool) -> None:
+        schema = describe(tool).schema
+        assert json.loads(json.dumps(schema)) == schema
+        assert schema["type"] == "function"
+        function = schema["function"]
+        assert (function["name"], function["description"]) == (tool.name, tool.description)
+        assert tool.description.strip() == tool.description != ""
+        parameters = function["parameters"]
+        assert (parameters["type"], parameters["additionalProperties"]) == ("object", False)
+        assert set(parameters["required"]) <= set(parameters["properties"])
+        for name, found in parameters["properties"].items():
+            assert _described(found), f"the parameter {name!r} has no description"
+            assert _typed(found), f"the parameter {name!r} has no type"
+
+    def test_the_schema_names_every_parameter_of_a_good_call(self, tool: Tool) -> None:
+        parameters = describe(tool).schema["function"]["parameters"]
+        for call in self.calls:
+            assert set(call) <= set(parameters["properties"])
+            assert set(parameters["required"]) <= set(call)
+
+    def test_a_good_call_becomes_a_job_that_can_be_sent(self, tool: Tool, registry: ToolRegistry) -> None:
+        for call in self.calls:
+            job = registry.prepare(tool.name, call).job
+            assert isinstance(job, PythonJob | CommandJob | FileJob)
+            assert encode_job(job, {}).document
+
+    def test_planning_is_pure(self, tool: Tool) -> None:
+        """The same call plans the same job, again and by another instance; and it changes nothing it was given."""
+        for call in self.calls:
+            params, options = tool.Params.model_validate(dict(call)), tool.Options()
+            before = params.model_dump()
+            jobs = [tool.plan(params, options), tool.plan(params, options), type(self).make().plan(params, options)]
+            assert jobs[0] == jobs[1] == jobs[2]
+            assert params.model_dump() == before
+
+    def test_an_unknown_parameter_or_option_is_refused_by_name(self, tool: Tool, registry: ToolRegistry) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            registry.prepare(tool.name, {**self.calls[0], "no_such_parameter": 1})
+        assert [violation.field for violation in caught.value.violations] == ["parameters.no_such_parameter"]
+        with pytest.raises(InvalidRequest) as caught:
+            registry.prepare(tool.name, self.calls[0], {"no_such_option": 1})
+        assert [violation.field for violation in caught.value.violations] == [f"tools.{tool.name}.no_such_option"]
+
+    def test_a_missing_parameter_is_refused_by_name(self, tool: Tool, registry: ToolRegistry) -> None:
+        for name in describe(tool).schema["function"]["parameters"]["required"]:
+            call = {key: value for key, value in self.calls[0].items() if key != name}
+            with pytest.raises(InvalidRequest) as caught:
+                registry.prepare(tool.name, call)
+            assert f"parameters.{name}" in [violation.field for violation in caught.value.violations]
+
+    def test_an_odd_value_is_planned_or_refused_by_name(self, tool: Tool, registry: ToolRegistry) -> None:
+        """Whatever comes, the tool answers with a job that can be sent or names the parameter; it never crashes."""
+        for name in describe(tool).schema["function"]["parameters"]["properties"]:
+            for value in _ODD:
+                try:
+                    encode_job(registry.prepare(tool.name, {**self.calls[0], name: value}).job, {})
+                except InvalidRequest as refusal:
+                    for violation in refusal.violations:
+                        assert violation.field.split(".")[0] == "parameters"
+                        assert violation.description
+                        assert len(violation.description) < 1000
+
+
+def _described(schema: Mapping[str, Any]) -> bool:
+    alternatives = schema.get("anyOf") or schema.get("oneOf") or ()
+    return bool(schema.get("description")) or any(_described(inner) for inner in alternatives)
+
+
+def _typed(schema: Mapping[str, Any]) -> bool:
+    return any(key in schema for key in ("type", "anyOf", "oneOf", "$ref", "enum", "const"))

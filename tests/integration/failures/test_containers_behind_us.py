@@ -1,0 +1,142 @@
+"""Containers that somebody removes, kills or pauses behind the daemon's back, in the middle of an execution."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiodocker
+import pytest
+from aiodocker.containers import DockerContainer
+from ms_enclave.errors import EnclaveError, WrongState
+from ms_enclave.sandbox.boxes import Sandbox
+from ms_enclave.sandbox.manager import LocalSandboxManager
+from ms_enclave.sandbox.model import Event, ExecutionStatus, Finished, SandboxStatus, SandboxType, Verdict
+
+from enclaved.runtime.base import LABEL_ID
+from tests.integration.failures.ground import PATIENCE_S
+
+FOREVER = "print('begun', flush=True)\nimport time\ntime.sleep(600)"
+
+
+@pytest.fixture
+async def victim(manager: LocalSandboxManager) -> AsyncIterator[Sandbox]:
+    """A running sandbox that may be broken."""
+    sandbox_id = await manager.create_sandbox(SandboxType.DOCKER, {"memory_limit": "128m"}, uuid.uuid4().hex)
+    found = await manager.get_sandbox(sandbox_id)
+    assert found is not None
+    yield found
+    await manager.delete_sandbox(sandbox_id)
+
+
+@pytest.fixture
+async def container(victim: Sandbox, engine: aiodocker.Docker) -> DockerContainer:
+    """Its container, as anybody with the engine's socket sees it."""
+    (found,) = await engine.containers.list(filters={"label": [f"{LABEL_ID}={victim.id}"]})
+    return found
+
+
+async def remove(container: DockerContainer) -> None:
+    await container.delete(force=True)
+
+
+async def kill(container: DockerContainer) -> None:
+    await container.kill()
+
+
+async def stop(container: DockerContainer) -> None:
+    await container.stop(t=0)
+
+
+@pytest.mark.parametrize("harm", [remove, kill, stop], ids=lambda harm: harm.__name__)
+async def test_an_execution_is_told_that_its_sandbox_is_lost(
+    victim: Sandbox,
+    container: DockerContainer,
+    manager: LocalSandboxManager,
+    engine: aiodocker.Docker,
+    harm: Callable[[DockerContainer], Awaitable[None]],
+):
+    begun = asyncio.Event()
+
+    async def follow() -> list[Event]:
+        events = []
+        async for event in victim.stream("python_executor", {"code": FOREVER}):
+            events.append(event)
+            begun.set()
+        return events
+
+    following = asyncio.create_task(follow())
+    waiting = asyncio.create_task(victim.execute_tool("bash", {"command": "sleep 600"}))
+    uploading = asyncio.create_task(victim.put_file("large", bytes(30_000_000)))
+    await asyncio.wait_for(begun.wait(), PATIENCE_S)
+    await harm(container)
+    async with asyncio.timeout(PATIENCE_S):
+        result, events = await waiting, await following
+        (upload,) = await asyncio.gather(uploading, return_exceptions=True)
+    assert (result.status, result.metadata["verdict"]) == (ExecutionStatus.ERROR, "SANDBOX_LOST")
+    assert "container" in (result.error or "")
+    assert isinstance(events[-1], Finished)
+    assert events[-1].verdict is Verdict.SANDBOX_LOST
+    assert upload is None or isinstance(upload, EnclaveError), "it was quicker than the harm, or is told"
+
+    info = await manager.get_sandbox_info(victim.id)
+    assert info is not None
+    assert info.status is SandboxStatus.ERROR
+    assert "container" in info.metadata["state_reason"]
+    for call in (
+        victim.execute_tool("python_executor", {"code": "1"}),
+        victim.execute_command("true"),
+        victim.read_file("a"),
+        victim.start(),
+    ):
+        with pytest.raises(WrongState, match="delete it"):
+            await call
+    assert await manager.delete_sandbox(victim.id)
+    assert await engine.containers.list(all=True, filters={"label": [f"{LABEL_ID}={victim.id}"]}) == []
+
+
+async def test_a_paused_sandbox_is_shown_as_it_is_and_goes_on_afterwards(
+    victim: Sandbox, container: DockerContainer, manager: LocalSandboxManager
+):
+    assert (await victim.execute_tool("python_executor", {"code": "kept = 6"})).success
+    await container.pause()
+    calling = asyncio.create_task(victim.execute_tool("python_executor", {"code": "print(kept * 7)"}))
+    # Longer than the daemon needs to notice that the guest does not answer.
+    await asyncio.wait([calling], timeout=6)
+    assert not calling.done()
+    info = await manager.get_sandbox_info(victim.id)
+    assert info is not None
+    assert info.status is SandboxStatus.RUNNING
+    await container.unpause()
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await calling).output == "42\n"
+
+
+async def test_a_paused_sandbox_can_be_deleted(
+    victim: Sandbox, container: DockerContainer, manager: LocalSandboxManager, engine: aiodocker.Docker
+):
+    await container.pause()
+    calling = asyncio.create_task(victim.execute_command("true"))
+    async with asyncio.timeout(PATIENCE_S):
+        while not (info := await manager.get_sandbox_info(victim.id)) or not info.metadata["active_executions"]:
+            pass
+        assert await manager.delete_sandbox(victim.id)
+        result = await calling
+    assert result.status is ExecutionStatus.ERROR
+    assert "deleted" in result.stderr
+    assert await engine.containers.list(all=True, filters={"label": [f"{LABEL_ID}={victim.id}"]}) == []
+
+
+async def test_a_guest_that_is_stopped_from_outside_costs_only_its_sandbox(
+    victim: Sandbox, container: DockerContainer, sandbox: Sandbox
+):
+    waiting = asyncio.create_task(victim.execute_tool("bash", {"command": "sleep 600"}))
+    while not (await victim.refresh()).metadata["active_executions"]:
+        pass
+    await container.kill(signal="STOP")
+    async with asyncio.timeout(PATIENCE_S):
+        result = await waiting
+    assert result.metadata["verdict"] == "SANDBOX_LOST"
+    assert "did not answer" in (result.error or "")
+    assert (await sandbox.execute_command("echo unharmed")).stdout == "unharmed\n"

@@ -1,0 +1,51 @@
+"""What the host lays ready for every sandbox."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from enclaved.agent import guest
+from enclaved.agent.install import install_guest, write_accounts
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_guest_lies_where_anybody_can_read_and_nobody_can_write_it(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        path = install_guest(tmp_path / "guest")
+    finally:
+        os.umask(before)
+    assert path.read_text() == Path(guest.__file__).read_text()
+    assert (mode(path), mode(path.parent)) == (0o444, 0o755)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_guest_that_is_there_is_left_alone_and_another_one_lies_beside_it(tmp_path: Path) -> None:
+    older = tmp_path / "guest-0000000000000000.py"
+    older.write_text("an older daemon's")
+    first = install_guest(tmp_path)
+    before = first.stat().st_ino
+    assert install_guest(tmp_path) == first
+    assert first.stat().st_ino == before
+    assert older.read_text() == "an older daemon's"
+
+
+def test_accounts_name_root_nobody_and_the_programs_user(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_accounts(tmp_path / "accounts", 1900000001, "/work")
+    finally:
+        os.umask(before)
+    passwd, group = tmp_path / "accounts" / "passwd", tmp_path / "accounts" / "group"
+    lines = [line.split(":") for line in passwd.read_text().splitlines()]
+    assert all(len(line) == len(pwd.struct_passwd.__match_args__) for line in lines)
+    assert {line[0]: line[2] for line in lines} == {"root": "0", "sandbox": "1900000001", "nobody": "65534"}
+    assert lines[1][5] == "/work"
+    assert "sandbox:x:1900000001:" in group.read_text().splitlines()
+    assert (mode(passwd), mode(group), mode(passwd.parent)) == (0o444, 0o444, 0o755)
