@@ -222,14 +222,14 @@ class Routes:
     # -- files
 
     async def archive(self, request: Request, sandbox_id: str, target_dir: str = "") -> JSONResponse:
-        """Written while it arrives; where it is refused half way, what came before stays."""
-        sandbox = self._running(sandbox_id)
+        """Into the working directory unless said. Written while it arrives: what came before a refusal stays."""
+        self._running(sandbox_id)
         chunks = body_chunks(request, self._archive_bytes_max)
         first = await anext(chunks, None)
         if first is None:
             raise Refused(400, "Archive body must not be empty")
         target = _Uploads(self._core, sandbox_id)
-        await archives.unpack(_with_first(first, chunks), target_dir or sandbox.spec.working_dir, target)
+        await archives.unpack(_with_first(first, chunks), target_dir, target)
         return JSONResponse({"ok": True})
 
     # -- the pool
