@@ -74,6 +74,14 @@ def test_without_a_file_the_configuration_that_would_be_used_is_checked(command,
     assert command("config", "check") == (2, "", ["enclaved: file /none.toml: there is no such file"])
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_keys_are_never_shown(command, monkeypatch, form):
+    monkeypatch.setenv("ENCLAVED_HTTP_API_KEYS", "s3cret, another")
+    code, out, err = command("config", "show", *form)
+    assert (code, out.count("(hidden)"), err) == (0, 2, [])
+    assert "s3cret" not in out
+
+
 def test_the_configuration_is_shown_as_toml_with_origins(command, monkeypatch):
     monkeypatch.setenv("ENCLAVED_LIMITS_CPU_MAX", "3")
     code, out, err = command("config", "show")
