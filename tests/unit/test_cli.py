@@ -117,6 +117,6 @@ def test_a_file_is_checked_without_the_environment(command, tmp_path, monkeypatc
     code, out, err = command("config", "check", str(file))
     assert (code, out) == (2, "")
     assert err == [
-        f"enclaved: file {file}: limits.pids_maxx is no setting; did you mean limits.pids_max?",
-        f"enclaved: file {file}: limits.x is no setting",
+        f"enclaved: file {file}, line 2: limits.pids_maxx is no setting; did you mean limits.pids_max?",
+        f"enclaved: file {file}, line 3: limits.x is no setting",
     ]
