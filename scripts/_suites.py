@@ -54,6 +54,7 @@ SUITES = (
     Suite("monitoring", ("tests/monitoring",), 180, must_run=True),
     Suite("conformance", ("tests/conformance",), 300, must_run=True),
     Suite("clients", ("tests/clients",), 240, must_run=True),
+    Suite("systemd", ("tests/systemd",), 420, must_run=True),
     Suite("integration", ("tests/integration", "tests/test_sandbox.py"), 600, must_run=True),
 )
 

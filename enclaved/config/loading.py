@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from enclaved.config.settings import PREFIX, SETTINGS, Setting, Settings
 
 DEFAULT_FILE: Final = Path("/etc/enclaved/config.toml")
 FILE_VARIABLE: Final = "ENCLAVED_CONFIG"
+_SECTION = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
+_NAME = re.compile(r"\s*([\w-]+)\s*=")
 
 
 class ConfigError(Exception):
@@ -62,13 +65,16 @@ class _Gathered:
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._origins: dict[str, str] = {}
+        self._lines: dict[str, int] = {}
+        """Where in the file a key stands."""
         self._problems: list[str] = []
         self._warnings: list[str] = []
 
     def take_file(self, path: Path, *, required: bool) -> None:
         """Reads a TOML file."""
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            tables = tomllib.loads(text)
         except FileNotFoundError:
             if required:
                 self._problems.append(f"file {path}: there is no such file")
@@ -79,6 +85,7 @@ class _Gathered:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             self._problems.append(f"file {path}: is not TOML: {error}")
             return
+        self._lines = _lines(text)
         for section, table in tables.items():
             if not isinstance(table, dict):
                 self._unknown(f"file {path}", section)
@@ -120,14 +127,21 @@ class _Gathered:
         except ValidationError as error:
             for detail in error.errors():
                 key = ".".join(str(part) for part in detail["loc"][:2])
-                self._problems.append(f"{self._origins[key]}: {key} {_reason(detail['msg'])}")
+                self._problems.append(f"{self._place(key)}: {key} {_reason(detail['msg'])}")
             raise ConfigError(self._problems) from None
         for key, why in contradictions(settings):
-            self._problems.append(f"{self._origins.get(key, 'default')}: {key} {why}")
+            self._problems.append(f"{self._place(key)}: {key} {why}")
         if self._problems:
             raise ConfigError(self._problems)
         origins = {setting.key: self._origins.get(setting.key, "default") for setting in SETTINGS}
         return Configuration(settings, origins, tuple(self._warnings))
+
+    def _place(self, key: str) -> str:
+        return self._in_line(self._origins.get(key, "default"), key)
+
+    def _in_line(self, origin: str, key: str) -> str:
+        """Says where a value came from; in a file, in which line it stands."""
+        return f"{origin}, line {self._lines[key]}" if origin.startswith("file ") and key in self._lines else origin
 
     def _take(self, key: str, value: Any, origin: str) -> None:
         if not any(setting.key == key for setting in SETTINGS):
@@ -143,7 +157,20 @@ class _Gathered:
             hint = _nearest(name, [known.removeprefix(start) for known in keys if known.startswith(start)], start)
         else:
             hint = _nearest(key, keys if dot else Settings.model_fields)
-        self._problems.append(f"{origin}: {key} is no setting{hint}")
+        self._problems.append(f"{self._in_line(origin, key)}: {key} is no setting{hint}")
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Finds the line of every section and of every ``section.name``, for a message about it."""
+    found: dict[str, int] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := _SECTION.match(line):
+            section = match[1]
+            found.setdefault(section, number)
+        elif match := _NAME.match(line):
+            found.setdefault(f"{section}.{match[1]}" if section else match[1], number)
+    return found
 
 
 def _parse(field: FieldInfo, text: str) -> Any:

@@ -131,15 +131,16 @@ async def serve(
             system=core.system,
         )
         await health.set_engine_available(False)  # until it has answered
-        # The unix socket comes last: one that a server binds and never serves stays open until the process ends.
+        # The unix socket comes last: one that a server binds and never serves stays open until the process ends. It is
+        # also how a parent sees that everything else is open.
         endpoint = await _open_endpoint(stack, settings, core, stop)
+        http = await _open_http(stack, settings, core, calls)
         listen = settings.listen
         tcp = str(listen_tcp(server, parse_address(listen.tcp))) if listen.tcp else ""
         if listen.unix:
             listen_unix(server, Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)
         await server.start()
         stack.push_async_callback(server.stop, STOP_SERVER_S)
-        http = await _open_http(stack, settings, core, calls)
         base = state_dir.parent.parent if embedded else None
         clearing = core.background.spawn(core.sandboxes.clear_leftovers(state_dir, base), "clear leftovers")
         stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)

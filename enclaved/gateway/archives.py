@@ -82,8 +82,8 @@ async def _members(reader: _Reader) -> AsyncIterator[_Member]:
             await reader.drain()
             return
         try:
-            header = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-        except (tarfile.HeaderError, UnicodeDecodeError) as error:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
             raise _malformed(str(error)) from None
         if header.size < 0:
             raise _malformed("a member has a negative size")
@@ -108,6 +108,7 @@ async def _members(reader: _Reader) -> AsyncIterator[_Member]:
 
 
 def _checked(header: tarfile.TarInfo, name: str, size: int) -> _Member:
+    _text(name.encode("utf-8", "surrogateescape"))  # not earlier: another header may have cut it in mid-character
     shown = ascii(name[:100])
     if not (header.isdir() or (header.isreg() and not header.issparse())):
         raise InvalidRequest.of("archive", f"{shown} is neither a regular file nor a directory; leave it out")

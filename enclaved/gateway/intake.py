@@ -20,7 +20,7 @@ IDLE_S: Final = 30.0
 _AnyT = TypeVar("_AnyT")
 
 
-async def body_chunks(request: Request, limit_bytes: int, idle_s: float = IDLE_S) -> AsyncIterator[bytes]:
+async def body_chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     """Yields a body as it arrives. Raises `Refused`: 413 beyond the limit, 408 where nothing comes."""
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:30]) > limit_bytes:
@@ -29,10 +29,10 @@ async def body_chunks(request: Request, limit_bytes: int, idle_s: float = IDLE_S
     stream = request.stream()
     while True:
         try:
-            async with asyncio.timeout(idle_s):
+            async with asyncio.timeout(IDLE_S):
                 chunk = await anext(stream, None)
         except TimeoutError:
-            raise Refused(408, f"the body stopped: nothing came for {idle_s:g} s", {"Connection": "close"}) from None
+            raise Refused(408, f"the body stopped: nothing came for {IDLE_S:g} s", {"Connection": "close"}) from None
         if chunk is None:
             return
         left_bytes -= len(chunk)

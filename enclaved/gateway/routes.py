@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 
-from enclaved.core.executions import Executions
+from enclaved.core.executions import Execution, Executions
 from enclaved.core.files import Files
 from enclaved.core.pool import SIZE_MAX, WAIT_DEFAULT_S, Pools
 from enclaved.core.sandboxes import PAGE_SIZE_MAX, Sandboxes
@@ -42,6 +42,7 @@ from enclaved.model import (
     STDERR,
     STDOUT,
     Finished,
+    Notice,
     Output,
     RunResult,
     Sandbox,
@@ -210,41 +211,25 @@ class Routes:
     async def _run(self, call: ToolCall) -> dict[str, Any]:
         self._running(call.sandbox_id)
         try:
-            result = await self._core.executions.run(call)
+            execution = await self._core.executions.open(call)
         except InvalidRequest as error:
             return _refused_by_tool(error, call.tool)
-        if result.finished is not None:
-            return tool_result(call.tool, result, result.finished)
-        return await self._rest(call, result)
-
-    async def _rest(self, call: ToolCall, begun: RunResult) -> dict[str, Any]:
-        """Goes on with an execution that wrote more than one answer of the core holds."""
-        outputs = {STDOUT: bytearray(begun.stdout), STDERR: bytearray(begun.stderr)}
-        dropped = False
-        finished: Finished | None = None
-        execution = self._core.executions.get(begun.execution_id, call.sandbox_id)
-        async with execution.attach({channel: len(data) for channel, data in outputs.items()}) as events:
-            async for event in events:
-                if isinstance(event, Output) and event.channel in outputs:
-                    kept = outputs[event.channel]
-                    kept += event.data[: OUTPUT_BYTES_MAX - len(kept)]
-                    dropped = dropped or len(kept) == OUTPUT_BYTES_MAX
-                elif isinstance(event, Finished):
-                    finished = event
-        result = RunResult(begun.execution_id, bytes(outputs[STDOUT]), bytes(outputs[STDERR]), begun.notices, finished)
-        return tool_result(call.tool, result, finished or Finished(Verdict.INTERNAL_ERROR), truncated=dropped)
+        try:
+            return await _followed(execution, call.tool)
+        finally:
+            execution.cancel("its client, who left")  # nobody could come back for it; one that has ended stays so
 
     # -- files
 
     async def archive(self, request: Request, sandbox_id: str, target_dir: str = "") -> JSONResponse:
-        """Written while it arrives; where it is refused half way, what came before stays."""
-        sandbox = self._running(sandbox_id)
+        """Into the working directory unless said. Written while it arrives: what came before a refusal stays."""
+        self._running(sandbox_id)
         chunks = body_chunks(request, self._archive_bytes_max)
         first = await anext(chunks, None)
         if first is None:
             raise Refused(400, "Archive body must not be empty")
         target = _Uploads(self._core, sandbox_id)
-        await archives.unpack(_with_first(first, chunks), target_dir or sandbox.spec.working_dir, target)
+        await archives.unpack(_with_first(first, chunks), target_dir, target)
         return JSONResponse({"ok": True})
 
     # -- the pool
@@ -334,6 +319,28 @@ class Routes:
         container_id = self._core.sandboxes.record(sandbox.id).container_id
         tools = self._core.sandboxes.tools(sandbox.id)
         return views.sandbox_info(sandbox, self._status(sandbox), container_id, tools)
+
+
+async def _followed(execution: Execution, tool: str) -> dict[str, Any]:
+    """Follows an execution to its end, however much it writes, and words its result."""
+    outputs = {STDOUT: bytearray(), STDERR: bytearray()}
+    notices: list[Notice] = []
+    dropped = False
+    finished = Finished(Verdict.INTERNAL_ERROR)
+    async with execution.attach() as events:
+        async for event in events:
+            match event:
+                case Output():
+                    kept = outputs[event.channel]
+                    room = OUTPUT_BYTES_MAX - len(kept)
+                    kept += event.data[:room]
+                    dropped = dropped or len(event.data) > room
+                case Notice():
+                    notices.append(event)
+                case Finished():
+                    finished = event
+    result = RunResult(execution.id, bytes(outputs[STDOUT]), bytes(outputs[STDERR]), tuple(notices), finished)
+    return tool_result(tool, result, finished, truncated=dropped)
 
 
 class _Uploads:

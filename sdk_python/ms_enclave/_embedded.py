@@ -169,10 +169,10 @@ class EmbeddedDaemon:
         problem = _wait_until_it_listens(process, directory)
         if problem:
             self._release()
-            words = "(see its log above)" if self._shows_log else _last_words(directory)
+            said = "; it says why above" if self._shows_log else f":\n{_last_words(directory)}"
             if not self._served:
                 self._forget_directory()
-            raise DaemonStartFailed(f"{problem}:\n{words}")
+            raise DaemonStartFailed(f"{problem}{said}")
         self._served += 1
         return _address(directory)
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
 from pydantic import ValidationError
@@ -25,6 +25,8 @@ from ms_enclave.errors import EnclaveError, Unavailable
 _CallableT = TypeVar("_CallableT", bound=Callable[..., Any])
 
 RUN = "run"
+API_KEY_VARIABLE = "MS_ENCLAVE_API_KEY"
+LOG_LEVELS = ("debug", "info", "warning", "error")
 LIFE_MARGIN_S = 300
 """How much longer than its program a sandbox may live, should nobody be left to remove it."""
 
@@ -82,6 +84,7 @@ def ms_enclave() -> None:
       ms-enclave run -c 'print(40 + 2)'       run a line
       sort -u words | ms-enclave run -c 'print(len(list(open(0))))'
       ms-enclave ps                           list sandboxes
+      ms-enclave server                       serve the HTTP API on port 8000
 
     \b
     Exit codes:
@@ -296,6 +299,35 @@ def pull(image: str, quiet: bool, address: str | None, as_json: bool) -> None:
         _print_json({"image": image or None, "image_id": image_id})
     else:
         click.echo(image_id)
+
+
+@ms_enclave.command()
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on. [127.0.0.1]")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, metavar="PORT", help="Port to listen on. [8000]")
+@click.option(
+    "--api-key-file",
+    type=click.File(),
+    metavar="FILE",
+    help=f"File with the key that every request must carry. Default: {API_KEY_VARIABLE}, else none.",
+)
+@click.option("--pool-size", type=click.IntRange(0, 100), default=0, metavar="N", help="Sandboxes to keep ready. [0]")
+@click.option("--log-level", type=click.Choice(LOG_LEVELS), default="warning", help="What to log. [warning]")
+def server(host: str, port: int, api_key_file: TextIO | None, pool_size: int, log_level: str) -> None:
+    """Serves the HTTP API until Ctrl-C or SIGTERM, with a daemon of its own; then removes all its sandboxes.
+
+    Anything but a loopback address needs a key, which clients send in the header X-API-Key. It is never an argument,
+    since every user of a machine sees those.
+
+    \b
+    Examples:
+      ms-enclave server
+      ms-enclave server --host 0.0.0.0 --port 8080 --api-key-file /etc/ms-enclave/key
+      curl http://127.0.0.1:8000/health
+    """
+    from ms_enclave.sandbox.server.server import create_server  # which the other commands do without
+
+    key = api_key_file.read().strip() if api_key_file is not None else os.environ.get(API_KEY_VARIABLE)
+    create_server(api_key=key or None, pool_size=pool_size).run(host, port, log_level=log_level)
 
 
 @ms_enclave.command()

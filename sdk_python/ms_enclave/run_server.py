@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         server.run(options.host, options.port, log_level=options.log_level)
     except (EnclaveError, ValueError) as error:
-        print(f"ms_enclave.run_server: {error}", file=sys.stderr)
+        print(f"ms_enclave.run_server: {str(error).replace('an api_key', API_KEY_VARIABLE)}", file=sys.stderr)
         return 1
     return 0
 

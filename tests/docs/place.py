@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,13 @@ class Place:
         return done.stdout
 
     @contextmanager
-    def daemon(self, *command: str | Path, **variables: str) -> Iterator[None]:
+    def daemon(
+        self,
+        *command: str | Path,
+        ready: str = '"ready"',
+        end: signal.Signals = signal.SIGTERM,
+        **variables: str,
+    ) -> Iterator[None]:
         """Runs a command that is a daemon, from when it says that it is ready until it has ended on our signal."""
         with subprocess.Popen(
             command, cwd=self.directory, env=self.environment(**variables), stderr=subprocess.PIPE, text=True
@@ -69,12 +75,12 @@ class Place:
                 said = []
                 for line in process.stderr:
                     said.append(line)
-                    if '"ready"' in line:
+                    if ready in line:
                         break
                 assert process.poll() is None, "".join(said)
                 yield
             finally:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(end)
                 try:
                     process.communicate(timeout=PATIENCE_S)
                 except subprocess.TimeoutExpired:
@@ -86,6 +92,16 @@ class Place:
         program = self.directory / "program.py"
         program.write_text(text)
         return self.run(sys.executable, program)
+
+    def server(self, *command: str | Path) -> AbstractContextManager[None]:
+        """Runs a command that serves HTTP at port 8000, until Ctrl-C."""
+        return self.daemon(*command, ready="ms-enclave serves http://127.0.0.1:8000 ", end=signal.SIGINT)
+
+    def server_program(self, text: str) -> AbstractContextManager[None]:
+        """Runs a complete Python program that serves HTTP at port 8000, until Ctrl-C."""
+        program = self.directory / "server.py"
+        program.write_text(text)
+        return self.server(sys.executable, program)
 
     def run_parts(self, parts: Sequence[str]) -> list[str]:
         """Runs parts of a page in one interpreter, as a notebook does, and returns what each of them printed."""

@@ -13,6 +13,8 @@ from tests.docs.place import A_MANAGER, A_SANDBOX, PRELUDE, Place
 PROGRAMS = [block.text for block in blocks("README.zh.md", "python")]
 (
     BASIC,
+    SERVER,
+    CLIENT,
     CREATE_SANDBOX,
     EXECUTE_TOOL,
     GET_AVAILABLE_TOOLS,
@@ -26,15 +28,44 @@ PROGRAMS = [block.text for block in blocks("README.zh.md", "python")]
 ) = PROGRAMS
 
 
+MANAGER_PARTS = [
+    'config = DockerSandboxConfig(tools_config=["python_executor"])',
+    MANAGER_CREATE_SANDBOX,
+    *("params = {'code': 'print(1 + 1)'}", MANAGER_EXECUTE_TOOL, "print(result.output)"),
+    *(MANAGER_LIST_SANDBOXES, "print([(s.id == sandbox_id, s.status.value) for s in sandboxes])"),
+    *("await manager.stop()", "print(await manager.list_sandboxes())"),
+]
+MANAGER_PRINTS = ["", "", "", "", "2\n\n", "", "[(True, 'running')]\n", "", "[]\n"]
+
+
 def test_the_examples_are_those_that_users_know():
     """They are quoted from what users of earlier versions have read: a change here is a change of the promise."""
     digest = hashlib.sha256("\0".join(PROGRAMS).encode()).hexdigest()
-    assert digest == "10e18c1799790cf87a5db43df0a8173556611b84aae2996925d2edefb6d58953"
+    assert digest == "6cf3933e9ce1a6d596285e19da6291ae6ed016c093b899ad8c811bc1be2d0575"
 
 
 @pytest.mark.docker
 def test_basic_usage(place: Place):
     assert place.run_program(BASIC) == "结果: Hello from sandbox!\n2 + 2 = 4\n\n"
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("server", ["program", "command"])
+def test_http_server_and_client(place: Place, server: str):
+    (command,) = (block.text for block in blocks("README.zh.md", "shell") if "run_server" in block.text)
+    serving = place.server_program(SERVER) if server == "program" else place.server("bash", "-euc", f"exec {command}")
+    with serving:
+        printed = place.run_program(CLIENT)
+    assert "'output': 'Hello from remote sandbox!\\n'" in printed
+    assert "<ExecutionStatus.SUCCESS: 'success'>" in printed
+
+
+@pytest.mark.docker
+def test_a_http_manager_s_methods(place: Place):
+    over_http = "from ms_enclave.sandbox.manager import HttpSandboxManager as LocalSandboxManager"
+    a_manager = "manager = LocalSandboxManager(base_url='http://127.0.0.1:8000')\nawait manager.start()\n"
+    with place.server_program(SERVER):
+        assert place.run_parts([f"{PRELUDE}{over_http}", a_manager, *MANAGER_PARTS])[2:] == MANAGER_PRINTS
 
 
 @pytest.mark.docker
@@ -82,14 +113,7 @@ def test_start_stop_and_cleanup(place: Place):
 
 @pytest.mark.docker
 def test_a_managers_methods(place: Place):
-    parts = [
-        *(PRELUDE, A_MANAGER, MANAGER_CREATE_SANDBOX),
-        *("params = {'code': 'print(1 + 1)'}", MANAGER_EXECUTE_TOOL, "print(result.output)"),
-        *(MANAGER_LIST_SANDBOXES, "print([(s.id == sandbox_id, s.status.value) for s in sandboxes])"),
-        *("await manager.stop()", "print(await manager.list_sandboxes())"),
-    ]
-    printed = [text for text in place.run_parts(parts) if text]
-    assert printed == ["2\n\n", "[(True, 'running')]\n", "[]\n"]
+    assert place.run_parts([PRELUDE, A_MANAGER, *MANAGER_PARTS])[2:] == MANAGER_PRINTS
 
 
 @pytest.mark.docker

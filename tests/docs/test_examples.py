@@ -74,7 +74,7 @@ OUT_OF_MEMORY = "killed by the kernel: the sandbox reached its memory limit (exi
 
 
 def test_every_example_is_tested():
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*PRINTED, "tour"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*PRINTED, "server_example", "tour"}
 
 
 @pytest.mark.docker
@@ -82,6 +82,14 @@ def test_every_example_is_tested():
 def test_an_example_prints_what_it_shows(place: Place, name: str):
     printed = place.run(sys.executable, FOLDER / f"{name}.py")
     assert printed.strip() == textwrap.dedent(PRINTED[name]).strip().format(out_of_memory=OUT_OF_MEMORY)
+
+
+@pytest.mark.docker
+def test_the_server_serves_the_client_that_it_shows(place: Place):
+    program = FOLDER / "server_example.py"
+    client = textwrap.dedent(program.read_text().partition("like this:\n")[2].partition('"""')[0])
+    with place.server(sys.executable, program):
+        assert place.run_program(client) == "42\n\n"
 
 
 @pytest.mark.docker

@@ -11,6 +11,7 @@ from ms_enclave import errors
 from ms_enclave.sandbox.boxes import SandboxFactory
 from ms_enclave.sandbox.manager import LocalSandboxManager
 from ms_enclave.sandbox.model import DockerSandboxConfig, SandboxType, ToolResult
+from ms_enclave.sandbox.server import create_server
 
 from tests.docs.pages import ROOT
 
@@ -24,7 +25,7 @@ def names(cell: str) -> list[str]:
 
 def test_every_place_to_import_from_has_the_names_that_are_listed():
     modules = {row[0].strip("`"): names(row[1]) for row in ROWS if row[0].startswith("`ms_enclave.")}
-    assert len(modules) == 7
+    assert len(modules) == 8
     for module, listed in modules.items():
         found = importlib.import_module(module)
         assert [name for name in listed if not hasattr(found, name)] == []
@@ -43,8 +44,12 @@ def test_every_field_of_a_result_is_listed():
 
 
 def test_every_method_that_is_listed_is_there():
-    owners = {"sandbox": SandboxFactory.create_sandbox(SandboxType.DOCKER), "manager": LocalSandboxManager()}
-    called = re.findall(r"(sandbox|manager)\.(\w+)\(", PAGE)
+    owners = {
+        "sandbox": SandboxFactory.create_sandbox(SandboxType.DOCKER),
+        "manager": LocalSandboxManager(),
+        "server": create_server(),
+    }
+    called = re.findall(r"\b(sandbox|manager|server)\.(\w+)\(", PAGE)
     assert len(called) > 30
     assert [f"{owner}.{method}" for owner, method in called if not hasattr(owners[owner], method)] == []
 

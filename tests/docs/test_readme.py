@@ -12,13 +12,16 @@ from tests.docs.place import A_MANAGER, A_SANDBOX, PRELUDE, Place
 
 PAGES = ("README.md", "docs/python.md")
 ALL_PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-PROGRAMS = [block for page in PAGES for block in blocks(page, "python") if block.is_complete]
+COMPLETE = [block for page in PAGES for block in blocks(page, "python") if block.is_complete]
+PROGRAMS = [block for block in COMPLETE if "8000" not in block.text]
+SERVER, CLIENT = (block for block in COMPLETE if "8000" in block.text)
 COMMANDS = [block for block in blocks("README.md") if block.language in ("shell", "bash")]
 CHINESE_COMMANDS = [block for block in blocks("README.zh.md") if block.language in ("shell", "bash")]
 
 NOT_RUN = re.compile(
     r"""git\ clone\ .* | cd\ ms-enclave                           # the tests run in a clone
     | pip\ install\ .* | python\ -m\ venv\ .* | source\ .*        # and in an environment with the package
+    | python\ -m\ ms_enclave\.run_server                         # test_documented_api runs it
     | \./scripts/(?P<script>quickstart|test)                      # tests/scripts shows what these do
     | pytest(\ .*)? | python\ (?P<example>examples/\w+\.py)       # this is one of them; test_examples runs those
     """,
@@ -42,6 +45,12 @@ def test_links_lead_somewhere(page: str):
 def test_a_program_prints_what_the_page_shows(place: Place, block: Block):
     printed = place.run_program(block.text)
     assert block.shown_output in (None, printed)
+
+
+@pytest.mark.docker
+def test_a_server_serves_a_client(place: Place):
+    with place.server_program(SERVER.text):
+        assert place.run_program(CLIENT.text) == CLIENT.shown_output
 
 
 @pytest.mark.docker

@@ -121,6 +121,13 @@ def test_force_builds_again_from_packages(engine: Engine, roots: list[Path]) -> 
     assert [content for _, content, _ in engine.imported] == [b"root 1", b"root 2"]
 
 
+def test_each_recipe_has_a_name_and_a_cache_of_its_own(engine: Engine, roots: list[Path]) -> None:
+    for arguments in ([], ["--recipe", "systemd"], ["--recipe", "systemd", "mine:1"], ["mine:2"]):
+        assert build_image.main(arguments) == 0
+    assert [name for name, _, _ in engine.imported] == [NAME, "ms-enclave/systemd:12", "mine:1", "mine:2"]
+    assert [path.name.partition("-")[0] for path in roots] == ["root", "systemd"]
+
+
 def test_an_engine_of_another_processor_gets_no_image(engine: Engine, roots: list[Path]) -> None:
     engine.arch = "riscv64"
     with pytest.raises(console.Refused, match="runs riscv64 programs"):

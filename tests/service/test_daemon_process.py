@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,6 +42,7 @@ async def enclaved(*arguments: str, pass_fds: tuple[int, ...] = (), **more: str)
     """Runs the command; kills it if the test leaves it running."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "enclaved", *arguments),
+        stdin=DEVNULL,
         stdout=PIPE,
         stderr=PIPE,
         pass_fds=pass_fds,
@@ -80,6 +81,34 @@ async def test_a_signal_ends_it_well(folder: Path, number: signal.Signals):
     assert (process.returncode, out) == (0, b"")
     assert b'"event": "stopped"' in err.splitlines()[-1]
     assert [path.name for path in folder.iterdir()] == ["state"]
+
+
+async def test_a_hangup_has_it_read_its_configuration_again(folder: Path):
+    config = folder / "config.toml"
+    config.touch()
+    async with enclaved("run", "--config", str(config), *flags(folder)) as process:
+        await said(process, b'"event": "ready"')
+        config.write_text("[limits]\npids_max = 300\n")
+        process.send_signal(signal.SIGHUP)
+        await said(process, b'"changed": ["limits.pids_max"]')
+        config.write_text("[limits]\npids_max = 0\n")
+        process.send_signal(signal.SIGHUP)
+        await said(process, b"config.toml, line 2: limits.pids_max must be")
+        process.terminate()
+        await communicated(process)
+    assert process.returncode == 0
+
+
+async def test_a_hangup_ends_a_daemon_whose_owner_is_gone(folder: Path):
+    reader, writer = os.pipe()
+    async with enclaved("run", *flags(folder), "--embedded-parent-fd", str(reader), pass_fds=(reader,)) as process:
+        await said(process, b'"event": "ready"')
+        process.send_signal(signal.SIGHUP)
+        _, err = await communicated(process)
+    os.close(reader)
+    os.close(writer)
+    assert process.returncode == 0
+    assert b'"event": "stopped"' in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])

@@ -20,7 +20,15 @@ from enclaved import errors, log, model
 from tests.service.core_fakes import BOX
 from tests.service.edge import Edge, details, fields, reason, serving
 
-SERVICES = ("SandboxService", "ExecutionService", "ToolService", "FileService", "SystemService")
+SERVICES = (
+    "SandboxService",
+    "ExecutionService",
+    "ToolService",
+    "FileService",
+    "PoolService",
+    "ImageService",
+    "SystemService",
+)
 
 
 @pytest.fixture

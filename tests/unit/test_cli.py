@@ -74,6 +74,14 @@ def test_without_a_file_the_configuration_that_would_be_used_is_checked(command,
     assert command("config", "check") == (2, "", ["enclaved: file /none.toml: there is no such file"])
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_keys_are_never_shown(command, monkeypatch, form):
+    monkeypatch.setenv("ENCLAVED_HTTP_API_KEYS", "s3cret, another")
+    code, out, err = command("config", "show", *form)
+    assert (code, out.count("(hidden)"), err) == (0, 2, [])
+    assert "s3cret" not in out
+
+
 def test_the_configuration_is_shown_as_toml_with_origins(command, monkeypatch):
     monkeypatch.setenv("ENCLAVED_LIMITS_CPU_MAX", "3")
     code, out, err = command("config", "show")
@@ -109,6 +117,6 @@ def test_a_file_is_checked_without_the_environment(command, tmp_path, monkeypatc
     code, out, err = command("config", "check", str(file))
     assert (code, out) == (2, "")
     assert err == [
-        f"enclaved: file {file}: limits.pids_maxx is no setting; did you mean limits.pids_max?",
-        f"enclaved: file {file}: limits.x is no setting",
+        f"enclaved: file {file}, line 2: limits.pids_maxx is no setting; did you mean limits.pids_max?",
+        f"enclaved: file {file}, line 3: limits.x is no setting",
     ]

@@ -1,5 +1,6 @@
 """Configuration: which source counts, where a value came from, and what is said of a wrong one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,18 @@ def test_a_wrong_setting_is_named_with_its_source_and_what_it_must_be(write, tex
     file = write(text)
     found = problems(file)
     assert any(wanted in problem for problem in found), found
-    assert all(problem.startswith((f"file {file}: ", "default: ")) for problem in found)
+    assert all(re.match(rf"(file {file}(, line \d+)?|default): ", problem) for problem in found)
+
+
+def test_a_mistake_in_a_file_is_told_with_its_line(write):
+    text = "# ours\n[limits]\npids_max = 300\ncpu_mx = 3\n\n[ log ]\n  level = 'loud'\n[moon]\nphase = 1\n"
+    file = write(text)
+    assert sorted(problem.partition(" is no ")[0].partition(" must ")[0] for problem in problems(file)) == [
+        f"file {file}, line 4: limits.cpu_mx",
+        f"file {file}, line 7: log.level",
+        f"file {file}, line 9: moon.phase",
+    ]
+    assert "at line 2" in problems(write("[limits]\ncpu_max =\n"))[0]
 
 
 def test_every_problem_is_told_at_once(write):

@@ -43,7 +43,7 @@ _BY_TEXT: Final[tuple[tuple[re.Pattern[str], type[EnclaveError]], ...]] = (
     (re.compile(r"[Ss]andbox (\S+ )?not found"), errors.SandboxNotFound),
     (re.compile(r"Tool .* is not available"), errors.ToolNotFound),
 )
-_TEXT_SHOWN_MAX = 300
+_TEXT_SHOWN_MAX = 100
 
 
 def error_of(code: int, body: bytes, headers: Mapping[str, str], *, url: str) -> EnclaveError:

@@ -33,7 +33,11 @@ class Portal:
         An interrupt (Ctrl-C) cancels it, waits a few seconds for its cleaning up, and goes on. Must not be called
         from a coroutine on the portal's own loop, for which it would wait for ever: raises ``RuntimeError`` there.
         """
-        loop = self._running_loop()
+        try:
+            loop = self._running_loop()
+        except BaseException:  # an interrupt, while the thread starts
+            coroutine.close()
+            raise
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a blocking call was made from within the loop that serves it; use the async classes")

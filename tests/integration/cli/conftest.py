@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,17 @@ class Command:
 
     environment: dict[str, str]
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Starts it with its standard streams in our hands."""
+    @contextmanager
+    def start(self, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Starts it with its standard streams in our hands. It is over when the block is."""
         command = [sys.executable, "-P", "-m", "ms_enclave.cli", *arguments]
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self.environment, cwd="/", **{**streams, **options})
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=self.environment, cwd="/", stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            try:
+                yield process
+            except BaseException:
+                process.terminate()
+                raise
 
     def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Runs it to its end."""

@@ -54,16 +54,16 @@ async def test_a_key_in_a_header_opens_the_api(locked: httpx.AsyncClient, header
     assert (await locked.get("/stats", headers=headers)).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/stats", "/docs", "/openapi.json", "/sandbox/x", "/nothing"])
 @pytest.mark.parametrize(
     "headers", [{}, {"X-API-Key": ""}, {"X-API-Key": KEY[:-1]}, {"Authorization": f"Basic {KEY}"}, {"X-API-Key": "é"}]
 )
-async def test_without_a_valid_key_nothing_answers(locked: httpx.AsyncClient, path: str, headers: dict[str, str]):
+async def test_without_a_valid_key_nothing_answers(locked: httpx.AsyncClient, headers: dict[str, str]):
     sent = {name: value.encode() for name, value in headers.items()}
-    answer = await locked.get(path, headers=sent)
-    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
-    assert list(answer.json()) == ["detail"]
-    assert KEY not in answer.text
+    for path in ("/health", "/stats", "/docs", "/openapi.json", "/sandbox/x", "/nothing"):
+        answer = await locked.get(path, headers=sent)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert list(answer.json()) == ["detail"]
+        assert KEY not in answer.text
 
 
 async def test_the_digest_of_a_key_is_no_key(locked: httpx.AsyncClient):
@@ -101,24 +101,12 @@ def test_with_a_key_any_address_may_be_served():
 # -- hosts and origins -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("localhost", 200),
-        ("LOCALHOST:8000", 200),
-        ("127.0.0.1:1", 200),
-        ("[::1]:8000", 200),
-        ("box.example", 200),
-        ("evil.example", 400),
-        ("localhost.evil.example", 400),
-        ("", 400),
-        ("[", 400),
-    ],
-)
-async def test_only_known_names_of_this_server_are_answered(folder: Path, host: str, status: int):
+async def test_only_known_names_of_this_server_are_answered(folder: Path):
     async with served(folder, http__hosts="box.example") as client:
-        answer = await client.get("/stats", headers={"Host": host})
-        assert answer.status_code == status
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "box.example"):
+            assert (await client.get("/stats", headers={"Host": host})).status_code == 200
+        for host in ("evil.example", "localhost.evil.example", "", "["):
+            assert (await client.get("/stats", headers={"Host": host})).status_code == 400
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1"])

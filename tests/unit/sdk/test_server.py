@@ -284,8 +284,12 @@ def test_a_server_reaches_itself(host: str, reachable: str) -> None:
 
 def test_a_server_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "_command", lambda directory, fd: script("raise SystemExit(3)"))
-    with pytest.raises(DaemonStartFailed, match="code 3"):
+    with pytest.raises(DaemonStartFailed, match=r"cannot serve http://127.*code 3; it says why above$"):
         create_server().run(port=free_port())
+    with pytest.raises(DaemonStartFailed, match=r"needs an api_key$"):
+        create_server().run("0.0.0.0", free_port())
+    with pytest.raises(DaemonStartFailed, match=r"above$"):
+        create_server(api_key="key").run("localhost", free_port())
 
 
 def test_a_daemon_that_dies_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

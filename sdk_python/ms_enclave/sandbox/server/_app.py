@@ -12,7 +12,6 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import aiohttp
-from multidict import CIMultiDict
 from yarl import URL
 
 from ms_enclave._embedded import EmbeddedDaemon, HttpListener
@@ -194,12 +193,9 @@ def _target(scope: Scope) -> str:
     return f"{path}?{query}" if query else path
 
 
-def _headers(given: list[tuple[bytes, bytes]]) -> CIMultiDict[str]:
-    found: CIMultiDict[str] = CIMultiDict()
-    for name, value in given:
-        if name.decode("latin-1").lower() not in _NOT_FORWARDED:
-            found.add(name.decode("latin-1"), value.decode("latin-1"))
-    return found
+def _headers(given: list[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in given]
+    return [(name, value) for name, value in pairs if name.lower() not in _NOT_FORWARDED]
 
 
 def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from ms_enclave._embedded import EmbeddedDaemon, HttpListener
 from ms_enclave._model import SandboxConfig, SandboxManagerConfig
 from ms_enclave._transports.http import HttpTransport
-from ms_enclave.errors import DaemonUnavailable, InvalidRequest, NotServed
+from ms_enclave.errors import DaemonStartFailed, DaemonUnavailable, InvalidRequest, NotServed
 from ms_enclave.sandbox._portal import process_portal
 from ms_enclave.sandbox.boxes import DockerSandbox, SandboxFactory
 from ms_enclave.sandbox.server._app import ForwardingApp, Upstream
@@ -68,12 +68,20 @@ class SandboxServer:
         daemon = EmbeddedDaemon(HttpListener(address, self.config.api_key, log_level=level, shows_log=True))
         with _until_asked_to_stop():
             try:
-                daemon.ensure()
+                try:
+                    daemon.ensure()
+                except DaemonStartFailed as error:
+                    raise DaemonStartFailed(f"cannot serve http://{address}: {error}{self._hint(host)}") from None
                 self._started(host, port)
                 code = daemon.wait()
                 raise DaemonUnavailable(f"the daemon that served http://{address} ended with code {code}")
             finally:
                 daemon.stop()
+
+    def _hint(self, host: str) -> str:
+        if self.config.api_key or _is_loopback(host):
+            return ""
+        return "; an address that is not loopback needs an api_key"
 
     def _started(self, host: str, port: int) -> None:
         print(f"ms-enclave serves http://{host}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
@@ -117,6 +125,13 @@ def _log_level(kwargs: Mapping[str, Any]) -> str:
             raise NotServed(f"run({name}=…) is not served; give server.app to a web server of your own instead")
     level = str(kwargs.get("log_level") or "warning").lower()
     return level if level in LOG_LEVELS else {"critical": "error", "trace": "debug"}.get(level, "warning")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _reachable(host: str) -> str:

@@ -1,0 +1,126 @@
+"""What happens on the connection itself: slow clients, clients that leave, bodies that nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from enclaved.gateway import intake, server
+from tests.service.daemons import PATIENCE_S, Running, daemon, settings_in
+
+
+async def opened(running: Running) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Opens a connection."""
+    return await asyncio.open_unix_connection(running.addresses.http.removeprefix("unix:"))
+
+
+async def ends(reader: asyncio.StreamReader) -> bytes:
+    """Waits until the other side closes, and returns what it sent."""
+    async with asyncio.timeout(PATIENCE_S):
+        return await reader.read()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /stats HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
+async def test_a_client_that_does_not_finish_its_request_is_cut_off(
+    running: Running, sent: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(server, "HEADER_S", 0.2)
+    reader, writer = await opened(running)
+    writer.write(sent)
+    assert await ends(reader) == b""
+    writer.close()
+
+
+async def test_a_second_request_must_come_to_its_end_too(running: Running, monkeypatch: pytest.MonkeyPatch):
+    reader, writer = await opened(running)
+    writer.write(b"GET /stats HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    assert (await reader.readuntil(b"}")).endswith(b"}")
+    monkeypatch.setattr(server, "HEADER_S", 0.2)
+    writer.write(b"GET ")
+    async with asyncio.timeout(PATIENCE_S):
+        while await reader.read(1000):
+            pass
+    writer.close()
+
+
+async def test_a_body_that_stops_is_given_up(running: Running, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(intake, "IDLE_S", 0.2)
+    reader, writer = await opened(running)
+    writer.write(b"POST /sandbox/create HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+    answer = await ends(reader)
+    assert answer.startswith(b"HTTP/1.1 408")
+    writer.close()
+
+
+async def test_a_large_head_is_refused(running: Running):
+    reader, writer = await opened(running)
+    writer.write(b"GET /stats HTTP/1.1\r\nHost: localhost\r\nX-Large: " + b"x" * 100_000)
+    assert (await ends(reader)).startswith(b"HTTP/1.1 400")
+    writer.close()
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(running: Running):
+    reader, writer = await opened(running)
+    size = 10 * 2**30
+    writer.write(b"POST /sandbox/create HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+    answer = await ends(reader)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"has more than 1048576 bytes" in answer
+    writer.close()
+
+
+async def test_an_archive_that_is_too_large_is_refused(folder: Path):
+    settings = settings_in(folder, listen__http=f"unix:{folder}/h.sock", http__archive_max_bytes="100000")
+    async with daemon(settings) as running:
+        transport = httpx.AsyncHTTPTransport(uds=f"{folder}/h.sock")
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE_S) as api:
+            sandbox_id = (await api.post("/sandbox/create")).json()["sandbox_id"]
+            answer = await api.post(f"/sandbox/{sandbox_id}/archive", content=bytes(100_001))
+            assert (answer.status_code, "100000 bytes" in answer.text) == (413, True)
+            assert running.addresses.http == f"unix:{folder}/h.sock"
+
+
+async def test_what_nobody_asks_the_server_to_be_is_not_there(running: Running):
+    reader, writer = await opened(running)
+    writer.write(b"GET /stats HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n")
+    answer = await ends(reader)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"server:" not in answer.lower()
+    writer.close()
+
+
+async def test_a_client_that_leaves_while_its_sandbox_is_made_gets_none(running: Running, api: httpx.AsyncClient):
+    _, writer = await opened(running)
+    writer.write(b"POST /sandbox/create HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await writer.drain()
+    writer.close()
+    async with asyncio.timeout(PATIENCE_S):
+        while not (
+            'enclaved_http_requests_total{code="499",route="/sandbox/create"} 1.0'
+            in (text := (await running.get("/metrics"))[1])
+            or 'enclaved_http_requests_total{code="200",route="/sandbox/create"} 1.0' in text
+        ):
+            pass
+    found = (await api.get("/sandboxes")).json()
+    assert len(found) == ('code="200",route="/sandbox/create"' in text)
+
+
+async def test_a_call_whose_client_left_is_ended(running: Running, api: httpx.AsyncClient):
+    created = await api.post("/sandbox/create", json={"tools_config": ["python_executor"]})
+    parameters = {"code": "import time; time.sleep(3600)"}
+    body = {"sandbox_id": created.json()["sandbox_id"], "tool_name": "python_executor", "parameters": parameters}
+    data = json.dumps(body).encode()
+    _, writer = await opened(running)
+    head = b"POST /sandbox/tool/execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    writer.write(head + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+    async with asyncio.timeout(PATIENCE_S):
+        while "enclaved_executions_active 1.0" not in (await running.get("/metrics"))[1]:
+            pass
+        writer.close()
+        while 'verdict="CANCELLED"' not in (await running.get("/metrics"))[1]:
+            pass
