@@ -214,3 +214,16 @@ async def test_without_permission_on_the_engines_socket_a_program_is_told_which_
         assert "sudo usermod -aG docker USER" in program.text
         assert len(program.text.splitlines()) == 1
         await until(lambda: ground.embedded_directories() == [], "the end of its daemon without a trace")
+
+
+async def test_without_permission_on_the_daemons_socket_a_program_is_told_which_and_what_to_do(ground: Ground):
+    daemon = await ground.daemon()
+    async with out_of_reach(ground) as (prefix, _):
+        if not prefix:
+            daemon.socket.chmod(0)
+        address = {"MS_ENCLAVE_ADDRESS": daemon.address}
+        program = ground.program(ASK_FOR_A_SANDBOX, prefix=prefix, HOME=str(ground.run_dir), **address)
+        assert await program.ended() == 0
+    assert program.text.startswith(f"DaemonUnavailable no permission on the daemon's socket at {daemon.address}: ")
+    assert "usermod -aG ms-enclave" in program.text
+    assert len(program.text.splitlines()) == 1
