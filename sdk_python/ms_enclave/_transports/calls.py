@@ -22,6 +22,11 @@ _CORE_ERROR = "Internal error from Core"
 _STATUS_LOOKS = 100
 _STATUS_LOOK_S = 0.01
 _HINT = "start one with 'enclaved run' or 'systemctl start enclaved', or correct MS_ENCLAVE_ADDRESS"
+_NO_PERMISSION = "Permission denied"
+_PERMISSION_HINT = (
+    "join the group that owns it ('sudo usermod -aG ms-enclave USER', then log in again), "
+    "or use a daemon of your own: unset MS_ENCLAVE_ADDRESS"
+)
 
 ResponseT = TypeVar("ResponseT")
 
@@ -103,6 +108,8 @@ class Calls:
             return found
         if self._reached:
             return DaemonUnavailable(f"the daemon at {self.address} stopped answering: {found.message}")
+        if _NO_PERMISSION in found.message:
+            return DaemonUnavailable(f"no permission on the daemon's socket at {self.address}: {_PERMISSION_HINT}")
         return DaemonUnavailable(f"no daemon answers at {self.address} ({found.message}); {_HINT}")
 
 

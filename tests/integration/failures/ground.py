@@ -79,6 +79,10 @@ class Program:
         """Sends a signal to it alone."""
         self.process.send_signal(number)
 
+    def press_ctrl_c(self) -> None:
+        """Interrupts it with everything that it started in its terminal, as a terminal does."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def go_on(self) -> None:
         """Lets it go on, if it waits for the end of its input."""
         assert self.process.stdin is not None
@@ -157,7 +161,9 @@ class Ground:
         file = self.folder / f"{name}.py"
         file.write_text(f"{_NO_SYSTEM_DAEMON}{code}")
         command = [*prefix, sys.executable, "-P", file]
-        found = Program(command, self.folder / f"{name}.out", self.environment(**variables))
+        output = self.folder / f"{name}.out"
+        # A process group of its own, as a terminal makes for each command.
+        found = Program(command, output, self.environment(**variables), start_new_session=True)
         self._programs.append(found)
         return found
 

@@ -141,7 +141,7 @@ async def test_ctrl_c_ends_a_program_in_the_middle_of_a_call_and_leaves_nothing(
         await program.says("started")
     daemons = [daemon_of(ground, program) for program in programs]
     for program in programs:
-        program.send(signal.SIGINT)
+        program.press_ctrl_c()
     for program, daemon in zip(programs, daemons, strict=True):
         assert await program.ended() == -signal.SIGINT
         assert program.text.splitlines()[-1] == "KeyboardInterrupt"

@@ -360,8 +360,9 @@ for fd in range(256):
 sys.exit(3)
 """
     result = await run(cell, code)
-    assert (result.metadata["verdict"], result.metadata["exit_code"]) == ("EXITED", 3)
-    assert result.metadata["attested"] is True
+    # Who talks nonsense to the guest is killed, unless its own end comes first. Either is what the kernel says.
+    end = tuple(result.metadata[name] for name in ("verdict", "exit_code", "signal", "attested"))
+    assert end in (("EXITED", 3, None, True), ("SIGNALED", None, 9, True))
     assert result.output == forged.decode("utf-8", "replace")
 
 

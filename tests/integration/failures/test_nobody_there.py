@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from grpc import aio
 from ms_enclave.errors import (
     DaemonUnavailable,
     DeadlineExceeded,
@@ -21,9 +22,11 @@ from ms_enclave.errors import (
 from ms_enclave.sandbox.boxes import SandboxFactory
 from ms_enclave.sandbox.manager import LocalSandboxManager
 from ms_enclave.sandbox.model import SandboxType
+from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from enclaved.runtime.docker import detect_engine_url
-from tests.integration.failures.ground import Ground, until
+from tests.integration.failures.ground import Ground, Stubs, until
+from tests.service.edge import reason
 
 SMALL = {"memory_limit": "128m"}
 
@@ -139,9 +142,15 @@ async def test_a_daemon_without_an_engine_says_what_to_do_and_serves_when_there_
         # The engine is gone. What runs does not need it; only making and removing do.
         result = await manager.execute_tool(sandbox_id, "python_executor", {"code": "print(kept)"})
         assert result.output == "7\n"
-        calls = (manager.delete_sandbox(sandbox_id), manager.create_sandbox(SandboxType.DOCKER, SMALL))
-        refused = await asyncio.gather(*calls, return_exceptions=True)
-        assert [type(error) for error in refused] == [EngineUnavailable, EngineUnavailable]
+        async with aio.insecure_channel(daemon.address) as channel:  # the SDK would try for a while
+            sandboxes = Stubs(channel).sandboxes
+            for call in (
+                sandboxes.DeleteSandbox(sandbox_pb.DeleteSandboxRequest(sandbox_id=sandbox_id)),
+                sandboxes.CreateSandbox(sandbox_pb.CreateSandboxRequest()),
+            ):
+                with pytest.raises(aio.AioRpcError) as refused:
+                    await call
+                assert reason(refused.value) == "ENGINE_UNAVAILABLE"
 
         async with engine_behind(ground.folder / "engine.sock"):
             assert len(ground.containers()) == 1
@@ -205,3 +214,16 @@ async def test_without_permission_on_the_engines_socket_a_program_is_told_which_
         assert "sudo usermod -aG docker USER" in program.text
         assert len(program.text.splitlines()) == 1
         await until(lambda: ground.embedded_directories() == [], "the end of its daemon without a trace")
+
+
+async def test_without_permission_on_the_daemons_socket_a_program_is_told_which_and_what_to_do(ground: Ground):
+    daemon = await ground.daemon()
+    async with out_of_reach(ground) as (prefix, _):
+        if not prefix:
+            daemon.socket.chmod(0)
+        address = {"MS_ENCLAVE_ADDRESS": daemon.address}
+        program = ground.program(ASK_FOR_A_SANDBOX, prefix=prefix, HOME=str(ground.run_dir), **address)
+        assert await program.ended() == 0
+    assert program.text.startswith(f"DaemonUnavailable no permission on the daemon's socket at {daemon.address}: ")
+    assert "usermod -aG ms-enclave" in program.text
+    assert len(program.text.splitlines()) == 1

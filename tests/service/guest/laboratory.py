@@ -260,12 +260,12 @@ async def follow(
 
 
 async def first_output(execution: Execution) -> bytes:
-    """Waits until a program has written something, which leaves it where it was: nothing is acknowledged."""
+    """Waits until a program has written something, to either channel. It stays there: nothing is acknowledged."""
 
     async def stop(story: Story) -> bool:
         return False
 
-    return (await follow(execution, observe=True, on_output=stop)).stdout
+    return (await follow(execution, observe=True, on_output=stop)).chunks[0].data
 
 
 def sha256(data: bytes) -> str:

@@ -11,13 +11,7 @@ from pathlib import Path
 import pytest
 
 from enclaved.model import Verdict
-from tests.service.guest.laboratory import Box, ended, first_output, printed, text, until
-
-
-@pytest.fixture(autouse=True)
-def _users_of_their_own() -> None:
-    if os.getuid() != 0:
-        pytest.fail("needs users of their own: run the service tests as root")
+from tests.service.guest.laboratory import Box, Laboratory, ended, first_output, printed, text, until
 
 
 def threads_of(uid: int) -> list[tuple[int, str]]:
@@ -83,7 +77,7 @@ async def test_a_program_that_ended_its_first_thread_ends_at_its_timeout(box: Bo
     assert threads_of(box.record.uid) == []
 
 
-async def test_a_stop_kills_a_process_that_ended_its_first_thread(lab) -> None:
+async def test_a_stop_kills_a_process_that_ended_its_first_thread(lab: Laboratory) -> None:
     box = await lab.box(remove_on_exit=False)
     execution = await box.open_python(ORPHANED + "os.wait()\ntime.sleep(600)", isolated=True)
     assert await first_output(execution) == b"headless\n"

@@ -39,13 +39,13 @@ def test_a_guest_that_is_there_is_left_alone_and_another_one_lies_beside_it(tmp_
 def test_accounts_name_root_nobody_and_the_programs_user(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        write_accounts(tmp_path / "accounts", 1900000001, "/work")
+        write_accounts(tmp_path / "accounts", 1900000001, "/place")
     finally:
         os.umask(before)
     passwd, group = tmp_path / "accounts" / "passwd", tmp_path / "accounts" / "group"
     lines = [line.split(":") for line in passwd.read_text().splitlines()]
     assert all(len(line) == len(pwd.struct_passwd.__match_args__) for line in lines)
     assert {line[0]: line[2] for line in lines} == {"root": "0", "sandbox": "1900000001", "nobody": "65534"}
-    assert lines[1][5] == "/work"
+    assert lines[1][5] == "/place"
     assert "sandbox:x:1900000001:" in group.read_text().splitlines()
     assert (mode(passwd), mode(group), mode(passwd.parent)) == (0o444, 0o444, 0o755)
