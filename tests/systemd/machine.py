@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -162,7 +163,7 @@ async def machine(wheels: Path) -> AsyncIterator[Machine]:
         "Image": IMAGE,
         "HostConfig": {
             "Binds": [
-                "/var/run/docker.sock:/run/docker.sock",
+                f"{engine_socket()}:/run/docker.sock",
                 f"{state_dir}:{state_dir}",
                 f"{ROOT}:/src:ro",
                 f"{wheels}:/wheels:ro",
@@ -192,6 +193,13 @@ async def machine(wheels: Path) -> AsyncIterator[Machine]:
         await remove_from_host(docker, name)
         await docker.close()
     assert left == []
+
+
+def engine_socket() -> str:
+    """The socket of the engine that the tests use."""
+    address = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    assert address.startswith("unix://"), f"the machine needs the engine's socket, and DOCKER_HOST is {address}"
+    return address.removeprefix("unix://")
 
 
 async def remove_from_host(docker: aiodocker.Docker, name: str) -> None:

@@ -54,3 +54,13 @@ def test_a_daemon_that_does_not_answer_is_one_line(command: Command) -> None:
     done = command.run("ps", "--address", "127.0.0.1:1")
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (1, b"", 1)
     assert done.stderr.startswith(b"ms-enclave: no daemon answers at 127.0.0.1:1")
+
+
+def test_an_image_that_the_engine_has_is_not_pulled_again(command: Command, default_image: str) -> None:
+    found = command.json("pull", default_image)
+    assert found["image"] == default_image
+    assert found["image_id"].startswith("sha256:")
+    assert command.run("pull", "--quiet").stdout.decode().startswith("sha256:")
+    done = command.run("pull", "Not An Image")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.splitlines()[-1].startswith(b"ms-enclave: ")
