@@ -27,7 +27,7 @@ class Registry:
     def __init__(self) -> None:
         self.words: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self.pulls = 0
-        self.has_image = self.fails = False
+        self.has_image = self.fails = self.hangs = False
 
     def say(self, *messages: dict[str, Any]) -> None:
         for message in messages:
@@ -48,6 +48,8 @@ class Registry:
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         self.pulls += 1
+        if self.hangs:
+            await asyncio.Event().wait()
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         while (message := await self.words.get()) is not None:
@@ -161,6 +163,7 @@ async def test_an_image_that_no_registry_has_is_not_found_and_the_hint_says_what
 
 
 async def test_a_pull_that_takes_too_long_fails_for_those_who_follow_it(tmp_path: Path, registry: Registry) -> None:
+    registry.hangs = True
     runtime = DockerRuntime(f"unix://{tmp_path}/e.sock", deadlines=Deadlines(pull_s=0.2))
     with pytest.raises(EngineUnavailable, match="pull image x:1"):
         _ = [step async for step in runtime.pull_image("x:1")]

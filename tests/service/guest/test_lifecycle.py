@@ -327,7 +327,7 @@ async def test_executions_of_a_deleted_sandbox_are_lost_and_their_results_stay(l
 
 
 async def test_there_is_a_limit_to_executions_of_one_sandbox(box: Box) -> None:
-    box.lab.executions._most = 2
+    box.lab.executions.most = 2
     running = [await box.open_shell("sleep 600") for _ in range(2)]
     with pytest.raises(LimitReached, match="runs 2 executions already"):
         await box.open_shell("true")
