@@ -39,6 +39,8 @@ PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1000
 REMOVALS_AT_ONCE = 8
 RETRY_S = 2.0
+LATE_S = 60.0
+"""How long an engine may take to make a container."""
 
 
 class Sandboxes:
@@ -329,8 +331,14 @@ class Sandboxes:
     async def clear_leftovers(self, state_dir: Path, embedded_base: Path | None) -> None:
         """Removes what an earlier daemon on this state directory left, and what dead embedded daemons left.
 
-        Waits for the engine for as long as it takes, but no longer than until `close`.
+        Waits for the engine for as long as it takes, but no longer than until `close`. Looks again after a while: an
+        engine goes on with a container whose daemon was killed while it was made.
         """
+        await self._look_for_leftovers(state_dir, embedded_base)
+        if not await self._closes_within(LATE_S):
+            await self._look_for_leftovers(state_dir, embedded_base)
+
+    async def _look_for_leftovers(self, state_dir: Path, embedded_base: Path | None) -> None:
         complete = False
         while not complete:
             try:
@@ -343,11 +351,14 @@ class Sandboxes:
             except EngineUnavailable as error:
                 self._metrics.engine_up(False)
                 log.warning("the engine does not answer", extra={"reason": str(error)})
-            if not complete:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(RETRY_S):
-                        await self._closing.wait()
-                        return
+            if not complete and await self._closes_within(RETRY_S):
+                return
+
+    async def _closes_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        return self._closing.is_set()
 
     async def _remove_owned(self, ownership: Ownership) -> bool:
         """Removes containers that are provably this owner's and of no sandbox; False if one must be seen again."""

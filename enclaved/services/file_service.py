@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
+from grpc import aio
 from ms_enclave.v1.file_service_pb2 import (
     ReadFileRequest,
     ReadFileResponse,
@@ -69,13 +70,26 @@ class _Upload:
         self._idle_s = idle_s
 
     async def receive(self) -> WriteFileRequest | None:
-        """Waits for the next message; ``None`` at the end."""
+        """Waits for the next message; ``None`` at the end that the client sent."""
         try:
             async with asyncio.timeout(self._idle_s):
-                return await anext(self._requests, None)
+                message = await anext(self._requests, None)
         except TimeoutError:
             text = f"the upload sent nothing for {self._idle_s:g} s; what was there before is unchanged"
             await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+        if message is None:
+            await self._check_end()
+        return message
+
+    async def _check_end(self) -> None:
+        """Tells the client's end from a cut: gRPC ends the requests of a call that is cut in the same way.
+
+        It says so only a moment later, by cancelling us. But to such a call nothing can be sent any more.
+        """
+        try:
+            await self._context.send_initial_metadata(())
+        except aio.BaseError:
+            raise asyncio.CancelledError from None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self

@@ -17,7 +17,9 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1 import system_service_pb2 as system_pb
 
 from enclaved import daemon as daemon_module
+from enclaved.core.ownership import Ownership
 from enclaved.daemon import StartError, StateLocked
+from enclaved.runtime.base import ContainerRecord
 from enclaved.testing.subprocess_runtime import SubprocessRuntime
 from tests.service.daemons import PATIENCE_S, Running, daemon, python, settings_in, short_directory
 from tests.service.edge import reason
@@ -214,6 +216,33 @@ async def test_without_an_engine_the_daemon_ends_and_does_not_wait_for_its_next_
 
 
 # -- the end -----------------------------------------------------------------------------------------------------
+
+
+class LateRuntime(SubprocessRuntime):
+    """Has a container that an earlier daemon asked for, from the second look on."""
+
+    def __init__(self, labels: dict[str, str]) -> None:
+        super().__init__()
+        self._late = ContainerRecord("f" * 64, labels, running=False)
+        self._looks = 0
+        self.removed = asyncio.Event()
+
+    async def list_records(self) -> list[ContainerRecord]:
+        self._looks += 1
+        return [] if self._looks == 1 else [self._late]
+
+    async def remove(self, container_id: str) -> None:
+        if container_id == self._late.id:
+            self.removed.set()
+
+
+async def test_a_container_that_comes_after_its_daemon_was_killed_is_removed_as_well(folder: Path, monkeypatch):
+    monkeypatch.setattr("enclaved.core.sandboxes.LATE_S", 0)
+    settings = settings_in(folder)
+    Path(settings.state.dir).mkdir()
+    runtime = LateRuntime(Ownership.of(Path(settings.state.dir)).labels("box", 1))
+    async with daemon(settings, runtime=runtime), asyncio.timeout(PATIENCE_S):
+        await runtime.removed.wait()
 
 
 class CountedRuntime(SubprocessRuntime):

@@ -15,6 +15,15 @@ from ms_enclave.sandbox.model import ExecutionStatus, SandboxType, ToolResult
 from enclaved.agent.guest import encode_frame
 from tests.integration.failures.ground import DaemonProcess
 
+COUNT = """
+import contextlib, os
+count = 0
+for name in os.listdir("/proc"):
+    with contextlib.suppress(OSError):  # it has just ended
+        count += name.isdigit() and os.stat(f"/proc/{name}").st_uid != 0
+print(count)
+"""
+"""Counts the processes that are not the guest's."""
 LIMITS = {"memory_limit": "128m", "resource_limits": {"pids_limit": 64}}
 
 
@@ -44,12 +53,9 @@ async def cell(pair: tuple[Sandbox, Sandbox], neighbour: Sandbox) -> AsyncIterat
     """The sandbox of the hostile programs. After each it is empty of processes, and works."""
     found, _ = pair
     yield found
-    count = (
-        "import os; print(sum(name.isdigit() and os.stat('/proc/' + name).st_uid != 0 for name in os.listdir('/proc')))"
-    )
     result = await found.execute_tool("python_executor", {"code": "print(6 * 7)"})
     assert (result.output, result.error) == ("42\n", None), f"it does not work any more: {result}"
-    result = await found.execute_tool("shell_executor", {"command": ["python3", "-c", count]})
+    result = await found.execute_tool("shell_executor", {"command": ["python3", "-c", COUNT]})
     assert int(result.output) <= 8, f"something outlived its execution: {result.output}"
     result = await found.execute_command("echo written > /tmp/proof && cat /tmp/proof && rm /tmp/proof")
     assert result.stdout == "written\n", f"it cannot write any more: {result}"
