@@ -113,6 +113,11 @@ class Calls:
         return DaemonUnavailable(f"no daemon answers at {self.address} ({found.message}); {_HINT}")
 
 
+def is_core_error(error: grpc.aio.AioRpcError) -> bool:
+    """Whether gRPC put an error of its own in the place of the daemon's status."""
+    return error.details() == _CORE_ERROR
+
+
 class DaemonStatus:
     """The status with which a daemon ended a call while we were still writing.
 
@@ -127,7 +132,7 @@ class DaemonStatus:
 
     async def instead_of(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
         """Returns the daemon's status if ``error`` is gRPC's own and the other is known or arrives within a second."""
-        if error.details() != _CORE_ERROR:
+        if not is_core_error(error):
             return error
         for _ in range(_STATUS_LOOKS):
             if self._first is not None:

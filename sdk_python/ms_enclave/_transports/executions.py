@@ -17,7 +17,7 @@ from ms_enclave import _convert as convert
 from ms_enclave import _results as results
 from ms_enclave._model import Channel, Event, Finished, Notice, Output, Started
 from ms_enclave._transports.base import POOL_WAIT_S, ToolCall
-from ms_enclave._transports.calls import Calls, DaemonStatus
+from ms_enclave._transports.calls import Calls, DaemonStatus, is_core_error
 from ms_enclave._transports.stdin import Input
 from ms_enclave.errors import DeadlineExceeded, EnclaveError, InternalError, Unavailable
 from ms_enclave.v1 import execution_service_pb2 as pb
@@ -170,7 +170,10 @@ class Executions:
                         yield event
                     message = await call.read()
             except grpc.aio.AioRpcError as error:
-                raise await daemon_status.instead_of(error) from None
+                found = await daemon_status.instead_of(error)
+                if is_core_error(found):  # why it ended is lost; attaching again is safe, and will tell
+                    raise Unavailable("the stream broke off while input was being sent") from None
+                raise found from None
             finally:
                 call.cancel()
 

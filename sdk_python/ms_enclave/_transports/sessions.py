@@ -91,6 +91,7 @@ async def _closes(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
         yield
     finally:
         await session.close()
+        await asyncio.sleep(0)  # closed connections say goodbye in the loop's next round, which may be its last
 
 
 def _forget_in_children(sessions: Sessions) -> None:

@@ -335,7 +335,7 @@ async def test_parking_waits_for_the_guests_word(house: House) -> None:
     parking = asyncio.create_task(house.link.park())
     header, _ = await guest.hear_of("park")
     assert not parking.done()
-    guest.say("parked", number=header["number"])
+    guest.say("parked", number=header["number"], killed=0)
     await soon(parking)
 
 
