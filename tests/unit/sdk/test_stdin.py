@@ -70,14 +70,15 @@ async def test_no_more_is_kept_than_may_be_on_its_way(monkeypatch: pytest.Monkey
 async def test_an_execution_with_input_is_taken_up_again_with_its_input(daemon: FakeDaemon, tmp_path: Path) -> None:
     started = pb.ExecutionEvent(started=pb.Started(execution_id="e"))
     lost = Refusal(grpc.StatusCode.UNAVAILABLE, "", "the connection was lost")
-    daemon.events = [[started, lost], [started, pb.ExecutionEvent(finished=exited())]]
+    rest = [started, pb.ExecutionEvent(finished=exited())]
+    daemon.events = [[started, lost], rest, rest, rest]  # gRPC may lose the end of a stream that is written to
     transport = GrpcTransport(f"unix:{tmp_path}/d.sock")
     call = ToolCall("box", "python_executor", {"code": "1"}, stdin=pieces(b"line"))
     events = [event async for event in transport.stream(call)]
     assert [type(event) for event in events] == [Started, Finished]
-    first, second = daemon.asked(pb.ExecuteRequest)
+    first, *others = daemon.asked(pb.ExecuteRequest)
     assert first.start.stdin is True
-    assert second.attach.execution_id == first.start.execution_id
+    assert {other.attach.execution_id for other in others} == {first.start.execution_id}
 
 
 async def test_a_source_that_fails_ends_the_input_and_is_remembered() -> None:
