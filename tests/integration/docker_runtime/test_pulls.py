@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ from enclaved.runtime.docker.pulls import LAYERS_MAX
 
 ID = "sha256:" + "ab" * 32
 LAYER, OTHER = "0123456789ab", "ba9876543210"
+
+
+# aiodocker leaves the response of a pull that broke off to the garbage collector, which complains: here, and no later.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    yield
+    gc.collect()
 
 
 class Registry:
