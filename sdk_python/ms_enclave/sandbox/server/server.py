@@ -84,10 +84,10 @@ class SandboxServer:
         return "; an address that is not loopback needs an api_key"
 
     def _started(self, host: str, port: int) -> None:
-        print(f"ms-enclave serves http://{host}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
         if self.config.pool_size:
             url = f"http://{_reachable(host)}:{port}"
             process_portal().run(self._make_pool(HttpTransport(url, api_key=self.config.api_key)))
+        print(f"ms-enclave serves http://{host}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
 
     async def _make_pool(self, transport: HttpTransport) -> None:
         """Makes the pool that the configuration asks for."""
