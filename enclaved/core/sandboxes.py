@@ -328,17 +328,17 @@ class Sandboxes:
 
     # -- beginning and end of the daemon
 
+    async def keep_clear(self, state_dir: Path, embedded_base: Path | None) -> None:
+        """Clears leftovers, and again after a while: engines go on with what a daemon wanted that was then killed."""
+        await self.clear_leftovers(state_dir, embedded_base)
+        if not await self._closes_within(LATE_S):
+            await self.clear_leftovers(state_dir, embedded_base)
+
     async def clear_leftovers(self, state_dir: Path, embedded_base: Path | None) -> None:
         """Removes what an earlier daemon on this state directory left, and what dead embedded daemons left.
 
-        Waits for the engine for as long as it takes, but no longer than until `close`. Looks again after a while: an
-        engine goes on with a container whose daemon was killed while it was made.
+        Waits for the engine for as long as it takes, but no longer than until `close`.
         """
-        await self._look_for_leftovers(state_dir, embedded_base)
-        if not await self._closes_within(LATE_S):
-            await self._look_for_leftovers(state_dir, embedded_base)
-
-    async def _look_for_leftovers(self, state_dir: Path, embedded_base: Path | None) -> None:
         complete = False
         while not complete:
             try:

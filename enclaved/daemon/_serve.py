@@ -142,7 +142,7 @@ async def serve(
         await server.start()
         stack.push_async_callback(server.stop, STOP_SERVER_S)
         base = state_dir.parent.parent if embedded else None
-        clearing = core.background.spawn(core.sandboxes.clear_leftovers(state_dir, base), "clear leftovers")
+        clearing = core.background.spawn(core.sandboxes.keep_clear(state_dir, base), "clear leftovers")
         stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)
         stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
         stack.callback(core.pools.close)
