@@ -240,7 +240,6 @@ async def test_a_leftover_with_the_id_of_a_sandbox_that_is_being_made_is_looked_
         return container_id
 
     monkeypatch.setattr(lab.runtime, "create", slow_create)
-    monkeypatch.setattr("enclaved.core.sandboxes.LATE_S", 0)
     engine.add("leftover", Ownership.of(lab.state_dir).labels("mine", 1))
     creating = asyncio.create_task(lab.sandboxes.create(SandboxRequest(), sandbox_id="mine"))
     await made.wait()

@@ -119,9 +119,8 @@ class Hall:
 
 
 @pytest.fixture
-async def hall(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Hall]:
-    """See `Hall`. Leftovers are looked for a second time at once."""
-    monkeypatch.setattr("enclaved.core.sandboxes.LATE_S", 0)
+async def hall() -> AsyncIterator[Hall]:
+    """See `Hall`."""
     made = Hall()
     yield made
     await made.sandboxes.close(5)
@@ -306,7 +305,7 @@ async def test_leftovers_of_this_state_directory_are_removed_and_nothing_else(ha
     hall.runtime.containers.update(foreign, leftover=OURS.labels("a", 1))
     await hall.sandboxes.clear_leftovers(tmp_path, None)
     assert set(hall.runtime.containers) == {living, *foreign}
-    assert hall.boot.old_directories_removed == 2
+    assert hall.boot.old_directories_removed == 1
 
 
 async def test_an_engine_that_does_not_answer_is_waited_for(
