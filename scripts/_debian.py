@@ -19,7 +19,6 @@ from pathlib import Path
 
 from _console import CommandFailed, Progress, Refused, run, run_script
 
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 MIRROR_TIMEOUT_S = 20.0
 RELEASE_BYTES_MAX = 1024 * 1024
 _ONE_LINE = re.compile(r"deb\s+(?:\[[^]]*\]\s+)?(https?://\S+)")
@@ -70,7 +69,7 @@ def architecture() -> str:
 
 
 def mirrors(apt: Path) -> Iterator[str]:
-    """Yields the addresses in a machine's apt sources (one-line and deb822 files), then Debian's own."""
+    """Yields the addresses in a machine's apt sources (one-line and deb822 files)."""
     folder = apt / "sources.list.d"
     for path in [apt / "sources.list", *sorted(folder.glob("*.list"))]:
         for line in _lines(path):
@@ -81,7 +80,6 @@ def mirrors(apt: Path) -> Iterator[str]:
             name, _, value = line.partition(":")
             if name.lower() == "uris":
                 yield from (uri.rstrip("/") for uri in value.split() if uri.startswith(("http://", "https://")))
-    yield DEFAULT_MIRROR
 
 
 def choose_mirror(candidates: Iterable[str], suite: str) -> Mirror:
@@ -97,7 +95,7 @@ def choose_mirror(candidates: Iterable[str], suite: str) -> Mirror:
         except (OSError, ValueError, KeyError):
             continue
     raise Refused(
-        f"no Debian mirror answers (tried {', '.join(tried)}). Fix: name one with --mirror, "
+        f"no Debian mirror answers (tried {', '.join(tried) or 'none: apt names none'}). Fix: name one with --mirror, "
         "or where an image registry is reachable: docker pull python:3.11-slim"
     )
 

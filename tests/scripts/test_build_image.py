@@ -266,12 +266,11 @@ def test_the_addresses_come_from_both_forms_of_apt_sources_then_debian(tmp_path:
         "http://one.example/debian",
         "https://two.example/debian",
         "http://three.example/debian",
-        debian.DEFAULT_MIRROR,
     ]
 
 
-def test_a_machine_without_apt_uses_debians_own_mirror(tmp_path: Path) -> None:
-    assert list(debian.mirrors(tmp_path / "nowhere")) == [debian.DEFAULT_MIRROR]
+def test_a_machine_without_apt_names_no_mirror(tmp_path: Path) -> None:
+    assert list(debian.mirrors(tmp_path / "nowhere")) == []
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_more_cpus_than_the_machine_has_mean_all_of_them(with_spec, facts):
         ({"working_dir": "/usr"}, "spec.working_dir"),
         ({"working_dir": "/run"}, "spec.working_dir"),
         ({"working_dir": "/run/enclave/socket"}, "spec.working_dir"),
-        ({"working_dir": "/work/../etc"}, "spec.working_dir"),
+        ({"working_dir": "/box/../etc"}, "spec.working_dir"),
         ({"working_dir": "/work\n"}, "spec.working_dir"),
     ],
 )
