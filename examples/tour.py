@@ -91,10 +91,7 @@ STOPS = (
                     open("/etc/passwd", "a")        # a new user for later
                 except OSError as error:
                     print("no new user:", error.strerror)
-                try:
-                    socket.create_connection(("192.0.2.1", 80), timeout=1)
-                except OSError as error:
-                    print("no network:", error.strerror or error)
+                print("no network but:", *(name for _, name in socket.if_nameindex()))
                 """
             ).strip(),
             "isolated": True,

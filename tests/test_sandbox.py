@@ -89,8 +89,8 @@ async def test_an_unknown_tool_is_a_value_error(sandbox: Sandbox):
 async def test_a_program_cannot_reach_the_network_or_change_the_system(sandbox: Sandbox):
     code = """
 import os, socket
+print([name for _, name in socket.if_nameindex()])
 for attempt in (
-    lambda: socket.create_connection(("192.0.2.1", 80), timeout=1),
     lambda: open("/etc/passwd", "a"),
     lambda: os.setuid(0),
     lambda: os.kill(1, 9),
@@ -102,7 +102,7 @@ for attempt in (
 """
     result = await sandbox.execute_tool("python_executor", {"code": code})
     assert result.output.splitlines() == [
-        "Network is unreachable",
+        "['lo']",
         "Permission denied",
         "Operation not permitted",
         "Operation not permitted",
