@@ -120,8 +120,8 @@ class Ground:
     """A directory, with a runtime directory for programs with daemons of their own. Call `clear` at the end."""
 
     def __init__(self) -> None:
-        # Short, because the paths of sockets lie below it.
-        self.folder = Path(tempfile.mkdtemp(prefix="eg"))
+        # Short, whatever TMPDIR says, because the paths of sockets lie below it.
+        self.folder = Path(tempfile.mkdtemp(prefix="eg", dir="/tmp"))
         self.run_dir = self.folder / "run"
         self.run_dir.mkdir(mode=0o700)
         self._programs: list[Program] = []
