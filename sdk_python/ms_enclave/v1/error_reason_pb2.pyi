@@ -78,6 +78,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DEADLINE_EXCEEDED: no member of the pool was free in time. A google.rpc.RetryInfo says when to try again.
     Keys: pool_id.
     """
+    ERROR_REASON_CONTEXT_NOT_FOUND: _ErrorReason.ValueType  # 25
+    """No context of this name is open in the sandbox."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable, machine-readable cause of a failed call. Every error status carries a google.rpc.ErrorInfo whose
@@ -142,4 +144,6 @@ ERROR_REASON_POOL_BUSY: ErrorReason.ValueType  # 24
 """DEADLINE_EXCEEDED: no member of the pool was free in time. A google.rpc.RetryInfo says when to try again.
 Keys: pool_id.
 """
+ERROR_REASON_CONTEXT_NOT_FOUND: ErrorReason.ValueType  # 25
+"""No context of this name is open in the sandbox."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -136,6 +136,82 @@ RETENTION_KEEP_LAST: Retention.ValueType  # 2
 """The program never waits; the oldest output beyond the bound is dropped with a `gap` notice."""
 Global___Retention: _TypeAlias = Retention  # noqa: Y015
 
+class _OnAwaitingInput:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnAwaitingInputEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnAwaitingInput.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_AWAITING_INPUT_UNSPECIFIED: _OnAwaitingInput.ValueType  # 0
+    """The default: notice."""
+    ON_AWAITING_INPUT_NOTICE: _OnAwaitingInput.ValueType  # 1
+    """A notice AWAITING_INPUT says so; the program goes on waiting."""
+    ON_AWAITING_INPUT_KILL: _OnAwaitingInput.ValueType  # 2
+    """The notice, and then it is cancelled; the verdict is CANCELLED and names this wish."""
+
+class OnAwaitingInput(_OnAwaitingInput, metaclass=_OnAwaitingInputEnumTypeWrapper):
+    """What happens when a program waits for input that nobody sends."""
+
+ON_AWAITING_INPUT_UNSPECIFIED: OnAwaitingInput.ValueType  # 0
+"""The default: notice."""
+ON_AWAITING_INPUT_NOTICE: OnAwaitingInput.ValueType  # 1
+"""A notice AWAITING_INPUT says so; the program goes on waiting."""
+ON_AWAITING_INPUT_KILL: OnAwaitingInput.ValueType  # 2
+"""The notice, and then it is cancelled; the verdict is CANCELLED and names this wish."""
+Global___OnAwaitingInput: _TypeAlias = OnAwaitingInput  # noqa: Y015
+
+class _SignalSender:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SignalSenderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignalSender.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SIGNAL_SENDER_UNSPECIFIED: _SignalSender.ValueType  # 0
+    """Not known: the program itself, another process of the sandbox, or the kernel (a fault of the program)."""
+    SIGNAL_SENDER_CALLER: _SignalSender.ValueType  # 1
+    """A caller, through SignalExecution or `signal`."""
+    SIGNAL_SENDER_DAEMON: _SignalSender.ValueType  # 2
+    """The daemon, for the reason that the verdict names."""
+    SIGNAL_SENDER_KERNEL: _SignalSender.ValueType  # 3
+    """The kernel, at the limit that the verdict names."""
+
+class SignalSender(_SignalSender, metaclass=_SignalSenderEnumTypeWrapper):
+    """Who sent the signal that ended a program."""
+
+SIGNAL_SENDER_UNSPECIFIED: SignalSender.ValueType  # 0
+"""Not known: the program itself, another process of the sandbox, or the kernel (a fault of the program)."""
+SIGNAL_SENDER_CALLER: SignalSender.ValueType  # 1
+"""A caller, through SignalExecution or `signal`."""
+SIGNAL_SENDER_DAEMON: SignalSender.ValueType  # 2
+"""The daemon, for the reason that the verdict names."""
+SIGNAL_SENDER_KERNEL: SignalSender.ValueType  # 3
+"""The kernel, at the limit that the verdict names."""
+Global___SignalSender: _TypeAlias = SignalSender  # noqa: Y015
+
+class _ExecutionState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExecutionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecutionState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXECUTION_STATE_UNSPECIFIED: _ExecutionState.ValueType  # 0
+    """Never sent."""
+    EXECUTION_STATE_RUNNING: _ExecutionState.ValueType  # 1
+    """Accepted; not ended yet."""
+    EXECUTION_STATE_ENDED: _ExecutionState.ValueType  # 2
+    """Ended; `finished` says how."""
+
+class ExecutionState(_ExecutionState, metaclass=_ExecutionStateEnumTypeWrapper):
+    """Where an execution is in its life."""
+
+EXECUTION_STATE_UNSPECIFIED: ExecutionState.ValueType  # 0
+"""Never sent."""
+EXECUTION_STATE_RUNNING: ExecutionState.ValueType  # 1
+"""Accepted; not ended yet."""
+EXECUTION_STATE_ENDED: ExecutionState.ValueType  # 2
+"""Ended; `finished` says how."""
+Global___ExecutionState: _TypeAlias = ExecutionState  # noqa: Y015
+
 @_typing.final
 class ExecutionSpec(_message.Message):
     """What to run, where and how."""
@@ -157,6 +233,8 @@ class ExecutionSpec(_message.Message):
     DETACH_FIELD_NUMBER: _builtins.int
     DETACH_GRACE_S_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
+    ON_AWAITING_INPUT_FIELD_NUMBER: _builtins.int
+    KEEP_LAST_BYTES_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     """The sandbox."""
     tool: _builtins.str
@@ -172,26 +250,43 @@ class ExecutionSpec(_message.Message):
     the sandbox's. 0: the longest that policy allows. Negative, NaN, infinite: INVALID_ARGUMENT.
     """
     idle_timeout_s: _builtins.float
-    """Kill after this many seconds without output. Not served yet: UNIMPLEMENTED."""
+    """Kill (in a context: interrupt first) after this many seconds without output or taken input; the verdict is
+    IDLE_TIMEOUT. While the program waits for a reader the time stands still. Absent or 0: no such limit.
+    """
     output_limit_bytes: _builtins.int
     """Total output, over all channels, at which it is killed (OUTPUT_LIMIT). Absent: no such limit."""
     stdin: _builtins.bool
-    """Whether standard input will be sent. False: the program reads an empty input. Only with Execute."""
+    """Whether standard input will be sent. False: the program reads an empty input. Not with Run. With a terminal there
+    always is an input.
+    """
     merge_stderr: _builtins.bool
     """Whether standard error goes into the same pipe as standard output."""
     stats_interval_s: _builtins.float
-    """Seconds between stats samples; absent: none. Not served yet: UNIMPLEMENTED."""
+    """Seconds between the stats samples that this call gets, at least 0.05; absent: none. Not with Run."""
     retention: Global___Retention.ValueType
-    """What happens to output that nobody has acknowledged. KEEP_LAST is not served yet: UNIMPLEMENTED."""
+    """What happens to output that nobody has acknowledged."""
     detach: _builtins.bool
-    """Whether to go on with no client attached for as long as the timeout allows. Not served yet: UNIMPLEMENTED."""
+    """Whether to go on with no client attached for as long as the timeout allows. Run then returns at once, with
+    `running`. A detached execution keeps its last output (KEEP_LAST) unless `retention` says otherwise.
+    """
     detach_grace_s: _builtins.float
     """Seconds that it goes on with no client attached before it is cancelled. Default: 60. 0: at once."""
     context: _builtins.str
-    """The context (persistent interpreter) to run in. Empty: the default one. Others are not served yet: UNIMPLEMENTED."""
+    """The context (persistent interpreter) to run in; only for tools that use one. Empty: the default one, which opens
+    by itself. Another one must have been opened (ContextService.OpenContext): FAILED_PRECONDITION.
+    """
+    on_awaiting_input: Global___OnAwaitingInput.ValueType
+    """What happens when the program waits for input that nobody sends."""
+    keep_last_bytes: _builtins.int
+    """Bytes of output that KEEP_LAST keeps, over all channels, from 4 KiB to 4 MiB. Absent: 1 MiB. Other retentions
+    keep 4 MiB: INVALID_ARGUMENT.
+    """
     @_builtins.property
     def terminal(self) -> Global___TerminalSize:
-        """A terminal for the program. Not served yet: UNIMPLEMENTED."""
+        """A terminal for the program, which is then its input, its output and its errors: all output is on the channel
+        TERMINAL, in the exact order. For commands and for Python that runs `isolated`; a context has none:
+        INVALID_ARGUMENT.
+        """
 
     def __init__(
         self,
@@ -211,15 +306,19 @@ class ExecutionSpec(_message.Message):
         detach: _builtins.bool = ...,
         detach_grace_s: _builtins.float | None = ...,
         context: _builtins.str = ...,
+        on_awaiting_input: Global___OnAwaitingInput.ValueType = ...,
+        keep_last_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_detach_grace_s", b"_detach_grace_s", "_idle_timeout_s", b"_idle_timeout_s", "_output_limit_bytes", b"_output_limit_bytes", "_stats_interval_s", b"_stats_interval_s", "_timeout_s", b"_timeout_s", "detach_grace_s", b"detach_grace_s", "idle_timeout_s", b"idle_timeout_s", "output_limit_bytes", b"output_limit_bytes", "stats_interval_s", b"stats_interval_s", "terminal", b"terminal", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_detach_grace_s", b"_detach_grace_s", "_idle_timeout_s", b"_idle_timeout_s", "_keep_last_bytes", b"_keep_last_bytes", "_output_limit_bytes", b"_output_limit_bytes", "_stats_interval_s", b"_stats_interval_s", "_timeout_s", b"_timeout_s", "detach_grace_s", b"detach_grace_s", "idle_timeout_s", b"idle_timeout_s", "keep_last_bytes", b"keep_last_bytes", "output_limit_bytes", b"output_limit_bytes", "stats_interval_s", b"stats_interval_s", "terminal", b"terminal", "timeout_s", b"timeout_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_detach_grace_s", b"_detach_grace_s", "_idle_timeout_s", b"_idle_timeout_s", "_output_limit_bytes", b"_output_limit_bytes", "_stats_interval_s", b"_stats_interval_s", "_timeout_s", b"_timeout_s", "context", b"context", "detach", b"detach", "detach_grace_s", b"detach_grace_s", "execution_id", b"execution_id", "idle_timeout_s", b"idle_timeout_s", "merge_stderr", b"merge_stderr", "output_limit_bytes", b"output_limit_bytes", "parameters_json", b"parameters_json", "retention", b"retention", "sandbox_id", b"sandbox_id", "stats_interval_s", b"stats_interval_s", "stdin", b"stdin", "terminal", b"terminal", "timeout_s", b"timeout_s", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_detach_grace_s", b"_detach_grace_s", "_idle_timeout_s", b"_idle_timeout_s", "_keep_last_bytes", b"_keep_last_bytes", "_output_limit_bytes", b"_output_limit_bytes", "_stats_interval_s", b"_stats_interval_s", "_timeout_s", b"_timeout_s", "context", b"context", "detach", b"detach", "detach_grace_s", b"detach_grace_s", "execution_id", b"execution_id", "idle_timeout_s", b"idle_timeout_s", "keep_last_bytes", b"keep_last_bytes", "merge_stderr", b"merge_stderr", "on_awaiting_input", b"on_awaiting_input", "output_limit_bytes", b"output_limit_bytes", "parameters_json", b"parameters_json", "retention", b"retention", "sandbox_id", b"sandbox_id", "stats_interval_s", b"stats_interval_s", "stdin", b"stdin", "terminal", b"terminal", "timeout_s", b"timeout_s", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__detach_grace_s: _TypeAlias = _typing.Literal["detach_grace_s"]  # noqa: Y015
     _WhichOneofArgType__detach_grace_s: _TypeAlias = _typing.Literal["_detach_grace_s", b"_detach_grace_s"]  # noqa: Y015
     _WhichOneofReturnType__idle_timeout_s: _TypeAlias = _typing.Literal["idle_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__idle_timeout_s: _TypeAlias = _typing.Literal["_idle_timeout_s", b"_idle_timeout_s"]  # noqa: Y015
+    _WhichOneofReturnType__keep_last_bytes: _TypeAlias = _typing.Literal["keep_last_bytes"]  # noqa: Y015
+    _WhichOneofArgType__keep_last_bytes: _TypeAlias = _typing.Literal["_keep_last_bytes", b"_keep_last_bytes"]  # noqa: Y015
     _WhichOneofReturnType__output_limit_bytes: _TypeAlias = _typing.Literal["output_limit_bytes"]  # noqa: Y015
     _WhichOneofArgType__output_limit_bytes: _TypeAlias = _typing.Literal["_output_limit_bytes", b"_output_limit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__stats_interval_s: _TypeAlias = _typing.Literal["stats_interval_s"]  # noqa: Y015
@@ -230,6 +329,8 @@ class ExecutionSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__detach_grace_s) -> _WhichOneofReturnType__detach_grace_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_timeout_s) -> _WhichOneofReturnType__idle_timeout_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_last_bytes) -> _WhichOneofReturnType__keep_last_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__output_limit_bytes) -> _WhichOneofReturnType__output_limit_bytes | None: ...
     @_typing.overload
@@ -373,11 +474,11 @@ class ExecuteRequest(_message.Message):
 
     @_builtins.property
     def signal(self) -> Global___Signal:
-        """A signal for the program. Not served yet: UNIMPLEMENTED."""
+        """A signal for the program."""
 
     @_builtins.property
     def resize(self) -> Global___TerminalSize:
-        """The terminal has a new size. Not served yet: UNIMPLEMENTED."""
+        """The terminal has a new size."""
 
     @_builtins.property
     def acknowledge(self) -> Global___Acknowledge:
@@ -441,7 +542,9 @@ Global___Stdin: _TypeAlias = Stdin  # noqa: Y015
 
 @_typing.final
 class EndOfInput(_message.Message):
-    """The end of standard input."""
+    """The end of standard input. A terminal gets its end-of-file character (Ctrl-D), which a program in raw mode reads as
+    that character.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -559,6 +662,7 @@ class AttachRequest(_message.Message):
     SANDBOX_ID_FIELD_NUMBER: _builtins.int
     OFFSETS_FIELD_NUMBER: _builtins.int
     OBSERVE_FIELD_NUMBER: _builtins.int
+    STATS_INTERVAL_S_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     """The execution."""
     sandbox_id: _builtins.str
@@ -567,6 +671,8 @@ class AttachRequest(_message.Message):
     """True: only watch; what this reader has seen is not released. False: take the place of the client that opened
     the execution, so that what lies before `offsets` and what is read from here on may be released.
     """
+    stats_interval_s: _builtins.float
+    """Seconds between the stats samples that this call gets, at least 0.05; absent: none."""
     @_builtins.property
     def offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelOffset]:
         """The next offset wanted, for each channel. A channel that is not named starts at the first byte still kept."""
@@ -578,12 +684,15 @@ class AttachRequest(_message.Message):
         sandbox_id: _builtins.str = ...,
         offsets: _abc.Iterable[Global___ChannelOffset] | None = ...,
         observe: _builtins.bool = ...,
+        stats_interval_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stats_interval_s", b"_stats_interval_s", "stats_interval_s", b"stats_interval_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "observe", b"observe", "offsets", b"offsets", "sandbox_id", b"sandbox_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stats_interval_s", b"_stats_interval_s", "execution_id", b"execution_id", "observe", b"observe", "offsets", b"offsets", "sandbox_id", b"sandbox_id", "stats_interval_s", b"stats_interval_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__stats_interval_s: _TypeAlias = _typing.Literal["stats_interval_s"]  # noqa: Y015
+    _WhichOneofArgType__stats_interval_s: _TypeAlias = _typing.Literal["_stats_interval_s", b"_stats_interval_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stats_interval_s) -> _WhichOneofReturnType__stats_interval_s | None: ...
 
 Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
 
@@ -739,6 +848,7 @@ class Output(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     TIME_S_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
     channel: Global___Channel.ValueType
     """The channel."""
     offset: _builtins.int
@@ -747,6 +857,8 @@ class Output(_message.Message):
     """The bytes, at most 64 KiB. Not necessarily whole characters."""
     time_s: _builtins.float
     """When the guest read them, in seconds since the execution started."""
+    late: _builtins.bool
+    """True for output that threads of the context wrote between the call before and this one (at most 64 KiB of it)."""
     def __init__(
         self,
         *,
@@ -754,10 +866,11 @@ class Output(_message.Message):
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
         time_s: _builtins.float = ...,
+        late: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "data", b"data", "offset", b"offset", "time_s", b"time_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "data", b"data", "late", b"late", "offset", b"offset", "time_s", b"time_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -765,7 +878,7 @@ Global___Output: _TypeAlias = Output  # noqa: Y015
 
 @_typing.final
 class StatsSample(_message.Message):
-    """A sample of resource use. Not sent yet."""
+    """A sample of resource use."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -776,11 +889,13 @@ class StatsSample(_message.Message):
     """Seconds since the execution started."""
     @_builtins.property
     def execution(self) -> Global___ResourceUsage:
-        """Use of this execution so far."""
+        """Use of the execution's processes: of those that live, with their ended children. In a context it includes what
+        earlier calls used.
+        """
 
     @_builtins.property
     def sandbox(self) -> Global___ResourceUsage:
-        """Use of the whole sandbox so far."""
+        """Use of the whole sandbox since it was made, from its control group. Absent where the daemon cannot see that."""
 
     def __init__(
         self,
@@ -817,7 +932,9 @@ class ResourceUsage(_message.Message):
     memory_peak_bytes: _builtins.int
     """Largest memory use seen, in bytes. For an execution: the largest resident set of one of its processes."""
     memory_bytes: _builtins.int
-    """Memory in use now, in bytes; only in samples."""
+    """Memory in use now, in bytes; only in samples. For an execution: resident memory, shared pages counted for each
+    process. For a sandbox: what counts against its limit, without the file cache that can be reclaimed at once.
+    """
     pids: _builtins.int
     """Processes and threads now; only in samples."""
     io_read_bytes: _builtins.int
@@ -902,7 +1019,9 @@ class Notice(_message.Message):
         KIND_UNSPECIFIED: Notice._Kind.ValueType  # 0
         """Never sent."""
         KIND_AWAITING_INPUT: Notice._Kind.ValueType  # 1
-        """The program waits for input that nobody sends. Not sent yet."""
+        """The program, or one that it started, waits for input from its terminal or its standard input, and none is on
+        its way. Sent again after input has come and it waits again.
+        """
         KIND_GAP: Notice._Kind.ValueType  # 2
         """Output was dropped: `channel`, `offset` and `length` say which."""
         KIND_CONTEXT_RESET: Notice._Kind.ValueType  # 3
@@ -914,7 +1033,9 @@ class Notice(_message.Message):
     KIND_UNSPECIFIED: Notice.Kind.ValueType  # 0
     """Never sent."""
     KIND_AWAITING_INPUT: Notice.Kind.ValueType  # 1
-    """The program waits for input that nobody sends. Not sent yet."""
+    """The program, or one that it started, waits for input from its terminal or its standard input, and none is on
+    its way. Sent again after input has come and it waits again.
+    """
     KIND_GAP: Notice.Kind.ValueType  # 2
     """Output was dropped: `channel`, `offset` and `length` say which."""
     KIND_CONTEXT_RESET: Notice.Kind.ValueType  # 3
@@ -970,6 +1091,8 @@ class Finished(_message.Message):
     STATE_PRESERVED_FIELD_NUMBER: _builtins.int
     LIMITS_HIT_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    SIGNAL_SENDER_FIELD_NUMBER: _builtins.int
+    CANCELLED_BY_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
     """Why."""
     exit_code: _builtins.int
@@ -986,6 +1109,10 @@ class Finished(_message.Message):
     """Whether the variables of the context survived. Absent where there is no context."""
     timeout_s: _builtins.float
     """The timeout that was in force, in seconds."""
+    signal_sender: Global___SignalSender.ValueType
+    """Who sent `signal`, as far as that is known."""
+    cancelled_by: _builtins.str
+    """Who cancelled it, for CANCELLED: "its client", "a caller", or the daemon with its reason."""
     @_builtins.property
     def exception(self) -> Global___ExceptionInfo:
         """The exception, where the interpreter told of one."""
@@ -1021,10 +1148,12 @@ class Finished(_message.Message):
         state_preserved: _builtins.bool | None = ...,
         limits_hit: _abc.Iterable[Global___LimitHit] | None = ...,
         timeout_s: _builtins.float = ...,
+        signal_sender: Global___SignalSender.ValueType = ...,
+        cancelled_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "_state_preserved", b"_state_preserved", "exception", b"exception", "exit_code", b"exit_code", "phases", b"phases", "signal", b"signal", "state_preserved", b"state_preserved", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "_state_preserved", b"_state_preserved", "attested", b"attested", "bytes_total", b"bytes_total", "exception", b"exception", "exit_code", b"exit_code", "limits_hit", b"limits_hit", "message", b"message", "phases", b"phases", "signal", b"signal", "state_preserved", b"state_preserved", "timeout_s", b"timeout_s", "usage", b"usage", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "_state_preserved", b"_state_preserved", "attested", b"attested", "bytes_total", b"bytes_total", "cancelled_by", b"cancelled_by", "exception", b"exception", "exit_code", b"exit_code", "limits_hit", b"limits_hit", "message", b"message", "phases", b"phases", "signal", b"signal", "signal_sender", b"signal_sender", "state_preserved", b"state_preserved", "timeout_s", b"timeout_s", "usage", b"usage", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -1109,19 +1238,27 @@ class LimitHit(_message.Message):
 
     LIMIT_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    PEAK_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
     limit: _builtins.str
     """"memory", "pids" or "disk"."""
     count: _builtins.int
-    """How often during this execution."""
+    """How often during this execution. For "disk": how many of the sandbox's file systems were full at its end."""
+    peak: _builtins.int
+    """The most that was used up to now: bytes of memory, or processes. 0: not known."""
+    maximum: _builtins.int
+    """The limit in the same unit. 0: not known."""
     def __init__(
         self,
         *,
         limit: _builtins.str = ...,
         count: _builtins.int = ...,
+        peak: _builtins.int = ...,
+        maximum: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "limit", b"limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "limit", b"limit", "maximum", b"maximum", "peak", b"peak"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1169,3 +1306,290 @@ class CancelExecutionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelExecutionResponse: _TypeAlias = CancelExecutionResponse  # noqa: Y015
+
+@_typing.final
+class SignalExecutionRequest(_message.Message):
+    """Sends a signal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    """The execution."""
+    sandbox_id: _builtins.str
+    """The sandbox that it runs in. Empty: whichever it is. If it is another one: NOT_FOUND."""
+    @_builtins.property
+    def signal(self) -> Global___Signal:
+        """The signal."""
+
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        sandbox_id: _builtins.str = ...,
+        signal: Global___Signal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "sandbox_id", b"sandbox_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalExecutionRequest: _TypeAlias = SignalExecutionRequest  # noqa: Y015
+
+@_typing.final
+class SignalExecutionResponse(_message.Message):
+    """Answers SignalExecution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalExecutionResponse: _TypeAlias = SignalExecutionResponse  # noqa: Y015
+
+@_typing.final
+class Execution(_message.Message):
+    """An execution as others see it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
+    AWAITING_INPUT_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    """Its id."""
+    sandbox_id: _builtins.str
+    """Its sandbox."""
+    tool: _builtins.str
+    """The tool, by its own name."""
+    state: Global___ExecutionState.ValueType
+    """Where it is in its life."""
+    timeout_s: _builtins.float
+    """Seconds that it may run, as granted."""
+    context: _builtins.str
+    """The context that it runs in; empty where there is none."""
+    detach: _builtins.bool
+    """Whether it goes on without a client."""
+    readers: _builtins.int
+    """Clients that follow it now."""
+    awaiting_input: _builtins.bool
+    """True if its program waits for input that nobody sends."""
+    terminal: _builtins.bool
+    """Whether it has a terminal."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the daemon accepted it."""
+
+    @_builtins.property
+    def finished(self) -> Global___Finished:
+        """How it ended, if it has."""
+
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        sandbox_id: _builtins.str = ...,
+        tool: _builtins.str = ...,
+        state: Global___ExecutionState.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        timeout_s: _builtins.float = ...,
+        context: _builtins.str = ...,
+        detach: _builtins.bool = ...,
+        readers: _builtins.int = ...,
+        awaiting_input: _builtins.bool = ...,
+        finished: Global___Finished | None = ...,
+        terminal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "finished", b"finished"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaiting_input", b"awaiting_input", "context", b"context", "create_time", b"create_time", "detach", b"detach", "execution_id", b"execution_id", "finished", b"finished", "readers", b"readers", "sandbox_id", b"sandbox_id", "state", b"state", "terminal", b"terminal", "timeout_s", b"timeout_s", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Execution: _TypeAlias = Execution  # noqa: Y015
+
+@_typing.final
+class GetExecutionRequest(_message.Message):
+    """Names an execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    """The execution."""
+    sandbox_id: _builtins.str
+    """The sandbox that it runs in. Empty: whichever it is. If it is another one: NOT_FOUND."""
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        sandbox_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "sandbox_id", b"sandbox_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExecutionRequest: _TypeAlias = GetExecutionRequest  # noqa: Y015
+
+@_typing.final
+class GetExecutionResponse(_message.Message):
+    """Answers GetExecution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def execution(self) -> Global___Execution:
+        """The execution."""
+
+    def __init__(
+        self,
+        *,
+        execution: Global___Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetExecutionResponse: _TypeAlias = GetExecutionResponse  # noqa: Y015
+
+@_typing.final
+class ListExecutionsRequest(_message.Message):
+    """Asks for executions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """Only those of this sandbox. Empty: of all."""
+    state: Global___ExecutionState.ValueType
+    """Only those in this state. Unspecified: all."""
+    page_size: _builtins.int
+    """At most so many, up to 1000. 0: 100."""
+    page_token: _builtins.str
+    """Where the page before ended. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+        state: Global___ExecutionState.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "sandbox_id", b"sandbox_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExecutionsRequest: _TypeAlias = ListExecutionsRequest  # noqa: Y015
+
+@_typing.final
+class ListExecutionsResponse(_message.Message):
+    """A page of executions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty on the last one."""
+    @_builtins.property
+    def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Execution]:
+        """The executions, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        executions: _abc.Iterable[Global___Execution] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executions", b"executions", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExecutionsResponse: _TypeAlias = ListExecutionsResponse  # noqa: Y015
+
+@_typing.final
+class WaitExecutionRequest(_message.Message):
+    """Waits for an execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    WAIT_S_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    """The execution."""
+    sandbox_id: _builtins.str
+    """The sandbox that it runs in. Empty: whichever it is. If it is another one: NOT_FOUND."""
+    wait_s: _builtins.float
+    """Seconds to wait, at most 3600. Absent: 60."""
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        sandbox_id: _builtins.str = ...,
+        wait_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_s", b"_wait_s", "wait_s", b"wait_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_s", b"_wait_s", "execution_id", b"execution_id", "sandbox_id", b"sandbox_id", "wait_s", b"wait_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__wait_s: _TypeAlias = _typing.Literal["wait_s"]  # noqa: Y015
+    _WhichOneofArgType__wait_s: _TypeAlias = _typing.Literal["_wait_s", b"_wait_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_s) -> _WhichOneofReturnType__wait_s | None: ...
+
+Global___WaitExecutionRequest: _TypeAlias = WaitExecutionRequest  # noqa: Y015
+
+@_typing.final
+class WaitExecutionResponse(_message.Message):
+    """Answers WaitExecution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def execution(self) -> Global___Execution:
+        """The execution."""
+
+    def __init__(
+        self,
+        *,
+        execution: Global___Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitExecutionResponse: _TypeAlias = WaitExecutionResponse  # noqa: Y015

@@ -57,6 +57,26 @@ class ExecutionServiceStub(object):
                 request_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.CancelExecutionRequest.SerializeToString,
                 response_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.CancelExecutionResponse.FromString,
                 _registered_method=True)
+        self.SignalExecution = channel.unary_unary(
+                '/ms_enclave.v1.ExecutionService/SignalExecution',
+                request_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.SignalExecutionRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.SignalExecutionResponse.FromString,
+                _registered_method=True)
+        self.GetExecution = channel.unary_unary(
+                '/ms_enclave.v1.ExecutionService/GetExecution',
+                request_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.GetExecutionRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.GetExecutionResponse.FromString,
+                _registered_method=True)
+        self.ListExecutions = channel.unary_unary(
+                '/ms_enclave.v1.ExecutionService/ListExecutions',
+                request_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.ListExecutionsRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.ListExecutionsResponse.FromString,
+                _registered_method=True)
+        self.WaitExecution = channel.unary_unary(
+                '/ms_enclave.v1.ExecutionService/WaitExecution',
+                request_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.WaitExecutionRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.WaitExecutionResponse.FromString,
+                _registered_method=True)
 
 
 class ExecutionServiceServicer(object):
@@ -105,6 +125,37 @@ class ExecutionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignalExecution(self, request, context):
+        """Sends a signal to an execution. One that has not begun gets it when its program runs; one that has ended is left
+        as it is. Errors: NOT_FOUND, INVALID_ARGUMENT (no such signal).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetExecution(self, request, context):
+        """Shows an execution that runs or ended in the last 60 s. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExecutions(self, request, context):
+        """Lists executions that run or ended in the last 60 s, oldest first, a page at a time. Errors: NOT_FOUND (sandbox),
+        INVALID_ARGUMENT (page).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitExecution(self, request, context):
+        """Waits for the end of an execution, and answers with what it knows when that is there or the wait is over: then
+        the state is not ENDED. A caller that waits does not count as attached. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExecutionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +178,26 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.CancelExecution,
                     request_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.CancelExecutionRequest.FromString,
                     response_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.CancelExecutionResponse.SerializeToString,
+            ),
+            'SignalExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalExecution,
+                    request_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.SignalExecutionRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.SignalExecutionResponse.SerializeToString,
+            ),
+            'GetExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExecution,
+                    request_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.GetExecutionRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.GetExecutionResponse.SerializeToString,
+            ),
+            'ListExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExecutions,
+                    request_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.ListExecutionsRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.ListExecutionsResponse.SerializeToString,
+            ),
+            'WaitExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitExecution,
+                    request_deserializer=ms__enclave_dot_v1_dot_execution__service__pb2.WaitExecutionRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_execution__service__pb2.WaitExecutionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -240,6 +311,114 @@ class ExecutionService(object):
             '/ms_enclave.v1.ExecutionService/CancelExecution',
             ms__enclave_dot_v1_dot_execution__service__pb2.CancelExecutionRequest.SerializeToString,
             ms__enclave_dot_v1_dot_execution__service__pb2.CancelExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.ExecutionService/SignalExecution',
+            ms__enclave_dot_v1_dot_execution__service__pb2.SignalExecutionRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_execution__service__pb2.SignalExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.ExecutionService/GetExecution',
+            ms__enclave_dot_v1_dot_execution__service__pb2.GetExecutionRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_execution__service__pb2.GetExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.ExecutionService/ListExecutions',
+            ms__enclave_dot_v1_dot_execution__service__pb2.ListExecutionsRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_execution__service__pb2.ListExecutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.ExecutionService/WaitExecution',
+            ms__enclave_dot_v1_dot_execution__service__pb2.WaitExecutionRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_execution__service__pb2.WaitExecutionResponse.FromString,
             options,
             channel_credentials,
             insecure,

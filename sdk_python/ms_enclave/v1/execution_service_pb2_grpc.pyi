@@ -60,6 +60,20 @@ class ExecutionServiceStub:
     """Ends an execution: its whole process tree is killed and its verdict is CANCELLED. Returns at once; an execution
     that has ended is left as it is. Errors: NOT_FOUND.
     """
+    SignalExecution: _grpc.UnaryUnaryMultiCallable[_execution_service_pb2.SignalExecutionRequest, _execution_service_pb2.SignalExecutionResponse]
+    """Sends a signal to an execution. One that has not begun gets it when its program runs; one that has ended is left
+    as it is. Errors: NOT_FOUND, INVALID_ARGUMENT (no such signal).
+    """
+    GetExecution: _grpc.UnaryUnaryMultiCallable[_execution_service_pb2.GetExecutionRequest, _execution_service_pb2.GetExecutionResponse]
+    """Shows an execution that runs or ended in the last 60 s. Errors: NOT_FOUND."""
+    ListExecutions: _grpc.UnaryUnaryMultiCallable[_execution_service_pb2.ListExecutionsRequest, _execution_service_pb2.ListExecutionsResponse]
+    """Lists executions that run or ended in the last 60 s, oldest first, a page at a time. Errors: NOT_FOUND (sandbox),
+    INVALID_ARGUMENT (page).
+    """
+    WaitExecution: _grpc.UnaryUnaryMultiCallable[_execution_service_pb2.WaitExecutionRequest, _execution_service_pb2.WaitExecutionResponse]
+    """Waits for the end of an execution, and answers with what it knows when that is there or the wait is over: then
+    the state is not ENDED. A caller that waits does not count as attached. Errors: NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class ExecutionServiceAsyncStub(ExecutionServiceStub):
@@ -92,6 +106,20 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     CancelExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.CancelExecutionRequest, _execution_service_pb2.CancelExecutionResponse]  # type: ignore[assignment]
     """Ends an execution: its whole process tree is killed and its verdict is CANCELLED. Returns at once; an execution
     that has ended is left as it is. Errors: NOT_FOUND.
+    """
+    SignalExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.SignalExecutionRequest, _execution_service_pb2.SignalExecutionResponse]  # type: ignore[assignment]
+    """Sends a signal to an execution. One that has not begun gets it when its program runs; one that has ended is left
+    as it is. Errors: NOT_FOUND, INVALID_ARGUMENT (no such signal).
+    """
+    GetExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.GetExecutionRequest, _execution_service_pb2.GetExecutionResponse]  # type: ignore[assignment]
+    """Shows an execution that runs or ended in the last 60 s. Errors: NOT_FOUND."""
+    ListExecutions: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.ListExecutionsRequest, _execution_service_pb2.ListExecutionsResponse]  # type: ignore[assignment]
+    """Lists executions that run or ended in the last 60 s, oldest first, a page at a time. Errors: NOT_FOUND (sandbox),
+    INVALID_ARGUMENT (page).
+    """
+    WaitExecution: _aio.UnaryUnaryMultiCallable[_execution_service_pb2.WaitExecutionRequest, _execution_service_pb2.WaitExecutionResponse]  # type: ignore[assignment]
+    """Waits for the end of an execution, and answers with what it knows when that is there or the wait is over: then
+    the state is not ENDED. A caller that waits does not count as attached. Errors: NOT_FOUND.
     """
 
 class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -146,6 +174,44 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_execution_service_pb2.CancelExecutionResponse, _abc.Awaitable[_execution_service_pb2.CancelExecutionResponse]]:
         """Ends an execution: its whole process tree is killed and its verdict is CANCELLED. Returns at once; an execution
         that has ended is left as it is. Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def SignalExecution(
+        self,
+        request: _execution_service_pb2.SignalExecutionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_service_pb2.SignalExecutionResponse, _abc.Awaitable[_execution_service_pb2.SignalExecutionResponse]]:
+        """Sends a signal to an execution. One that has not begun gets it when its program runs; one that has ended is left
+        as it is. Errors: NOT_FOUND, INVALID_ARGUMENT (no such signal).
+        """
+
+    @_abc_1.abstractmethod
+    def GetExecution(
+        self,
+        request: _execution_service_pb2.GetExecutionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_service_pb2.GetExecutionResponse, _abc.Awaitable[_execution_service_pb2.GetExecutionResponse]]:
+        """Shows an execution that runs or ended in the last 60 s. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListExecutions(
+        self,
+        request: _execution_service_pb2.ListExecutionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_service_pb2.ListExecutionsResponse, _abc.Awaitable[_execution_service_pb2.ListExecutionsResponse]]:
+        """Lists executions that run or ended in the last 60 s, oldest first, a page at a time. Errors: NOT_FOUND (sandbox),
+        INVALID_ARGUMENT (page).
+        """
+
+    @_abc_1.abstractmethod
+    def WaitExecution(
+        self,
+        request: _execution_service_pb2.WaitExecutionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_execution_service_pb2.WaitExecutionResponse, _abc.Awaitable[_execution_service_pb2.WaitExecutionResponse]]:
+        """Waits for the end of an execution, and answers with what it knows when that is there or the wait is over: then
+        the state is not ENDED. A caller that waits does not count as attached. Errors: NOT_FOUND.
         """
 
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

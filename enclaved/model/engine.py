@@ -1,0 +1,42 @@
+"""The engine, its images, and this daemon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """How far the pull of an image is, for one layer or (``layer`` empty) for all of it."""
+
+    layer: str = ""
+    status: str = ""
+    """What happens, in the engine's words."""
+    current_bytes: int = 0
+    total_bytes: int = 0
+    image_id: str = ""
+    """The image on the engine; only at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """The container engine as the daemon last saw it."""
+
+    name: str
+    version: str = ""
+    available: bool = False
+    cgroup_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SystemInfo:
+    """This daemon."""
+
+    version: str
+    started_at: datetime
+    embedded: bool
+    engine: EngineInfo
+    active_sandboxes: int
+    active_executions: int
+    guest_protocol_version: int

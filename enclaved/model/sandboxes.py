@@ -1,0 +1,155 @@
+"""What a sandbox is: asked for, granted, and as others see it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+class SandboxState(enum.StrEnum):
+    """Where a sandbox is in its life."""
+
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A host directory that a caller wants in its sandbox."""
+
+    host_path: str
+    bind: str
+    mode: str = "rw"
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A port that a caller wants published on the host."""
+
+    container_port: str
+    host_address: str = "127.0.0.1"
+    host_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRequest:
+    """What a caller asks for. ``None`` means "not set": policy fills in a default and never refuses it.
+
+    ``documented_defaults`` names fields whose value the caller left at the documented default of the Python or HTTP
+    API; policy may lower them instead of refusing them.
+    """
+
+    image: str | None = None
+    memory_limit_bytes: int | None = None
+    cpu_limit: float | None = None
+    pids_limit: int | None = None
+    working_dir_size_bytes: int | None = None
+    tmp_size_bytes: int | None = None
+    working_dir: str | None = None
+    env_vars: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    tools: Mapping[str, Mapping[str, Any]] | None = None
+    timeout_s: float | None = None
+    ttl_s: float | None = None
+    remove_on_exit: bool | None = None
+    network_enabled: bool | None = None
+    network: str | None = None
+    volumes: tuple[Volume, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    extra_hosts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    platform: str | None = None
+    command: tuple[str, ...] = ()
+    privileged: bool | None = None
+    documented_defaults: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """What a sandbox really has: every field decided. Made only by ``core.policy``."""
+
+    image: str
+    memory_limit_bytes: int
+    cpu_limit: float
+    pids_limit: int
+    working_dir_size_bytes: int
+    tmp_size_bytes: int
+    shm_size_bytes: int
+    working_dir: str
+    env_vars: Mapping[str, str]
+    tools: Mapping[str, Mapping[str, Any]] | None
+    """Enabled tools by canonical name, with their options; ``None``: all."""
+    timeout_s: float
+    """Timeout of executions that name none; already within the policy's maximum."""
+    timeout_max_s: float
+    """Longest timeout that policy grants to an execution in this sandbox."""
+    ttl_s: float
+    remove_on_exit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """One documented default that policy lowered."""
+
+    field: str
+    wanted: str
+    granted: str
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A snapshot of one sandbox for those who look at it."""
+
+    id: str
+    state: SandboxState
+    state_reason: str
+    spec: SandboxSpec
+    adjustments: tuple[Adjustment, ...]
+    labels: Mapping[str, str]
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime
+    image_id: str
+    active_executions: int
+    uid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPage:
+    """One page of a listing."""
+
+    sandboxes: tuple[Sandbox, ...]
+    next_page_token: str
+
+
+class MemberState(enum.StrEnum):
+    """What a member of a pool does."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    RESETTING = "resetting"
+    REPLACING = "replacing"
+
+
+class ResetOutcome(enum.StrEnum):
+    """How a reset of a member of a pool ended."""
+
+    CLEAN = "clean"
+    REPLACED = "replaced"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInfo:
+    """A pool and its members, in the order of their slots."""
+
+    id: str
+    sandbox_ids: tuple[str, ...]

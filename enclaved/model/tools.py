@@ -1,0 +1,76 @@
+"""What tools are, and the jobs that they plan."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDescription:
+    """A tool as callers see it."""
+
+    name: str
+    aliases: tuple[str, ...]
+    description: str
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PythonJob:
+    """Runs Python source: in the named context, or (``context=None``) in a fresh interpreter."""
+
+    code: str
+    context: str | None = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandJob:
+    """Runs a command: ``argv`` as it is, or ``shell`` through the image's bash (else sh)."""
+
+    argv: tuple[str, ...] = ()
+    shell: str | None = None
+
+
+class FileOperation(enum.StrEnum):
+    """What a `FileJob` does."""
+
+    READ = "read"
+    WRITE = "write"
+    DELETE = "delete"
+    LIST = "list"
+    EXISTS = "exists"
+    WIPE = "wipe"
+
+
+@dataclass(frozen=True, slots=True)
+class FileJob:
+    """Does one thing to one path, as the sandbox's user, inside the working directory or /tmp.
+
+    A read writes the file's bytes to stdout, from ``offset``, at most ``length`` (``None``: all). A write takes its
+    bytes from ``content`` or, if that is ``None``, from stdin until end of input, and renames the result into place.
+    A list writes long lines as ``ls -la`` does. Exists writes ``exists`` or ``does not exist``. Write and delete write
+    ``report`` when they are done. A wipe empties every place that the user may write to, whatever its path, and writes
+    a JSON object with the numbers ``removed`` and ``left``. A failure is an exception of the program
+    (``FileNotFoundError``, ...), with its text on stderr.
+    ``encoding`` transcodes text between the file and UTF-8 on the channel; ``None`` moves bytes as they are.
+    """
+
+    operation: FileOperation
+    path: str
+    content: str | None = None
+    encoding: str | None = None
+    mode: int = 0o644
+    create_parents: bool = False
+    offset: int = 0
+    length: int | None = None
+    report: str = ""
+    recursive: bool = False
+    """For a delete: directories with all that is in them."""
+    missing_ok: bool = False
+    """For a delete: nothing there is fine."""
+
+
+Job = PythonJob | CommandJob | FileJob
