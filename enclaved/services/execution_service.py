@@ -34,7 +34,7 @@ class ExecutionService:
 
     async def run(self, request: RunRequest, context: Context) -> RunResponse:
         """Runs a tool and answers with the whole result."""
-        call = convert.tool_call(request.spec, "spec", takes_input=False)
+        call = convert.tool_call(request.spec, "spec", streamed=False)
         return convert.run_response(await self._executions.run(call))
 
     async def execute(self, requests: AsyncIterator[ExecuteRequest], context: Context) -> None:
@@ -62,7 +62,7 @@ class ExecutionService:
         match first.WhichOneof("message"):
             case "start":
                 log.bind(sandbox_id=first.start.sandbox_id)
-                call = convert.tool_call(first.start, "start", takes_input=True)
+                call = convert.tool_call(first.start, "start", streamed=True)
                 return _Opened(await self._executions.open(call), {}, observe=False)
             case "attach":
                 return self._find(first.attach, "attach.")
