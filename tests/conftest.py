@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,11 @@ SHORT_BYTES = 24
 # Before anything asks for it, and for the processes that tests start as well.
 if len(os.fsencode(tempfile.gettempdir())) > SHORT_BYTES:
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+
+# A shell that runs something in the background has it ignore Ctrl-C, and all that it starts inherits that.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 # Without deadlines: how long an example takes says nothing on a machine that does other work as well.
 settings.register_profile("quick", max_examples=50, deadline=None)
