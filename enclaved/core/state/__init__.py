@@ -5,13 +5,11 @@ goes after that effect is undone. So the next daemon finds a row for everything 
 """
 
 from enclaved.core.state.database import StateUnusable
-from enclaved.core.state.rows import ExecutionOptions, ExecutionRow, SandboxRow
+from enclaved.core.state.rows import SandboxRow
 from enclaved.core.state.store import DATABASE_NAME, ExecutionTable, SandboxTable, State
 
 __all__ = [
     "DATABASE_NAME",
-    "ExecutionOptions",
-    "ExecutionRow",
     "ExecutionTable",
     "SandboxRow",
     "SandboxTable",

@@ -1,4 +1,4 @@
-"""What is written down of a sandbox and of an execution, and how that becomes JSON and back."""
+"""What is written down of a sandbox, and how rows become JSON and back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from enclaved.model import Adjustment, Finished, OnAwaitingInput, SandboxSpec, SandboxState, TerminalSize
-from enclaved.runtime.base import Counters, Image
+from enclaved.model import Adjustment, SandboxSpec, SandboxState
+from enclaved.runtime.base import Image
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -48,44 +48,8 @@ class SandboxRow:
     """The pool that it is a member of; empty: none."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExecutionOptions:
-    """How an execution was asked for."""
-
-    timeout_s: float
-    output_limit_bytes: int | None = None
-    stdin: bool = False
-    merge_stderr: bool = False
-    idle_timeout_s: float = 0.0
-    terminal: TerminalSize | None = None
-    keep_last_bytes: int | None = None
-    """``None``: output is kept until it is acknowledged."""
-    detach: bool = False
-    detach_grace_s: float = 60.0
-    context: str | None = None
-    on_awaiting_input: OnAwaitingInput = OnAwaitingInput.NOTICE
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutionRow:
-    """An execution as the next daemon must know it."""
-
-    id: str
-    sandbox_id: str
-    tool: str
-    options: ExecutionOptions
-    created_at: datetime
-    alone: bool = True
-    """Whether no other execution ran in the sandbox at the same time."""
-    counted: Counters | None = None
-    """The control group's counters when it began."""
-    cancelled_by: str = ""
-    finished: Finished | None = None
-    """How it ended; ``None``: it has not, as far as was known."""
-
-
 def encode(value: object) -> str:
-    """Makes JSON of dataclasses and what they consist of."""
+    """Makes JSON of dataclasses, and of mappings, sequences and moments in them."""
     return json.dumps(value, default=_plain, separators=(",", ":"))
 
 
@@ -99,6 +63,8 @@ def _plain(value: object) -> object:
         return shallow(value)
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
     raise TypeError(f"a {type(value).__name__} cannot be written down")
 
 

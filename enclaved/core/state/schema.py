@@ -34,13 +34,9 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         CREATE TABLE executions (
             id TEXT PRIMARY KEY,
             sandbox_id TEXT NOT NULL,
-            tool TEXT NOT NULL,
-            options TEXT NOT NULL,
             created_at TEXT NOT NULL,
-            alone INTEGER NOT NULL,
-            counted TEXT NOT NULL,
-            cancelled_by TEXT NOT NULL,
-            finished TEXT NOT NULL
+            body TEXT NOT NULL,
+            finished TEXT
         ) WITHOUT ROWID
         """,
     ),

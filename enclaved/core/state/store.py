@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.state.database import Database
-from enclaved.core.state.rows import ExecutionOptions, ExecutionRow, SandboxRow, decode, encode, shallow
+from enclaved.core.state.rows import SandboxRow, decode, encode, shallow
 from enclaved.model import Adjustment, Finished, SandboxSpec, SandboxState
-from enclaved.runtime.base import Counters, Image
+from enclaved.runtime.base import Image
 
 DATABASE_NAME: Final = "state.db"
 
@@ -62,27 +64,24 @@ class SandboxTable:
 
 
 class ExecutionTable:
-    """Executions, without those that the daemon makes for itself (files, resets)."""
+    """Executions: an `ExecutionStore`. What the daemon runs for itself (files, resets) need not be in it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def save(self, row: ExecutionRow) -> None:
-        """Writes an execution down before its job is sent. Raises `NoSpace`; then nothing must be sent."""
-        self._database.write(_SAVE_EXECUTION, _execution_values(row))
-
-    def accompanied(self, execution_id: str) -> None:
-        """Notes that another execution ran in the sandbox at the same time."""
-        sql = "UPDATE executions SET alone = 0 WHERE id = :id"
-        self._database.write_surely(f"alone {execution_id}", sql, {"id": execution_id})
-
-    def cancelled(self, execution_id: str, by: str) -> None:
-        """Notes who cancelled it. Call it before the guest is told."""
-        sql = "UPDATE executions SET cancelled_by = :by WHERE id = :id"
-        self._database.write_surely(f"cancelled {execution_id}", sql, {"id": execution_id, "by": by})
+        """Writes an execution down before its job is sent, or what has changed of it. Raises `NoSpace`."""
+        values = {
+            "id": row.id,
+            "sandbox_id": row.sandbox_id,
+            "created_at": row.created_at.isoformat(),
+            "body": encode(replace(row, finished=None)),
+            "finished": None if row.finished is None else encode(row.finished),
+        }
+        self._database.write(_SAVE_EXECUTION, values)
 
     def finish(self, execution_id: str, finished: Finished) -> None:
-        """Notes how it ended."""
+        """Notes how an execution ended, at once or as soon as the disk allows."""
         sql = "UPDATE executions SET finished = :finished WHERE id = :id"
         values = {"id": execution_id, "finished": encode(finished)}
         self._database.write_surely(f"execution {execution_id}", sql, values)
@@ -104,9 +103,8 @@ _SAVE_SANDBOX: Final = """
     )
 """
 _SAVE_EXECUTION: Final = """
-    INSERT OR REPLACE INTO executions VALUES (
-        :id, :sandbox_id, :tool, :options, :created_at, :alone, :counted, :cancelled_by, :finished
-    )
+    INSERT INTO executions VALUES (:id, :sandbox_id, :created_at, :body, :finished)
+    ON CONFLICT (id) DO UPDATE SET body = excluded.body, finished = coalesce(excluded.finished, finished)
 """
 
 
@@ -138,22 +136,6 @@ def _sandbox(values: dict[str, Any]) -> SandboxRow:
     return SandboxRow(**{**values, **decoded})
 
 
-def _execution_values(row: ExecutionRow) -> dict[str, Any]:
-    return {
-        **shallow(row),
-        "options": encode(row.options),
-        "created_at": row.created_at.isoformat(),
-        "counted": encode(row.counted),
-        "finished": encode(row.finished),
-    }
-
-
 def _execution(values: dict[str, Any]) -> ExecutionRow:
-    decoded = {
-        "options": decode(ExecutionOptions, values["options"]),
-        "created_at": datetime.fromisoformat(values["created_at"]),
-        "alone": bool(values["alone"]),
-        "counted": decode(Counters | None, values["counted"]),
-        "finished": decode(Finished | None, values["finished"]),
-    }
-    return ExecutionRow(**{**values, **decoded})
+    row: ExecutionRow = decode(ExecutionRow, values["body"])
+    return replace(row, finished=decode(Finished | None, values["finished"] or "null"))
