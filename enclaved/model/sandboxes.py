@@ -149,6 +149,14 @@ class ResetOutcome(enum.StrEnum):
     FAILED = "failed"
 
 
+class RecoveryOutcome(enum.StrEnum):
+    """What became of a sandbox of an earlier daemon."""
+
+    ADOPTED = "adopted"
+    LOST = "lost"
+    REMOVED = "removed"
+
+
 @dataclass(frozen=True, slots=True)
 class PoolInfo:
     """A pool and its members, in the order of their slots."""
