@@ -34,6 +34,8 @@ class ExecutionRow:
     oom_kills_before: int | None
     """The control group's counters when it started; ``None``: not known."""
     pids_limit_hits_before: int | None
+    alone: bool = True
+    """Whether nothing else ran in the sandbox at the same time."""
     explicit_acknowledgements: bool = False
     """Whether its client says by itself what may be released."""
     cancelled_by: str = ""
