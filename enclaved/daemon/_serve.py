@@ -15,6 +15,7 @@ from enclaved import log
 from enclaved.config import Settings, parse_address
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot, BootSettings
+from enclaved.core.contexts import Contexts
 from enclaved.core.engine import WatchedRuntime
 from enclaved.core.executions import Executions
 from enclaved.core.files import TOOL as FILES
@@ -131,6 +132,7 @@ async def serve(
             server,
             sandboxes=core.sandboxes,
             executions=core.executions,
+            contexts=Contexts(core.sandboxes),
             files=core.files,
             pools=core.pools,
             images=core.images,
