@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ms_enclave._forks import CAN_FORK, at_fork
 from ms_enclave.errors import DaemonStartFailed
 
 START_S: Final = 30.0
@@ -85,7 +86,7 @@ class EmbeddedDaemon:
         self._served = 0
         """How many answered from this directory. All but the last have died and may have left sandboxes behind."""
         atexit.register(self.stop)
-        os.register_at_fork(after_in_child=self._disown)
+        at_fork(after_in_child=self._disown)
 
     @property
     def running_address(self) -> str | None:
@@ -113,6 +114,11 @@ class EmbeddedDaemon:
 
         Raises `DaemonStartFailed` with the last that it said.
         """
+        if not CAN_FORK:
+            raise DaemonStartFailed(
+                "this system can only be a client: sandboxes need Linux or a machine with it; set MS_ENCLAVE_ADDRESS "
+                "to a daemon's host:port, or use HttpSandboxManager"
+            )
         with self._lock:
             address = self.running_address
             if address is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ms_enclave._embedded import EmbeddedDaemon
+from ms_enclave._forks import at_fork
 from ms_enclave._transports.calls import REQUEST_S
 from ms_enclave._transports.grpc import GrpcTransport
 from ms_enclave.errors import DaemonUnavailable, DeadlineExceeded, InvalidRequest, Unavailable
@@ -35,7 +36,7 @@ class Daemons:
         self._lock = threading.Lock()
         """Guards the dictionary; held for no longer than a look into it."""
         self._transports: dict[tuple[str, float], GrpcTransport] = {}
-        os.register_at_fork(after_in_child=self._after_fork)
+        at_fork(after_in_child=self._after_fork)
 
     async def connect(
         self, address: str | None = None, *, request_timeout_s: float | None = None, may_start: bool = True

@@ -40,6 +40,8 @@ _REASONS = {
 """Reasons for which the daemon left no text of its own."""
 
 
+_OF_SAMPLES = ("memory_bytes", "pids")
+
 _NOTHING_RAN = {
     "verdict": None,
     "exit_code": None,
@@ -171,7 +173,7 @@ def _metadata(outcome: Outcome, stderr: str) -> dict[str, Any]:
         "truncated": gaps or finished.verdict is Verdict.OUTPUT_LIMIT,
         "execution_id": outcome.execution_id,
         "phases": _values(finished.phases),
-        "usage": _values(finished.usage),
+        "usage": usage_values(finished.usage),
         "attested": finished.attested,
     }
     if finished.state_preserved is not None:
@@ -185,6 +187,11 @@ def _metadata(outcome: Outcome, stderr: str) -> dict[str, Any]:
     if outcome.notices:
         found["notices"] = [notice.message for notice in outcome.notices]
     return found
+
+
+def usage_values(usage: ResourceUsage) -> dict[str, Any]:
+    """Returns what an execution used as a whole, without the fields that only samples have."""
+    return {name: value for name, value in _values(usage).items() if name not in _OF_SAMPLES}
 
 
 def _values(record: Phases | ResourceUsage | ExceptionInfo) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class that describes it best:
     │   ├── EngineUnavailable                the container engine does not answer
     │   ├── GuestUnavailable                 the sandbox does not answer at the moment
     │   ├── ShuttingDown                     the daemon is stopping
+    │   ├── ExecutionUnreachable             an execution cannot be followed any longer; the text says how to go on
     │   └── DaemonUnavailable                no daemon answers at the address
     │       └── DaemonStartFailed            an embedded daemon could not be started
     ├── DeadlineExceeded (TimeoutError)      the daemon did not answer in time
@@ -52,6 +53,7 @@ __all__ = [
     "EngineRefused",
     "EngineUnavailable",
     "ExecutionNotFound",
+    "ExecutionUnreachable",
     "FieldViolation",
     "GuestUnavailable",
     "ImageNotFound",
@@ -202,6 +204,13 @@ class GuestUnavailable(Unavailable):
 
 class ShuttingDown(Unavailable):
     """The daemon is stopping and takes no new work."""
+
+
+class ExecutionUnreachable(Unavailable):
+    """An execution could not be reached again after its connection was lost, within ``MS_ENCLAVE_RECONNECT_S``.
+
+    It may go on without us. ``metadata["execution_id"]`` names it, and `Sandbox.get_execution` takes it up again.
+    """
 
 
 class DaemonUnavailable(Unavailable):

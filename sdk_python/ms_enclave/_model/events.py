@@ -1,11 +1,12 @@
-"""What happens in an execution, for those who watch it: first `Started`, then any mix of `Output` and `Notice`,
-then exactly one `Finished`."""
+"""What happens in an execution, for those who watch it: first `Started`, then any mix of `Output`, `StatsSample` and
+`Notice`, then exactly one `Finished`."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from ms_enclave._model.enums import Verdict
 
@@ -22,8 +23,11 @@ class NoticeKind(enum.StrEnum):
     """What a `Notice` is about."""
 
     AWAITING_INPUT = "awaiting_input"
+    """The program waits for input, and none is on its way. Answer with `Execution.write`, or end the input."""
     GAP = "gap"
+    """Output was dropped; ``channel``, ``offset`` and ``length_bytes`` say which."""
     CONTEXT_RESET = "context_reset"
+    """The interpreter is a fresh one, since the one before had died; its variables are gone."""
     OTHER = "other"
     """Of a kind that this version does not know."""
 
@@ -34,6 +38,10 @@ class Started:
 
     execution_id: str
     timeout_s: float
+    offsets: Mapping[Channel, int] = field(default_factory=dict)
+    """The first offset that follows, for each channel."""
+    created_at: datetime | None = None
+    """When the daemon accepted it, in local time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,13 @@ class Output:
     data: bytes
     time_s: float
     """Seconds since the execution started."""
+    late: bool = False
+    """True for what threads of the context wrote between the call before and this one."""
+
+    @property
+    def text(self) -> str:
+        """The bytes as UTF-8 text; what is none (also half a character at an end of the piece) becomes U+FFFD."""
+        return self.data.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +83,27 @@ class ExceptionInfo:
 
 @dataclass(frozen=True, slots=True)
 class ResourceUsage:
-    """Resources that the execution used."""
+    """Resources that an execution or a sandbox used."""
 
     cpu_user_s: float = 0.0
     cpu_system_s: float = 0.0
     memory_peak_bytes: int = 0
     io_read_bytes: int = 0
     io_write_bytes: int = 0
+    memory_bytes: int = 0
+    """In use now; only in a `StatsSample`."""
+    pids: int = 0
+    """Processes and threads now; only in a `StatsSample`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatsSample:
+    """What the execution's processes and the whole sandbox used up to ``time_s`` seconds after the start."""
+
+    time_s: float
+    execution: ResourceUsage
+    sandbox: ResourceUsage | None = None
+    """``None`` where the daemon cannot see that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +114,25 @@ class Phases:
     starting_s: float = 0.0
     running_s: float = 0.0
     draining_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LimitHit:
+    """A limit that was met: how often, the most that was used, and the limit. 0 where that is not known."""
+
+    limit: str
+    """"memory" (in bytes), "pids" or "disk" (``count``: file systems that were full)."""
+    count: int
+    peak: int = 0
+    maximum: int = 0
+
+
+class SignalSender(enum.StrEnum):
+    """Who sent the signal that ended a program, where that is known."""
+
+    CALLER = "caller"
+    DAEMON = "daemon"
+    KERNEL = "kernel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +154,12 @@ class Finished:
     limits_hit: Mapping[str, int] = field(default_factory=dict)
     """Limits that were met on the way ("memory", "pids", "disk"), and how often."""
     timeout_s: float = 0.0
+    limits: tuple[LimitHit, ...] = ()
+    """The same as ``limits_hit``, with what was used and the limit."""
+    signal_sender: SignalSender | None = None
+    """Who sent ``signal``; ``None``: the program itself, another one of the sandbox, or not known."""
+    cancelled_by: str = ""
+    """Who cancelled it, for `Verdict.CANCELLED`: "its client", "a caller", or the daemon with its reason."""
 
 
-Event = Started | Output | Notice | Finished
+Event = Started | Output | StatsSample | Notice | Finished

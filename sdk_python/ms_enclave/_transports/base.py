@@ -10,10 +10,31 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
+from ms_enclave._model import (
+    Channel,
+    ContextInfo,
+    Event,
+    ExecutionInfo,
+    ExecutionOptions,
+    Finished,
+    HealthCheckResult,
+    SandboxInfo,
+    TerminalSize,
+    ToolInfo,
+    ToolResult,
+)
 from ms_enclave._model.config import DockerSandboxConfig
 
-__all__ = ["POOL_WAIT_S", "PullProgress", "SandboxPlan", "ToolCall", "Transport"]
+__all__ = [
+    "POOL_WAIT_S",
+    "ContextCalls",
+    "ExecutionCalls",
+    "ExecutionFollower",
+    "PullProgress",
+    "SandboxPlan",
+    "ToolCall",
+    "Transport",
+]
 
 POOL_WAIT_S: Final = 3600.0
 """How long a call waits for a free sandbox of a pool if nobody says: as long as the calls before it may run."""
@@ -44,6 +65,8 @@ class ToolCall:
     """What the program reads from its standard input, for `Transport.stream`; ``None``: an empty input. Asked for the
     next piece when the program took the one before. An ``OSError`` ends the input, and is raised after the program's
     end."""
+    options: ExecutionOptions = field(default_factory=ExecutionOptions)
+    """How to run it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +84,135 @@ class PullProgress:
     """The image on the engine; only at the end."""
 
 
+class ExecutionFollower(Protocol):
+    """An execution as it is held by one caller, who may use it from one event loop after the other."""
+
+    @property
+    def execution_id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def finished(self) -> Finished | None:
+        """How it ended, as far as this was seen."""
+        ...
+
+    async def start(self) -> None:
+        """Makes sure that it exists and is followed. Raises as `Transport.run`."""
+        ...
+
+    def hold(self) -> None:
+        """Follows it without reading, so that it does not count as left alone."""
+        ...
+
+    async def next(self) -> Event | None:
+        """Returns the next event, each byte exactly once over all lost connections; ``None`` after the last.
+
+        Raises `ExecutionNotFound`, `OffsetReleased`, `ExecutionUnreachable`.
+        """
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Sends input; waits while the program does not read. Raises `InvalidRequest`, `WrongState`."""
+        ...
+
+    def end_input(self) -> None:
+        """Says that no more input comes. Raises as `write`."""
+        ...
+
+    def resize(self, size: TerminalSize) -> None:
+        """Tells the size of its terminal. Raises as `write`."""
+        ...
+
+    def acknowledge(self, offsets: Mapping[Channel, int]) -> None:
+        """Releases output; from now on only this does. Raises `InvalidRequest`."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of it. It goes on by itself."""
+        ...
+
+
+class ExecutionCalls(Protocol):
+    """What can be done with executions while they run."""
+
+    def follow(self, call: ToolCall) -> ExecutionFollower:
+        """Returns an execution that starts as soon as it is used. Raises `InvalidRequest`."""
+        ...
+
+    async def start_detached(self, call: ToolCall) -> ExecutionFollower:
+        """Starts an execution that nobody need follow. Raises as `Transport.run`."""
+        ...
+
+    def attach(
+        self,
+        execution_id: str,
+        sandbox_id: str,
+        offsets: Mapping[Channel, int],
+        *,
+        observe: bool = False,
+        stats_interval: float | None = None,
+    ) -> ExecutionFollower:
+        """Returns an execution that exists, to be followed from ``offsets`` on. Raises `InvalidRequest`."""
+        ...
+
+    async def cancel(self, execution_id: str, sandbox_id: str) -> None:
+        """Kills an execution. Leaves one that has ended alone. Raises `ExecutionNotFound`."""
+        ...
+
+    async def signal(self, execution_id: str, sandbox_id: str, number: int, *, leader_only: bool = False) -> None:
+        """Sends a signal to its processes. Raises `ExecutionNotFound`, `InvalidRequest`."""
+        ...
+
+    async def get(self, execution_id: str, sandbox_id: str = "") -> ExecutionInfo:
+        """Describes an execution that runs or ended in the last 60 s. Raises `ExecutionNotFound`."""
+        ...
+
+    async def list(self, sandbox_id: str, *, running: bool | None = None) -> list[ExecutionInfo]:
+        """Lists them, oldest first. Raises `SandboxNotFound`."""
+        ...
+
+    async def wait(self, execution_id: str, sandbox_id: str, wait_s: float) -> ExecutionInfo:
+        """Waits for the end for so many seconds at most, and says how it is then. Raises `ExecutionNotFound`."""
+        ...
+
+
+class ContextCalls(Protocol):
+    """The persistent interpreters of sandboxes."""
+
+    async def open(self, sandbox_id: str, name: str) -> ContextInfo:
+        """Opens a context; leaves an open one alone. Raises `InvalidRequest`, `SandboxNotFound`, `LimitReached`."""
+        ...
+
+    async def list(self, sandbox_id: str) -> list[ContextInfo]:
+        """Lists those that are open, by name. Raises `SandboxNotFound`."""
+        ...
+
+    async def close(self, sandbox_id: str, name: str) -> None:
+        """Ends a context with what runs in it. Raises `NotFound`."""
+        ...
+
+    async def reset(self, sandbox_id: str, name: str) -> ContextInfo:
+        """Gives a context a new interpreter. Raises `NotFound`, `LimitReached`."""
+        ...
+
+
 class Transport(Protocol):
     """A way to one daemon. One that cannot do something raises `NotServed`, which says what can."""
 
     @property
     def address(self) -> str:
         """Where the daemon is, for texts."""
+        ...
+
+    @property
+    def executions(self) -> ExecutionCalls:
+        """Executions while they run."""
+        ...
+
+    @property
+    def contexts(self) -> ContextCalls:
+        """Contexts."""
         ...
 
     async def create_sandbox(self, plan: SandboxPlan) -> SandboxInfo:
@@ -112,7 +258,7 @@ class Transport(Protocol):
     def stream(self, call: ToolCall) -> AsyncGenerator[Event, None]:
         """Runs a tool and yields what happens while it happens; ends after `Finished`.
 
-        Leaving early kills the execution, as does cancelling the caller's task. Raises as `run`.
+        Leaving early kills the execution unless it is detached, as does cancelling the caller's task. Raises as `run`.
         """
         ...
 

@@ -62,6 +62,11 @@ class Calls:
             except Unavailable as error:
                 await self.wait(left, error)
 
+    @property
+    def reached(self) -> bool:
+        """Whether a daemon ever answered."""
+        return self._reached
+
     def retries(self) -> Retries:
         """Makes the waits of one call."""
         return Retries(reached=self._reached)
@@ -70,7 +75,7 @@ class Calls:
         """Waits before another attempt, or raises ``error`` if there should be none."""
         wait_s = left.wait_s(error)
         if wait_s is None:
-            raise error
+            raise left.last_word(error) from None
         await asyncio.sleep(wait_s)
         if self._revive is not None and isinstance(error, DaemonUnavailable):
             await self._revive()

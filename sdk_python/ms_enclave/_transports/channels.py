@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ from dataclasses import dataclass
 
 import grpc.aio
 
+from ms_enclave._forks import at_fork
 from ms_enclave.errors import EnclaveError
+from ms_enclave.v1 import context_service_pb2_grpc as context_grpc
 from ms_enclave.v1 import execution_service_pb2_grpc as execution_grpc
 from ms_enclave.v1 import file_service_pb2_grpc as file_grpc
 from ms_enclave.v1 import image_service_pb2_grpc as image_grpc
@@ -45,6 +46,7 @@ class Stubs:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.sandboxes = sandbox_grpc.SandboxServiceStub(channel)
         self.executions = execution_grpc.ExecutionServiceStub(channel)
+        self.contexts = context_grpc.ContextServiceStub(channel)
         self.tools = tool_grpc.ToolServiceStub(channel)
         self.files = file_grpc.FileServiceStub(channel)
         self.pools = pool_grpc.PoolServiceStub(channel)
@@ -126,7 +128,7 @@ class _Forks:
         self._holding: list[Channels] = []
         self.broke_grpc = False
         """True in a child that was forked while gRPC had threads."""
-        os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
+        at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
 
     def watch(self, channels: Channels) -> None:
         """Remembers one, as long as it lives."""

@@ -16,6 +16,7 @@ from ms_enclave import _status as status
 from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
 from ms_enclave._transports.base import PullProgress, SandboxPlan, ToolCall
 from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
+from ms_enclave._transports.contexts import Contexts
 from ms_enclave._transports.executions import Executions
 from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxExists, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
@@ -52,7 +53,8 @@ class GrpcTransport:
         ``revive`` is awaited before another attempt at a daemon that does not answer; it may start one.
         """
         self._calls = Calls(address, revive)
-        self._executions = Executions(self._calls)
+        self.executions = Executions(self._calls)
+        self.contexts = Contexts(self._calls)
         self._request_s = request_timeout_s
 
     @property
@@ -129,10 +131,10 @@ class GrpcTransport:
         return [convert.tool_info(tool) for tool in answer.tools]
 
     async def run(self, call: ToolCall) -> ToolResult:
-        return await _result(call.tool, self._executions.run(call))
+        return await _result(call.tool, self.executions.run(call))
 
     def stream(self, call: ToolCall) -> AsyncGenerator[Event, None]:
-        return self._executions.stream(call)
+        return self.executions.stream(call)
 
     # -- pools ---------------------------------------------------------------------------------------------------
 
@@ -155,7 +157,7 @@ class GrpcTransport:
         return list(answer.sandbox_ids)
 
     async def run_in_pool(self, pool_id: str, call: ToolCall, *, wait_timeout_s: float | None = None) -> ToolResult:
-        return await _result(call.tool, self._executions.run_in_pool(pool_id, call, wait_timeout_s))
+        return await _result(call.tool, self.executions.run_in_pool(pool_id, call, wait_timeout_s))
 
     async def delete_pool(self, pool_id: str) -> None:
         request = pool_pb.DeletePoolRequest(pool_id=convert.text(pool_id, "pool_id"))

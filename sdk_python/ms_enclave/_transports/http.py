@@ -19,9 +19,18 @@ from pydantic import BaseModel, ValidationError
 from ms_enclave import _convert as convert
 from ms_enclave import _results as results
 from ms_enclave import _status as status
-from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, SandboxStatus, ToolInfo, ToolResult
+from ms_enclave._model import (
+    Event,
+    ExecutionOptions,
+    HealthCheckResult,
+    SandboxInfo,
+    SandboxStatus,
+    ToolInfo,
+    ToolResult,
+)
 from ms_enclave._transports.base import POOL_WAIT_S, SandboxPlan, ToolCall
 from ms_enclave._transports.http_calls import HttpCalls, Request
+from ms_enclave._transports.http_unserved import UnservedContexts, UnservedExecutions, no_streams
 from ms_enclave.errors import InternalError, InvalidRequest, NotServed, SandboxNotFound
 
 REQUEST_S: Final = 60.0
@@ -53,6 +62,8 @@ class HttpTransport:
         Raises `InvalidRequest` for an address that is none.
         """
         self._calls = HttpCalls(base_url, api_key)
+        self.executions = UnservedExecutions()
+        self.contexts = UnservedContexts()
         self._request_s = request_timeout_s
 
     @property
@@ -124,6 +135,11 @@ class HttpTransport:
             raise self._strange("/sandbox/…/tools") from None
 
     async def run(self, call: ToolCall) -> ToolResult:
+        if call.options != ExecutionOptions():
+            raise NotServed(
+                "the HTTP routes take the parameters of a tool and no options; for those use gRPC: "
+                "LocalSandboxManager(address=...) with the address of a daemon, or MS_ENCLAVE_ADDRESS"
+            )
         parameters = convert.to_json(call.parameters, "parameters")
         names = convert.to_json({"sandbox_id": call.sandbox_id, "tool_name": call.tool}, "tool_name")
         # The parameters can be large, so they are written once.
@@ -134,10 +150,7 @@ class HttpTransport:
             raise _naming(error, call.sandbox_id) from None
 
     async def stream(self, call: ToolCall) -> AsyncGenerator[Event, None]:
-        raise NotServed(
-            "the HTTP routes answer when a program has ended; to watch it while it runs, use LocalSandboxManager with "
-            "the address of a daemon"
-        )
+        raise no_streams()
         yield  # makes it a generator, which the Protocol asks for
 
     # -- pools ---------------------------------------------------------------------------------------------------

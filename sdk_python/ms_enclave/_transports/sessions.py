@@ -7,7 +7,6 @@ ends, so that no connection is left to the garbage collector; the next loop gets
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Mapping
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
+
+from ms_enclave._forks import at_fork
 
 KEEP_ALIVE_S: Final = 3.0
 """How long a connection is kept for the next call: less than servers keep theirs (uvicorn: 5 s), so that no call is
@@ -102,4 +103,4 @@ def _forget_in_children(sessions: Sessions) -> None:
         if alive is not None:
             alive.forget()
 
-    os.register_at_fork(after_in_child=forget)
+    at_fork(after_in_child=forget)

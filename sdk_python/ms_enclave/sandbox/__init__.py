@@ -4,6 +4,7 @@ from ms_enclave._model import (
     CommandResult,
     DockerNotebookConfig,
     DockerSandboxConfig,
+    ExecutionOptions,
     ExecutionStatus,
     HealthCheckResult,
     SandboxConfig,
@@ -25,6 +26,8 @@ from ms_enclave.sandbox.boxes import (
     VolcengineSandbox,
     register_sandbox,
 )
+from ms_enclave.sandbox.contexts import Context, Contexts
+from ms_enclave.sandbox.executions import Execution
 from ms_enclave.sandbox.manager import (
     HttpSandboxManager,
     LocalSandboxManager,
@@ -45,10 +48,14 @@ from ms_enclave.sandbox.tools import (
 
 __all__ = [
     "CommandResult",
+    "Context",
+    "Contexts",
     "DockerNotebookConfig",
     "DockerNotebookSandbox",
     "DockerSandbox",
     "DockerSandboxConfig",
+    "Execution",
+    "ExecutionOptions",
     "ExecutionStatus",
     "FileOperation",
     "HealthCheckResult",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
-import os
 import threading
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
+
+from ms_enclave._forks import at_fork
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class Portal:
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
         atexit.register(self.close)
-        os.register_at_fork(after_in_child=self._forget)
+        at_fork(after_in_child=self._forget)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine to its end and returns its result or raises its error.

@@ -12,12 +12,12 @@ on one background loop of the process. Objects may be used from any thread. Ctrl
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ms_enclave._model import (
     Event,
+    ExecutionOptions,
     SandboxConfig,
     SandboxInfo,
     SandboxManagerConfig,
@@ -26,10 +26,15 @@ from ms_enclave._model import (
     SandboxType,
 )
 from ms_enclave.sandbox import boxes, manager
+from ms_enclave.sandbox._blocking import Blocking, Face, iterate
 from ms_enclave.sandbox._portal import process_portal
+from ms_enclave.sandbox._sync_executions import Context, Contexts, Execution
 from ms_enclave.sandbox.tools import Tool
 
 __all__ = [
+    "Context",
+    "Contexts",
+    "Execution",
     "HttpSandboxManager",
     "LocalSandboxManager",
     "Sandbox",
@@ -38,69 +43,24 @@ __all__ = [
     "SandboxManagerFactory",
 ]
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
-
-class _Blocking(Generic[P, R]):
-    """A method that blocks where the wrapped object's method of the same name is a coroutine."""
-
-    def __init__(self, method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> None:
-        self._method = method
-        self.__doc__ = method.__doc__
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, instance: _Face[Any], owner: type) -> Callable[P, R]: ...
-    def __get__(self, instance: _Face[Any] | None, owner: type) -> Self | Callable[P, R]:
-        if instance is None:
-            return self
-        method = getattr(instance.wrapped, self._method.__name__)
-
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            result: R = process_portal().run(method(*args, **kwargs))
-            return result
-
-        call.__name__, call.__doc__ = self._method.__name__, self._method.__doc__
-        return call
-
-
-WrappedT = TypeVar("WrappedT", bound="boxes.Sandbox | manager.SandboxManager")
-
-
-class _Face(Generic[WrappedT]):
-    """The blocking face of one object."""
-
-    def __init__(self, wrapped: WrappedT) -> None:
-        self.wrapped = wrapped
-
-    def __enter__(self) -> Self:
-        process_portal().run(self.wrapped.__aenter__())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        process_portal().run(self.wrapped.__aexit__(kind, error, trace))
-
-
-class Sandbox(_Face[boxes.Sandbox]):
+class Sandbox(Face[boxes.Sandbox]):
     """One isolated environment; see `ms_enclave.sandbox.boxes.Sandbox`. ``with`` starts and stops it."""
 
-    start = _Blocking(boxes.Sandbox.start)
-    stop = _Blocking(boxes.Sandbox.stop)
-    cleanup = _Blocking(boxes.Sandbox.cleanup)
-    execute_tool = _Blocking(boxes.Sandbox.execute_tool)
-    execute_command = _Blocking(boxes.Sandbox.execute_command)
-    run_tool = _Blocking(boxes.Sandbox.run_tool)
-    put_file = _Blocking(boxes.Sandbox.put_file)
-    put_dir = _Blocking(boxes.Sandbox.put_dir)
-    put_archive = _Blocking(boxes.Sandbox.put_archive)
-    read_file = _Blocking(boxes.Sandbox.read_file)
-    refresh = _Blocking(boxes.Sandbox.refresh)
-    get_execution_context = _Blocking(boxes.Sandbox.get_execution_context)
-    initialize_tools = _Blocking(boxes.Sandbox.initialize_tools)
+    start = Blocking(boxes.Sandbox.start)
+    stop = Blocking(boxes.Sandbox.stop)
+    cleanup = Blocking(boxes.Sandbox.cleanup)
+    execute_tool = Blocking(boxes.Sandbox.execute_tool)
+    execute_command = Blocking(boxes.Sandbox.execute_command)
+    run_tool = Blocking(boxes.Sandbox.run_tool)
+    put_file = Blocking(boxes.Sandbox.put_file)
+    put_dir = Blocking(boxes.Sandbox.put_dir)
+    put_archive = Blocking(boxes.Sandbox.put_archive)
+    read_file = Blocking(boxes.Sandbox.read_file)
+    refresh = Blocking(boxes.Sandbox.refresh)
+    list_executions = Blocking(boxes.Sandbox.list_executions)
+    get_execution_context = Blocking(boxes.Sandbox.get_execution_context)
+    initialize_tools = Blocking(boxes.Sandbox.initialize_tools)
 
     @property
     def id(self) -> str:
@@ -147,9 +107,45 @@ class Sandbox(_Face[boxes.Sandbox]):
         """Adds a tool. Its ``execute`` is a coroutine that gets the async sandbox."""
         self.wrapped.add_tool(tool)
 
-    def stream(self, tool_name: str, parameters: Mapping[str, Any] | None = None) -> Iterator[Event]:
-        """Runs a tool and yields what happens while it happens. Leaving the loop early kills what runs."""
-        return _iterate(self.wrapped.stream(tool_name, parameters))
+    @property
+    def contexts(self) -> Contexts:
+        """Its persistent interpreters: ``open``, ``list``, ``close``, ``reset``."""
+        return Contexts(self.wrapped.contexts)
+
+    def stream(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        options: ExecutionOptions | None = None,
+        **given: Any,
+    ) -> Iterator[Event]:
+        """Runs a tool and yields what happens while it happens.
+
+        Leaving the loop early kills what runs, unless it is detached.
+        """
+        return iterate(self.wrapped.stream(tool_name, parameters, options=options, **given))
+
+    def start_execution(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        options: ExecutionOptions | None = None,
+        **given: Any,
+    ) -> Execution:
+        """Starts a tool and returns as soon as it is accepted."""
+        starting = self.wrapped.start_execution(tool_name, parameters, options=options, **given)
+        return Execution(process_portal().run(starting))
+
+    def get_execution(self, execution_id: str) -> Execution:
+        """Returns an execution that runs or ended in the last 60 s, whoever started it."""
+        return Execution(process_portal().run(self.wrapped.get_execution(execution_id)))
+
+    @classmethod
+    def connect(cls, sandbox_id: str, *, address: str | None = None) -> Sandbox:
+        """Returns an object for a sandbox that exists; see `ms_enclave.sandbox.boxes.DockerSandbox.connect`."""
+        return cls(process_portal().run(boxes.DockerSandbox.connect(sandbox_id, address=address)))
 
 
 class SandboxFactory:
@@ -168,25 +164,25 @@ class SandboxFactory:
         return Sandbox(boxes.SandboxFactory.create_sandbox(sandbox_type, config, sandbox_id))
 
 
-class SandboxManager(_Face[manager.SandboxManager]):
+class SandboxManager(Face[manager.SandboxManager]):
     """Keeps many sandboxes by id; see `ms_enclave.sandbox.manager.SandboxManager`."""
 
-    start = _Blocking(manager.SandboxManager.start)
-    stop = _Blocking(manager.SandboxManager.stop)
-    create_sandbox = _Blocking(manager.SandboxManager.create_sandbox)
-    get_sandbox_info = _Blocking(manager.SandboxManager.get_sandbox_info)
-    list_sandboxes = _Blocking(manager.SandboxManager.list_sandboxes)
-    stop_sandbox = _Blocking(manager.SandboxManager.stop_sandbox)
-    delete_sandbox = _Blocking(manager.SandboxManager.delete_sandbox)
-    cleanup_all_sandboxes = _Blocking(manager.SandboxManager.cleanup_all_sandboxes)
-    get_stats = _Blocking(manager.SandboxManager.get_stats)
-    execute_tool = _Blocking(manager.SandboxManager.execute_tool)
-    get_sandbox_tools = _Blocking(manager.SandboxManager.get_sandbox_tools)
-    put_file = _Blocking(manager.SandboxManager.put_file)
-    put_dir = _Blocking(manager.SandboxManager.put_dir)
-    put_archive = _Blocking(manager.SandboxManager.put_archive)
-    initialize_pool = _Blocking(manager.SandboxManager.initialize_pool)
-    execute_tool_in_pool = _Blocking(manager.SandboxManager.execute_tool_in_pool)
+    start = Blocking(manager.SandboxManager.start)
+    stop = Blocking(manager.SandboxManager.stop)
+    create_sandbox = Blocking(manager.SandboxManager.create_sandbox)
+    get_sandbox_info = Blocking(manager.SandboxManager.get_sandbox_info)
+    list_sandboxes = Blocking(manager.SandboxManager.list_sandboxes)
+    stop_sandbox = Blocking(manager.SandboxManager.stop_sandbox)
+    delete_sandbox = Blocking(manager.SandboxManager.delete_sandbox)
+    cleanup_all_sandboxes = Blocking(manager.SandboxManager.cleanup_all_sandboxes)
+    get_stats = Blocking(manager.SandboxManager.get_stats)
+    execute_tool = Blocking(manager.SandboxManager.execute_tool)
+    get_sandbox_tools = Blocking(manager.SandboxManager.get_sandbox_tools)
+    put_file = Blocking(manager.SandboxManager.put_file)
+    put_dir = Blocking(manager.SandboxManager.put_dir)
+    put_archive = Blocking(manager.SandboxManager.put_archive)
+    initialize_pool = Blocking(manager.SandboxManager.initialize_pool)
+    execute_tool_in_pool = Blocking(manager.SandboxManager.execute_tool_in_pool)
 
     @property
     def config(self) -> SandboxManagerConfig:
@@ -233,15 +229,3 @@ class SandboxManagerFactory:
     ) -> SandboxManager:
         """Makes a manager; a ``base_url`` means HTTP and anything else a local one."""
         return SandboxManager(manager.SandboxManagerFactory.create_manager(manager_type, config, **settings))
-
-
-def _iterate(events: AsyncGenerator[Event, None]) -> Iterator[Event]:
-    portal = process_portal()
-    try:
-        while True:
-            try:
-                yield portal.run(anext(events))
-            except StopAsyncIteration:
-                return
-    finally:
-        portal.run(events.aclose())

@@ -120,6 +120,10 @@ class FakeDaemon:
         """Set when a program that runs until it is cancelled has started."""
         self.silent = False
         """Whether streams bring nothing at all."""
+        self.ends_with_input = False
+        """Whether what `Execute` brings comes only after the end of the input."""
+        self.sent_up: list[execution_pb.ExecuteRequest] = []
+        """What such streams were sent after their first message."""
         self.endless = False
         """Whether streams stay open after their events."""
 
@@ -239,6 +243,11 @@ class _Executions(execution_grpc.ExecutionServiceServicer):
     async def Execute(self, requests: Any, context: Any) -> None:
         first = await anext(aiter(requests))
         await self.daemon.took(first, context)
+        if self.daemon.ends_with_input:
+            async for request in requests:
+                self.daemon.sent_up.append(request)
+                if request.HasField("end_of_input"):
+                    break
         await self._write(context, execution_pb.ExecuteResponse)
 
     async def Attach(self, request: Any, context: Any) -> None:

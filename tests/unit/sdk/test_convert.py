@@ -13,15 +13,20 @@ from ms_enclave.errors import InvalidRequest
 from ms_enclave.sandbox.model import (
     Channel,
     DockerSandboxConfig,
+    ExecutionOptions,
     Finished,
     Notice,
     NoticeKind,
+    OnAwaitingInput,
     Output,
+    Retention,
     SandboxStatus,
     Started,
+    TerminalSize,
     ToolInfo,
     Verdict,
 )
+from ms_enclave.v1 import context_service_pb2 as context_pb
 from ms_enclave.v1 import execution_service_pb2 as execution_pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1 import system_service_pb2 as system_pb
@@ -171,9 +176,9 @@ def test_every_field_of_the_end_is_read() -> None:
     fill(message)
     assert unread(message, convert.finished) == set()
     assert unread(message.phases, lambda m: convert.finished(execution_pb.Finished(verdict=1, phases=m))) == set()
-    # Samples alone have these two.
-    usage = unread(message.usage, lambda m: convert.finished(execution_pb.Finished(verdict=1, usage=m)))
-    assert usage == {"memory_bytes", "pids"}
+    assert unread(message.usage, lambda m: convert.finished(execution_pb.Finished(verdict=1, usage=m))) == set()
+    (hit,) = message.limits_hit
+    assert unread(hit, lambda m: convert.finished(execution_pb.Finished(verdict=1, limits_hit=[m]))) == set()
 
 
 @pytest.mark.parametrize("number", [n for n in execution_pb.Verdict.values() if n])
@@ -201,8 +206,87 @@ def test_events_become_their_models() -> None:
 
 
 def test_events_of_the_future_are_passed_over() -> None:
-    assert convert.event(execution_pb.ExecutionEvent(stats=execution_pb.StatsSample())) is None
+    assert convert.event(execution_pb.ExecutionEvent(result=execution_pb.RichResult())) is None
+    assert convert.event(execution_pb.ExecutionEvent(output=execution_pb.Output(channel=0, data=b"?"))) is None
     assert convert.event(execution_pb.ExecutionEvent()) is None
+
+
+@pytest.mark.parametrize("name", ["started", "output", "stats", "notice"])
+def test_every_field_of_an_event_is_read(name: str) -> None:
+    message = execution_pb.ExecutionEvent()
+    fill(getattr(message, name))
+    read = getattr(message, name)
+    assert unread(read, lambda m: convert.event(execution_pb.ExecutionEvent(**{name: m}))) == set()
+
+
+def test_every_field_of_an_execution_is_read() -> None:
+    message = execution_pb.Execution()
+    fill(message)
+    message.state = execution_pb.EXECUTION_STATE_ENDED
+    assert unread(message, convert.execution_info) == set()
+
+
+def test_every_field_of_a_context_is_read() -> None:
+    message = context_pb.Context()
+    fill(message)
+    assert unread(message, convert.context_info) == set()
+
+
+OPTIONS = ExecutionOptions(
+    execution_id="mine",
+    timeout=0,
+    idle_timeout=1.5,
+    output_limit_bytes=10,
+    stdin=b"data",
+    merge_stderr=True,
+    terminal=TerminalSize(10, 20),
+    stats_interval=0.5,
+    retention=Retention.KEEP_LAST,
+    keep_last_bytes=4096,
+    detach=True,
+    detach_grace=0,
+    context="c",
+    on_awaiting_input=OnAwaitingInput.KILL,
+)
+
+
+def test_every_field_of_a_call_can_be_set() -> None:
+    sent = convert.tool_call("box", "python_executor", "{}", OPTIONS)
+    assert {field.name for field in sent.DESCRIPTOR.fields} == {field.name for field, _ in sent.ListFields()}
+    assert (sent.timeout_s, sent.terminal.rows, sent.terminal.columns, sent.stdin) == (0, 10, 20, True)
+
+
+def test_options_that_were_left_alone_are_not_sent() -> None:
+    sent = convert.tool_call("box", "bash", "{}", ExecutionOptions())
+    assert {field.name for field, _ in sent.ListFields()} == {"sandbox_id", "tool", "parameters_json"}
+    terminal = convert.tool_call("box", "bash", "{}", ExecutionOptions(terminal=True)).terminal
+    assert (terminal.rows, terminal.columns) == (24, 80)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"timeout": "30"}, "options.timeout"),
+        ({"timeout": True}, "options.timeout"),
+        ({"output_limit_bytes": 2**70}, "options.output_limit_bytes"),
+        ({"detach": 1}, "options.detach"),
+        ({"execution_id": "\ud800"}, "options.execution_id"),
+        ({"retention": "for ever"}, "options.retention"),
+        ({"on_awaiting_input": "cry"}, "options.on_awaiting_input"),
+        ({"terminal": TerminalSize(-1, 80)}, "terminal.rows"),
+        ({"terminal": 80}, "terminal"),
+    ],
+)
+def test_options_that_cannot_travel_are_refused_by_name(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{field}: "):
+        convert.tool_call("box", "bash", "{}", ExecutionOptions(**options))
+
+
+def test_positions_are_written_by_channel() -> None:
+    (sent,) = convert.offsets({Channel.STDERR: 5})
+    assert (sent.channel, sent.offset) == (execution_pb.CHANNEL_STDERR, 5)
+    with pytest.raises(InvalidRequest, match="none of 'stdout', 'stderr', 'terminal'"):
+        convert.offsets({"stdlog": 5})  # type: ignore[dict-item]
 
 
 def test_every_field_of_a_tool_is_read() -> None:

@@ -100,3 +100,24 @@ asyncio.run(main())
     told, version = run(code, address).splitlines()
     assert "'spawn' or 'forkserver'" in told
     assert version == "9.9"
+
+
+def test_a_system_without_forks_is_a_client_and_says_so(address: str) -> None:
+    code = """
+import os
+del os.register_at_fork, os.fork
+import asyncio
+from ms_enclave.sandbox.boxes import SandboxFactory
+from ms_enclave._embedded import EmbeddedDaemon
+async def main():
+    async with SandboxFactory.create_sandbox("docker") as sandbox:
+        print((await sandbox.execute_tool("python_executor", {"code": "42"})).output)
+asyncio.run(main())
+try:
+    EmbeddedDaemon().ensure()
+except RuntimeError as error:
+    print(error)
+"""
+    answer, told = run(code, address).splitlines()
+    assert answer == "42"
+    assert told.startswith("this system can only be a client: ")

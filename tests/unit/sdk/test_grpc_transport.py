@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from ms_enclave import errors
-from ms_enclave._transports import executions, retry
+from ms_enclave._transports import executions, retry, session
 from ms_enclave._transports.base import SandboxPlan, ToolCall
 from ms_enclave._transports.grpc import GrpcTransport
 from ms_enclave.sandbox.model import (
@@ -58,7 +58,13 @@ def transport(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GrpcTransport:
     """One that waits hardly at all between attempts."""
     monkeypatch.setattr(retry, "_REACHED_WAITS_S", (0.01,) * 6)
     monkeypatch.setattr(retry, "_UNREACHED_WAITS_S", (0.01,) * 2)
+    monkeypatch.setenv("MS_ENCLAVE_RECONNECT_S", "0.5")
     return GrpcTransport(f"unix:{tmp_path / 'd.sock'}")
+
+
+def attached(box: FakeDaemon) -> list[Any]:
+    """Returns what was asked to follow executions that exist."""
+    return [request.attach for request in box.asked(execution_pb.ExecuteRequest) if request.HasField("attach")]
 
 
 def started(**fields: Any) -> execution_pb.ExecutionEvent:
@@ -261,7 +267,7 @@ async def test_more_output_than_fits_is_fetched(box: FakeDaemon, transport: Grpc
     ]
     found = await run(transport)
     assert (found.output, found.metadata["stderr"], found.metadata["exit_code"]) == ("abcdef", "E!", 1)
-    (attach,) = box.asked(execution_pb.AttachRequest)
+    (attach,) = attached(box)
     assert {o.channel: o.offset for o in attach.offsets} == {
         execution_pb.CHANNEL_STDOUT: 3,
         execution_pb.CHANNEL_STDERR: 1,
@@ -277,10 +283,7 @@ async def test_a_stream_that_breaks_is_taken_up_where_it_ended(box: FakeDaemon, 
         [started(), output(0, b"abcd"), output(4, b"e"), finished()],
     ]
     assert (await run(transport)).output == "abcde"
-    wanted = [
-        {o.channel: o.offset for o in attach.offsets}[execution_pb.CHANNEL_STDOUT]
-        for attach in box.asked(execution_pb.AttachRequest)
-    ]
+    wanted = [{o.channel: o.offset for o in attach.offsets}[execution_pb.CHANNEL_STDOUT] for attach in attached(box)]
     assert wanted == [0, 2, 2, 4]
 
 
@@ -288,9 +291,10 @@ async def test_a_stream_that_brings_nothing_again_and_again_is_given_up(
     box: FakeDaemon, transport: GrpcTransport
 ) -> None:
     box.programs["1"] = execution_pb.RunResponse(running=True)
-    box.events = [[started(), lost()] for _ in range(20)]
-    with pytest.raises(errors.GuestUnavailable):
+    box.events = [[started(), lost()] for _ in range(1000)]
+    with pytest.raises(errors.ExecutionUnreachable, match=r"get_execution.*MS_ENCLAVE_RECONNECT_S") as caught:
         await run(transport)
+    assert caught.value.metadata["execution_id"] == box.asked(execution_pb.RunRequest)[0].spec.execution_id
 
 
 async def test_missing_output_is_told(box: FakeDaemon, transport: GrpcTransport) -> None:
@@ -312,7 +316,6 @@ async def test_an_execution_that_outlasts_the_call_is_followed(
 ) -> None:
     """A call waits for its context behind others, so the deadline of an RPC says nothing about the execution."""
     monkeypatch.setattr(executions, "ANSWER_S", 0.05)
-    monkeypatch.setattr(executions, "STREAM_S", 5.0)
     box.programs["1"] = box.until_cancelled
     box.events = [[started(), output(0, b"late"), finished()]]
     found = await transport.run(ToolCall("box", "python_executor", {"code": "1"}, timeout_s=0.05))
@@ -322,7 +325,7 @@ async def test_an_execution_that_outlasts_the_call_is_followed(
 async def test_a_daemon_that_says_nothing_at_all_is_given_up(
     box: FakeDaemon, transport: GrpcTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executions, "ANSWER_S", 0.1)
+    monkeypatch.setattr(session, "ANSWER_S", 0.1)
     box.programs["1"] = execution_pb.RunResponse(running=True)
     box.silent = True
     with pytest.raises(TimeoutError, match="did not answer"):
@@ -332,7 +335,7 @@ async def test_a_daemon_that_says_nothing_at_all_is_given_up(
 async def test_a_stream_that_reaches_its_time_limit_is_taken_up_again(
     box: FakeDaemon, transport: GrpcTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executions, "STREAM_S", 0.2)
+    monkeypatch.setattr(session, "STREAM_S", 0.2)
     box.programs["1"] = execution_pb.RunResponse(running=True)
     box.endless = True
     box.events = [[started()], [started()], [started(), output(0, b"a"), finished()]]
@@ -393,7 +396,8 @@ async def test_a_stream_goes_on_after_a_break_without_repeating_itself(
     seen = [event async for event in transport.stream(CALL)]
     assert [event.data for event in seen if isinstance(event, Output)] == [b"a", b"b"]
     assert [type(event) for event in seen].count(Started) == 1
-    assert len(box.asked(execution_pb.ExecuteRequest)) == 1
+    first, again = box.asked(execution_pb.ExecuteRequest)
+    assert again.attach.execution_id == first.start.execution_id
 
 
 async def test_a_stream_that_never_began_is_begun_again(box: FakeDaemon, transport: GrpcTransport) -> None:

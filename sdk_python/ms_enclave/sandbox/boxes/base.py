@@ -15,14 +15,20 @@ from ms_enclave._model import (
     DockerNotebookConfig,
     DockerSandboxConfig,
     Event,
+    ExecutionInfo,
+    ExecutionOptions,
     SandboxConfig,
     SandboxInfo,
     SandboxStatus,
     SandboxType,
     ToolResult,
 )
+from ms_enclave._transports.base import Transport
 from ms_enclave.errors import InvalidRequest, NotServed, ToolNotFound, WrongState
+from ms_enclave.sandbox.contexts import Contexts
+from ms_enclave.sandbox.executions import Execution
 from ms_enclave.sandbox.tools.base import Tool, ToolFactory, as_result
+from ms_enclave.sandbox.tools.sandbox_tools import SandboxTool
 
 SandboxT = TypeVar("SandboxT", bound="type[Sandbox]")
 
@@ -146,12 +152,18 @@ class Sandbox(abc.ABC):
             if tool.enabled and tool.is_compatible_with_sandbox(self.sandbox_type):
                 self._tools[name] = tool
 
-    async def execute_tool(self, tool_name: str, parameters: Mapping[str, Any] | None = None) -> ToolResult:
+    async def execute_tool(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        options: ExecutionOptions | None = None,
+    ) -> ToolResult:
         """Runs a tool to its end. A program that fails is a result; ``result.status`` and ``result.error`` say how.
 
-        Cancelling the calling task kills what runs. Raises ``ValueError`` (`ToolNotFound`, `InvalidRequest`,
-        `WrongState`) for a tool that is unknown or disabled, for unknown or ill-typed parameters, and if the sandbox
-        does not run.
+        ``options`` say how one of the daemon's tools is run (its context, its input, its limits). Cancelling the
+        calling task kills what runs. Raises ``ValueError`` (`ToolNotFound`, `InvalidRequest`, `WrongState`) for a
+        tool that is unknown or disabled, for unknown or ill-typed parameters, and if the sandbox does not run.
         """
         tool = self.get_tool(tool_name)
         if tool is None or not tool.enabled:
@@ -159,7 +171,12 @@ class Sandbox(abc.ABC):
         given = {} if parameters is None else parameters
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
             raise InvalidRequest("parameters: must be a dictionary of names and values")
-        result = as_result(tool_name, await tool.execute(self, **given))
+        if options is None:
+            result = as_result(tool_name, await tool.execute(self, **given))
+        elif isinstance(tool, SandboxTool):
+            result = await tool.execute_with(self, options, **given)
+        else:
+            raise InvalidRequest(f"options: tool {tool_name} runs in your process, which takes none")
         result.tool_name = tool_name
         return result
 
@@ -172,7 +189,9 @@ class Sandbox(abc.ABC):
     def _not_running(self) -> WrongState:
         return WrongState(f"Sandbox {self.id} is not active (status: {self.status}); call start() first")
 
-    async def run_tool(self, tool_name: str, parameters: Mapping[str, Any]) -> ToolResult:
+    async def run_tool(
+        self, tool_name: str, parameters: Mapping[str, Any], *, options: ExecutionOptions | None = None
+    ) -> ToolResult:
         """Runs one of the daemon's tools in this sandbox. Only kinds of sandboxes that have a daemon can.
 
         Raises `ToolNotFound`.
@@ -189,9 +208,60 @@ class Sandbox(abc.ABC):
         """
         raise NotServed(f"sandboxes of type {self.sandbox_type.value} run no commands")
 
-    def stream(self, tool_name: str, parameters: Mapping[str, Any] | None = None) -> AsyncGenerator[Event, None]:
-        """Runs a tool and yields what happens while it happens, ending with `Finished`."""
+    # -- executions ----------------------------------------------------------------------------------------------
+
+    @property
+    def contexts(self) -> Contexts:
+        """Its persistent interpreters: ``open``, ``list``, ``close``, ``reset``."""
+        return Contexts(self)
+
+    async def transport(self) -> Transport | None:
+        """Returns the way to the daemon that keeps it; ``None`` for kinds that have none. Raises `WrongState`."""
+        return None
+
+    def stream(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        options: ExecutionOptions | None = None,
+        **given: Any,
+    ) -> AsyncGenerator[Event, None]:
+        """Runs a tool and yields what happens while it happens, ending with `Finished`.
+
+        The parameters of the tool come as one mapping or as keywords: ``stream("python_executor", code="print(1)")``.
+        """
         raise NotServed(f"sandboxes of type {self.sandbox_type.value} show nothing while a tool runs")
+
+    async def start_execution(
+        self,
+        tool_name: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        options: ExecutionOptions | None = None,
+        **given: Any,
+    ) -> Execution:
+        """Starts a tool and returns as soon as it is accepted. Parameters as for `stream`.
+
+        Cancelling the calling task meanwhile kills what was started, unless it is detached.
+        """
+        raise NotServed(f"sandboxes of type {self.sandbox_type.value} start nothing to come back to")
+
+    async def get_execution(self, execution_id: str) -> Execution:
+        """Returns an execution that runs or ended in the last 60 s, whoever started it.
+
+        Following it takes the place of the client that started it. Raises `ExecutionNotFound`.
+        """
+        raise NotServed(f"sandboxes of type {self.sandbox_type.value} have no executions to come back to")
+
+    async def list_executions(self, *, running: bool | None = None) -> list[ExecutionInfo]:
+        """Lists the executions that run or ended in the last 60 s, oldest first.
+
+        ``running``: only those that run (True) or have ended (False).
+        """
+        raise NotServed(f"sandboxes of type {self.sandbox_type.value} have no executions to list")
+
+    # -- files ---------------------------------------------------------------------------------------------------
 
     async def read_file(self, path: str) -> bytes:
         """Reads a file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from ms_enclave._local import process_daemons
 from ms_enclave._model import (
     CommandResult,
     DockerSandboxConfig,
-    Event,
+    ExecutionOptions,
     SandboxConfig,
     SandboxInfo,
     SandboxStatus,
@@ -24,18 +24,17 @@ from ms_enclave._model import (
     ToolResult,
     Verdict,
 )
-from ms_enclave._transports.base import SandboxPlan, ToolCall, Transport
+from ms_enclave._transports.base import SandboxPlan, Transport
 from ms_enclave.errors import EnclaveError, InvalidRequest, NotServed, SandboxNotFound
 from ms_enclave.sandbox import _uploads as uploads
-from ms_enclave.sandbox.boxes.base import Sandbox, register_sandbox
+from ms_enclave.sandbox.boxes.base import register_sandbox
+from ms_enclave.sandbox.boxes.executing import ExecutingSandbox
 from ms_enclave.sandbox.tools.base import Tool, ToolFactory
 from ms_enclave.sandbox.tools.sandbox_tools import SandboxTool
 
 COMMAND_TOOL = "command"
 """The daemon's own tool behind `Sandbox.execute_command`: there whatever tools a sandbox enables, and never listed."""
 READ_FILE_BYTES_MAX = 1024**3
-WAIT_S_MAX = 30 * 86400.0
-"""The longest wait for a program. Whether it may run so long is the daemon's to say; gRPC takes more for the past."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class ExecutionContext:
 
 
 @register_sandbox(SandboxType.DOCKER)
-class DockerSandbox(Sandbox):
+class DockerSandbox(ExecutingSandbox):
     """A sandbox in a container of its own.
 
     Uses the daemon at ``MS_ENCLAVE_ADDRESS``, else the system's, else starts one for this process.
@@ -78,6 +77,15 @@ class DockerSandbox(Sandbox):
         sandbox.saw(await transport.get_sandbox(sandbox_id))
         sandbox._know_tools(await transport.list_tools(sandbox_id))
         return sandbox
+
+    @classmethod
+    async def connect(cls, sandbox_id: str, *, address: str | None = None) -> DockerSandbox:
+        """Returns an object for a sandbox that exists, whoever made it, such as to come back in another process.
+
+        ``address``: its daemon (``unix:/path`` or ``host:port``); ``None``: found as for others, but none is started.
+        Raises `SandboxNotFound`, `DaemonUnavailable`.
+        """
+        return await cls.attach(await process_daemons().connect(address, may_start=False), sandbox_id)
 
     @property
     def sandbox_type(self) -> SandboxType:
@@ -180,12 +188,13 @@ class DockerSandbox(Sandbox):
             )
         super().add_tool(tool)
 
-    async def run_tool(self, tool_name: str, parameters: Mapping[str, Any]) -> ToolResult:
+    async def run_tool(
+        self, tool_name: str, parameters: Mapping[str, Any], *, options: ExecutionOptions | None = None
+    ) -> ToolResult:
         """Runs one of the daemon's tools in it. `execute_tool` is the documented way."""
-        if not self._made or self._transport is None or self.status is SandboxStatus.STOPPED:
-            raise self._not_running()
+        transport = await self.running_transport()
         try:
-            result = await self._transport.run(self.call(tool_name, parameters))
+            result = await transport.run(self.call(tool_name, parameters, options))
         except SandboxNotFound:
             self._made = False  # its time was over, or somebody deleted it; start() makes it anew
             self.update_status(SandboxStatus.ERROR)
@@ -201,30 +210,6 @@ class DockerSandbox(Sandbox):
         if timeout is not None:
             parameters["timeout"] = timeout
         return results.command_result(command, await self.run_tool(COMMAND_TOOL, parameters))
-
-    async def stream(self, tool_name: str, parameters: Mapping[str, Any] | None = None) -> AsyncGenerator[Event, None]:
-        """Runs one of the daemon's tools and yields what happens while it happens, ending with `Finished`.
-
-        Leaving the loop early kills what runs; use ``contextlib.aclosing`` to have that done at once. Raises as
-        `execute_tool`, and also `InvalidRequest` for empty code.
-        """
-        if not self._made or self._transport is None or self.status is SandboxStatus.STOPPED:
-            raise self._not_running()
-        tool = self.get_tool(tool_name)
-        if not isinstance(tool, SandboxTool):
-            raise self._no_tool(tool_name)
-        async with contextlib.aclosing(self._transport.stream(self.call(tool.name, parameters or {}))) as events:
-            async for event in events:
-                yield event
-
-    def call(self, tool_name: str, parameters: Mapping[str, Any]) -> ToolCall:
-        """Says what the daemon is asked to run, and how long that may take as far as we know."""
-        options = self.config.tools_config.get(tool_name, {})
-        timeout_s = next(
-            (given["timeout"] for given in (parameters, options) if "timeout" in given), self.config.timeout
-        )
-        known = isinstance(timeout_s, int | float) and timeout_s > 0
-        return ToolCall(self.id, tool_name, parameters, float(min(timeout_s, WAIT_S_MAX)) if known else None)
 
     def _wanted_tools(self) -> dict[str, dict[str, Any]] | None:
         """Makes this process's own tools, and returns the daemon's to enable with their options; ``None`` for all."""
@@ -305,6 +290,11 @@ class DockerSandbox(Sandbox):
     async def _connected(self) -> Transport:
         if self._transport is None:
             self._transport = await process_daemons().connect()
+        return self._transport
+
+    async def running_transport(self) -> Transport:
+        if not self._made or self._transport is None or self.status is SandboxStatus.STOPPED:
+            raise self._not_running()
         return self._transport
 
     async def _running(self) -> Transport:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ms_enclave._model import SandboxType, ToolInfo, ToolResult
+from ms_enclave._model import ExecutionOptions, SandboxType, ToolInfo, ToolResult
 from ms_enclave.sandbox.tools.base import Tool, register_tool
 
 if TYPE_CHECKING:
@@ -55,9 +55,17 @@ class SandboxTool(Tool):
 
     async def execute(self, sandbox: Sandbox, /, **parameters: Any) -> ToolResult:
         """Runs it in the sandbox."""
+        return await self.execute_with(sandbox, None, **parameters)
+
+    async def execute_with(
+        self, sandbox: Sandbox, options: ExecutionOptions | None, /, **parameters: Any
+    ) -> ToolResult:
+        """Runs it in the sandbox as ``options`` say."""
         if self.timeout is not None and "timeout" in self.parameters.get("properties", {}):
             parameters.setdefault("timeout", self.timeout)
-        return await sandbox.run_tool(self.name, parameters)
+        if options is None:
+            return await sandbox.run_tool(self.name, parameters)
+        return await sandbox.run_tool(self.name, parameters, options=options)
 
 
 @register_tool("python_executor")

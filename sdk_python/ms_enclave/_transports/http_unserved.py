@@ -1,0 +1,77 @@
+"""What the documented HTTP routes have no words for: executions while they run, and contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ms_enclave._model import Channel, ContextInfo, ExecutionInfo
+from ms_enclave._transports.base import ExecutionFollower, ToolCall
+from ms_enclave.errors import NotServed
+
+
+def no_streams() -> NotServed:
+    """Makes the error for what would need a program to be reached while it runs."""
+    return NotServed(
+        "the HTTP routes answer when a program has ended; to watch it, talk to it or leave it running, use gRPC: "
+        "LocalSandboxManager(address=...) with the address of a daemon, or MS_ENCLAVE_ADDRESS"
+    )
+
+
+def no_contexts() -> NotServed:
+    """Makes the error for contexts with names."""
+    return NotServed(
+        "the HTTP routes know one context for each sandbox; to open others, use gRPC: "
+        "LocalSandboxManager(address=...) with the address of a daemon, or MS_ENCLAVE_ADDRESS"
+    )
+
+
+class UnservedExecutions:
+    """Executions over HTTP: every call raises `NotServed`."""
+
+    def follow(self, call: ToolCall) -> ExecutionFollower:
+        raise no_streams()
+
+    async def start_detached(self, call: ToolCall) -> ExecutionFollower:
+        raise no_streams()
+
+    def attach(
+        self,
+        execution_id: str,
+        sandbox_id: str,
+        offsets: Mapping[Channel, int],
+        *,
+        observe: bool = False,
+        stats_interval: float | None = None,
+    ) -> ExecutionFollower:
+        raise no_streams()
+
+    async def cancel(self, execution_id: str, sandbox_id: str) -> None:
+        raise no_streams()
+
+    async def signal(self, execution_id: str, sandbox_id: str, number: int, *, leader_only: bool = False) -> None:
+        raise no_streams()
+
+    async def get(self, execution_id: str, sandbox_id: str = "") -> ExecutionInfo:
+        raise no_streams()
+
+    async def list(self, sandbox_id: str, *, running: bool | None = None) -> list[ExecutionInfo]:
+        raise no_streams()
+
+    async def wait(self, execution_id: str, sandbox_id: str, wait_s: float) -> ExecutionInfo:
+        raise no_streams()
+
+
+class UnservedContexts:
+    """Contexts over HTTP: every call raises `NotServed`."""
+
+    async def open(self, sandbox_id: str, name: str) -> ContextInfo:
+        raise no_contexts()
+
+    async def list(self, sandbox_id: str) -> list[ContextInfo]:
+        raise no_contexts()
+
+    async def close(self, sandbox_id: str, name: str) -> None:
+        raise no_contexts()
+
+    async def reset(self, sandbox_id: str, name: str) -> ContextInfo:
+        raise no_contexts()
