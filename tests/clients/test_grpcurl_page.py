@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ PAGE_TCP = "127.0.0.1:50061"
 def test_the_commands_of_the_page_print_what_it_shows(tmp_path: Path) -> None:
     """The program ``grpcurl`` is one that calls ``buf curl``, which can be installed everywhere."""
     program = tmp_path / "grpcurl"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("grpcurl.py")} "$@"\n')
+    program.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(Path(__file__).with_name("grpcurl.py")))} "$@"\n'
+    )
     program.chmod(0o755)
     first, *rest = blocks("docs/grpcurl.md", "shell")
     assert len(rest) > 7
@@ -33,5 +36,6 @@ def test_the_commands_of_the_page_print_what_it_shows(tmp_path: Path) -> None:
         with place.daemon("bash", "-euc", f"exec {first.text.replace(PAGE_TCP, own_tcp)}", **home):
             printed = place.run("bash", "-euc", script, **home).split(f"{END}\n")
     for block, output in zip(rest, printed, strict=False):
-        assert output == (block.shown_output or ""), str(block)
+        # Go writes JSON with one space after a colon or two, differently from build to build.
+        assert re.sub(r": +", ": ", output) == (block.shown_output or ""), str(block)
     assert len(printed) == len(rest) + 1

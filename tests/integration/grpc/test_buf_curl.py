@@ -42,7 +42,8 @@ def box(buf: Buf) -> Iterator[str]:
 def test_services_and_methods_are_listed(buf: Buf):
     services = buf.run("--list-services", "http://localhost").stdout.split()
     assert [name for name in services if not name.startswith("grpc.")] == [
-        f"ms_enclave.v1.{name}Service" for name in ("Execution", "File", "Image", "Pool", "Sandbox", "System", "Tool")
+        f"ms_enclave.v1.{name}Service"
+        for name in ("Context", "Execution", "File", "Image", "Pool", "Sandbox", "System", "Tool")
     ]
     assert {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= set(services)
     methods = buf.run("--list-methods", "http://localhost").stdout.split()
