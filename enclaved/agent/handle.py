@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from enclaved.agent.guest import MAX_PAYLOAD_BYTES, STDERR, STDIN_WINDOW_BYTES, STDOUT, FrameError, cost_bytes
+from enclaved.agent.guest.frames import FrameError
+from enclaved.agent.guest.journal import cost_bytes
+from enclaved.agent.guest.limits import MAX_PAYLOAD_BYTES, STDERR, STDIN_WINDOW_BYTES, STDOUT
 from enclaved.agent.jobs import WireJob
 from enclaved.errors import (
     EnclaveError,

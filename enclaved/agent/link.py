@@ -16,7 +16,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from enclaved.agent.guest import PROTOCOL_VERSION, FrameDecoder, FrameError, encode_frame
+from enclaved.agent.guest.frames import FrameDecoder, FrameError, encode_frame
+from enclaved.agent.guest.limits import PROTOCOL_VERSION
 from enclaved.agent.handle import Handle, OutputReader, RunOptions, integer, string
 from enclaved.agent.jobs import WireJob
 from enclaved.errors import EnclaveError, GuestUnavailable, NoSpace, SandboxLost

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from enclaved.agent.guest import cost_bytes
+from enclaved.agent.guest.journal import cost_bytes
 from enclaved.agent.handle import OutputReader, RunOptions
 from enclaved.agent.jobs import encode_job
 from enclaved.core.policy import check_execution_id, execution_timeout

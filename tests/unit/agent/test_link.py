@@ -14,14 +14,8 @@ from typing import Any
 
 import pytest
 
-from enclaved.agent.guest import (
-    CHUNK_OVERHEAD_BYTES,
-    MAX_PAYLOAD_BYTES,
-    PROTOCOL_VERSION,
-    STDIN_WINDOW_BYTES,
-    FrameDecoder,
-    encode_frame,
-)
+from enclaved.agent.guest.frames import FrameDecoder, encode_frame
+from enclaved.agent.guest.limits import CHUNK_OVERHEAD_BYTES, MAX_PAYLOAD_BYTES, PROTOCOL_VERSION, STDIN_WINDOW_BYTES
 from enclaved.agent.handle import CREDIT_BYTES, Handle, OutputReader, RunOptions
 from enclaved.agent.jobs import WireJob
 from enclaved.agent.link import SOCKET_NAME, GuestLink
