@@ -10,7 +10,8 @@
     │   ├── ToolNotFound
     │   ├── ImageNotFound
     │   ├── PathNotFound
-    │   └── PoolNotFound
+    │   ├── PoolNotFound
+    │   └── ContextNotFound
     ├── SandboxExists
     ├── WrongState                the object is in a state in which the call makes no sense
     │   ├── ImageUnusable
@@ -163,6 +164,17 @@ class PoolNotFound(NotFound):
 
     def __init__(self, pool_id: str) -> None:
         super().__init__(pool_id, f"pool {pool_id!r} not found; initialize it first")
+
+
+class ContextNotFound(NotFound):
+    """No context of this name is open in the sandbox."""
+
+    resource_type = "context"
+
+    def __init__(self, name: str, sandbox_id: str) -> None:
+        super().__init__(
+            name, f"context {name!r} is not open in sandbox {sandbox_id!r}; ListContexts shows those that are"
+        )
 
 
 class SandboxExists(EnclaveError):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -23,14 +24,27 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from enclaved.errors import EnclaveError
-from enclaved.model import MemberState, Phases, ResetOutcome, SandboxState, Verdict
+from enclaved.model import (
+    CHANNEL_NAMES,
+    MemberState,
+    NoticeKind,
+    Phases,
+    RecoveryOutcome,
+    ResetOutcome,
+    ResourceUsage,
+    SandboxState,
+    Verdict,
+)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER = "other"
+_NO_BYTES: Mapping[int, int] = MappingProxyType({})
 
 _RPC_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
 _PHASE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0)
 _ENGINE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 900.0)
+_MEMORY_BYTES = tuple(4.0**n * 2**20 for n in range(1, 8))  # 4 MiB to 16 GiB
+_IO_MOST_BYTES = 2**40
 _RPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
 
 
@@ -65,6 +79,12 @@ class Metrics:
         self._created = Counter(
             "enclaved_sandboxes_created", "Creations of sandboxes by outcome.", ("outcome",), registry=registry
         )
+        self._recovered = Counter(
+            "enclaved_sandboxes_recovered",
+            "Sandboxes of an earlier daemon by what became of them.",
+            ("outcome",),
+            registry=registry,
+        )
         self._executions = Counter(
             "enclaved_executions", "Executions that ended, by tool and verdict.", ("tool", "verdict"), registry=registry
         )
@@ -77,6 +97,32 @@ class Metrics:
             registry=registry,
         )
         self._phases = [phases.labels(name) for name in ("queued", "starting", "running", "draining")]
+        self._execution_cpu = Counter(
+            "enclaved_execution_cpu_seconds", "CPU time that executions used, by mode.", ("mode",), registry=registry
+        )
+        self._execution_memory = Histogram(
+            "enclaved_execution_memory_peak_bytes",
+            "Largest memory use of executions.",
+            buckets=_MEMORY_BYTES,
+            registry=registry,
+        )
+        self._execution_io = Counter(
+            "enclaved_execution_io_bytes", "Bytes that executions read and wrote.", ("direction",), registry=registry
+        )
+        self._output = Counter(
+            "enclaved_execution_output_bytes", "Output of executions by channel.", ("channel",), registry=registry
+        )
+        self._readers = Gauge("enclaved_execution_readers", "Clients that follow an execution now.", registry=registry)
+        self._notices = Counter(
+            "enclaved_execution_notices", "Notices of executions by kind.", ("kind",), registry=registry
+        )
+        self._signals = Counter(
+            "enclaved_execution_signals", "Signals that callers sent to executions.", registry=registry
+        )
+        self._adopted = Counter(
+            "enclaved_executions_adopted", "Executions of an earlier daemon that were taken up.", registry=registry
+        )
+        self._contexts = Gauge("enclaved_contexts", "Contexts that are open now.", registry=registry)
         self._faults = Counter(
             "enclaved_faults", "Calls and executions that failed by a fault of the daemon itself.", registry=registry
         )
@@ -117,6 +163,16 @@ class Metrics:
         # A counter that is there from the start: Prometheus sees no increase in a series that begins with 1.
         for outcome in ("ok", "limit_reached"):
             self._created.labels(outcome)
+        for recovery in RecoveryOutcome:
+            self._recovered.labels(recovery.value)
+        for mode in ("user", "system"):
+            self._execution_cpu.labels(mode)
+        for direction in ("read", "write"):
+            self._execution_io.labels(direction)
+        for channel in CHANNEL_NAMES.values():
+            self._output.labels(channel)
+        for kind in NoticeKind:
+            self._notices.labels(kind.value)
         for member in MemberState:
             self._pool_members.labels(member.value)
         for reset in ResetOutcome:
@@ -150,12 +206,26 @@ class Metrics:
         """Counts one attempt to create a sandbox: ``ok``, or the class of the error that ended it."""
         self._created.labels("ok" if error is None else _outcome(error)).inc()
 
+    def sandbox_recovered(self, outcome: RecoveryOutcome) -> None:
+        """Counts what became of one sandbox of an earlier daemon."""
+        self._recovered.labels(outcome.value).inc()
+
     def execution_started(self) -> None:
         """Counts one execution as active until `execution_finished`."""
         self._active.inc()
 
-    def execution_finished(self, tool: str, verdict: Verdict, phases: Phases) -> None:
-        """Counts the end of one execution and times its phases."""
+    def execution_finished(
+        self,
+        tool: str,
+        verdict: Verdict,
+        phases: Phases,
+        usage: ResourceUsage | None = None,
+        bytes_total: Mapping[int, int] = _NO_BYTES,
+    ) -> None:
+        """Counts the end of one execution, times its phases and adds up what it used.
+
+        ``usage=None``: not known. ``bytes_total`` is its output by channel.
+        """
         self._active.dec()
         self._executions.labels(tool if tool in self._tools else OTHER, verdict.value).inc()
         spent_s = (phases.queued_s, phases.starting_s, phases.running_s, phases.draining_s)
@@ -163,6 +233,36 @@ class Metrics:
             self._faults.inc()
         for histogram, seconds in zip(self._phases, spent_s, strict=True):
             histogram.observe(seconds)
+        for channel, name in CHANNEL_NAMES.items():
+            self._output.labels(name).inc(bytes_total.get(channel, 0))
+        if usage is not None:
+            self._execution_cpu.labels("user").inc(usage.cpu_user_s)
+            self._execution_cpu.labels("system").inc(usage.cpu_system_s)
+            # A process of the sandbox counts these: it must not be able to put the sum beyond the precision of a float.
+            self._execution_io.labels("read").inc(min(usage.io_read_bytes, _IO_MOST_BYTES))
+            self._execution_io.labels("write").inc(min(usage.io_write_bytes, _IO_MOST_BYTES))
+            self._execution_memory.observe(usage.memory_peak_bytes)
+
+    def execution_followed(self, change: int) -> None:
+        """Counts a client that begins (1) or ends (-1) to follow an execution."""
+        self._readers.inc(change)
+
+    def execution_noticed(self, kind: NoticeKind) -> None:
+        """Counts one notice: of a gap once for each reader that misses something, of the others once."""
+        self._notices.labels(kind.value).inc()
+
+    def execution_signalled(self) -> None:
+        """Counts one signal that a caller sent to an execution."""
+        self._signals.inc()
+
+    def execution_adopted(self) -> None:
+        """Counts one execution of an earlier daemon that was taken up, as active until `execution_finished`."""
+        self._adopted.inc()
+        self._active.inc()
+
+    def contexts_moved(self, change: int) -> None:
+        """Counts contexts that open (1) or close (-1)."""
+        self._contexts.inc(change)
 
     def engine_up(self, up: bool) -> None:
         """Says whether the engine answered when it was last looked at."""

@@ -43,6 +43,7 @@ TABLE: Final[dict[type[errors.EnclaveError], Row]] = {
     errors.ImageNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_IMAGE_NOT_FOUND),
     errors.PathNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_FILE_NOT_FOUND),
     errors.PoolNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_POOL_NOT_FOUND),
+    errors.ContextNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_CONTEXT_NOT_FOUND),
     errors.SandboxExists: Row(code_pb2.ALREADY_EXISTS, error_reason_pb2.ERROR_REASON_SANDBOX_EXISTS),
     errors.WrongState: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_WRONG_STATE),
     errors.ImageUnusable: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_IMAGE_UNUSABLE),

@@ -192,7 +192,8 @@ def count(report: Path) -> Sums:
 @contextmanager
 def scratch() -> Iterator[Path]:
     """Gives a folder for everything that the tests write, with a short name: socket paths have about 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="mse-"))
+    # In /tmp also where TMPDIR says otherwise, since that may be long.
+    folder = Path(tempfile.mkdtemp(prefix="mse-", dir="/tmp"))
     try:
         # Sandboxes have users of their own, which must be able to pass.
         folder.chmod(0o711)

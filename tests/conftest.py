@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,17 @@ from hypothesis import settings
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 DEFAULT_IMAGE = "ms-enclave/python:3.11"
+SHORT_BYTES = 24
+"""Longest temporary directory below which pytest's directories still have room for sockets, with 107 bytes in all."""
+
+# Before anything asks for it, and for the processes that tests start as well.
+if len(os.fsencode(tempfile.gettempdir())) > SHORT_BYTES:
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
+
+# A shell that runs something in the background has it ignore Ctrl-C, and all that it starts inherits that.
+for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 # Without deadlines: how long an example takes says nothing on a machine that does other work as well.
 settings.register_profile("quick", max_examples=50, deadline=None)

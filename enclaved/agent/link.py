@@ -13,20 +13,26 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from enclaved.agent.fields import boolean, integer, string
 from enclaved.agent.guest.frames import FrameDecoder, FrameError, encode_frame
 from enclaved.agent.guest.limits import PROTOCOL_VERSION
-from enclaved.agent.handle import Handle, OutputReader, RunOptions, integer, string
+from enclaved.agent.handle import Handle, Hold, RunOptions
 from enclaved.agent.jobs import WireJob
+from enclaved.agent.reader import OutputReader
 from enclaved.errors import EnclaveError, GuestUnavailable, NoSpace, SandboxLost
 
 log = logging.getLogger(__name__)
 
 SOCKET_NAME = "agent.sock"
 PARK_DEADLINE_S = 10.0
+HELD_MOST = 4096
+"""Executions that a guest may say it holds; a real one has at most 1024."""
 _SOCKET_PATH_MAX = 107
+_ANSWERS = frozenset({"pong", "parked", "context", "contexts", "context_refused"})
 
 
 class GuestLink:
@@ -44,9 +50,9 @@ class GuestLink:
         self._ready = asyncio.Event()
         self._away = asyncio.Event()
         self._away.set()
-        self._held: set[str] = set()
+        self._held: dict[str, Hold] = {}
         self._numbers = 0
-        self._answers: dict[int, asyncio.Future[int]] = {}
+        self._answers: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
         self._lost: EnclaveError | None = None
 
     async def listen(self) -> None:
@@ -85,39 +91,75 @@ class GuestLink:
         """Waits until the guest is not there."""
         await self._away.wait()
 
-    def start(self, execution_id: str, job: WireJob, options: RunOptions) -> tuple[Handle, OutputReader]:
-        """Starts a job; returns its handle and a reader from the first byte on.
-
-        Raises `GuestUnavailable` while the guest is away, `SandboxLost` after the sandbox's end.
-        """
+    def check_ready(self) -> None:
+        """Raises `GuestUnavailable` while the guest is away, `SandboxLost` after the sandbox's end."""
         if self._lost is not None:
             raise self._lost
         if not self.connected:
             raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} is reconnecting; try again")
-        handle = Handle(self, execution_id, job, options)
-        self.handles[execution_id] = handle
+
+    def start(self, name: str, job: WireJob, options: RunOptions) -> tuple[Handle, OutputReader]:
+        """Starts a job; returns its handle and a reader from the first byte on.
+
+        ``name`` is new: see `Handle`. Raises what `check_ready` raises.
+        """
+        self.check_ready()
+        handle = Handle(self, name, job, options)
+        self.handles[name] = handle
         return handle, handle.start()
+
+    def adopt(self, name: str, options: RunOptions) -> Handle:
+        """Takes up an execution that an earlier daemon started, now or as soon as the guest is there.
+
+        If it then turns out that the guest does not know it, it fails with `ExecutionNotFound`.
+        """
+        handle = Handle(self, name, None, options)
+        self.handles[name] = handle
+        if self._lost is not None:
+            handle.fail(self._lost)
+        elif self.connected:
+            handle.resume(self._held.get(name))
+        return handle
+
+    def end_strangers(self) -> int:
+        """Ends what the guest runs and nobody here knows of; returns how many that were.
+
+        To be called when all that an earlier daemon has written down was adopted and the guest is there.
+        """
+        strangers = [name for name, hold in self._held.items() if not hold.ended and name not in self.handles]
+        for name in strangers:
+            self.send({"type": "cancel", "execution": name})
+        return len(strangers)
 
     async def park(self) -> int:
         """Kills everything that runs in the sandbox, and returns how many processes that were.
 
         Raises `GuestUnavailable` if the guest does not confirm that nothing is left.
         """
-        return await self._ask("park", PARK_DEADLINE_S)
+        return integer(await self.ask("park", PARK_DEADLINE_S), "killed")
 
     async def ping(self, deadline_s: float) -> None:
         """Asks the guest for a sign of life. Raises `GuestUnavailable`."""
-        await self._ask("ping", deadline_s)
+        try:
+            await self.ask("ping", deadline_s)
+        except SandboxLost as error:
+            raise GuestUnavailable(str(error)) from error
 
-    async def _ask(self, kind: str, deadline_s: float) -> int:
+    async def ask(self, kind: str, deadline_s: float, **fields: Any) -> Mapping[str, Any]:
+        """Asks the guest something, and returns its answer as it came, unchecked but for its number.
+
+        Raises `GuestUnavailable` if there is none in time, `SandboxLost` after the sandbox's end.
+        """
+        if self._lost is not None:
+            raise self._lost
         self._numbers += 1
         number = self._numbers
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
         try:
             async with asyncio.timeout(deadline_s):
                 await self.wait_connected()  # it may be coming back at this moment
-                self.send({"type": kind, "number": number})
+                self.send({"type": kind, "number": number, **fields})
                 return await answer
         except TimeoutError as error:
             raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} does not answer") from error
@@ -134,6 +176,9 @@ class GuestLink:
         self._lost = error
         for handle in list(self.handles.values()):
             handle.fail(error)
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(error)
 
     async def close(self) -> None:
         """Stops listening, drops the guest and removes the socket. Executions are lost."""
@@ -148,6 +193,13 @@ class GuestLink:
             (self.directory / SOCKET_NAME).unlink(missing_ok=True)
             self.directory.rmdir()
 
+    def leave(self) -> None:
+        """Stops listening and drops the guest, which goes on and looks for the next daemon."""
+        if self._server is not None:
+            self._server.close()
+        if self._peer is not None:
+            self._peer.abort()
+
     # -- what the connection tells
 
     def on_hello(self, peer: _Peer, header: Mapping[str, Any]) -> None:
@@ -160,7 +212,7 @@ class GuestLink:
             raise FrameError(f"protocol version {version}, wanted {PROTOCOL_VERSION}")
         self.python_version = string(header, "python")[:32]
         self._peer = peer
-        self._held = set()
+        self._held = {}
 
     def on_frame(self, peer: _Peer, header: Mapping[str, Any], payload: bytes) -> None:
         """Takes in one frame. Raises FrameError for nonsense."""
@@ -170,21 +222,31 @@ class GuestLink:
         elif peer is not self._peer:
             raise FrameError("no hello")
         elif kind == "holds":
-            if len(self._held) < 4096:
-                self._held.add(string(header, "execution"))
+            self._on_holds(header)
         elif kind == "ready":
             self._away.clear()
             self._ready.set()
             for handle in list(self.handles.values()):
-                handle.resume(handle.execution_id in self._held)
-        elif kind in ("pong", "parked"):
+                handle.resume(self._held.get(handle.name))
+        elif kind in _ANSWERS:
             answer = self._answers.get(integer(header, "number"))
+            if kind == "parked":
+                integer(header, "killed")
             if answer is not None and not answer.done():
-                answer.set_result(integer(header, "killed") if kind == "parked" else 0)
+                answer.set_result(header)
         else:
-            known = self.handles.get(string(header, "execution"))
+            name = string(header, "execution")
+            known = self.handles.get(name)
             if known is not None:
                 known.on_frame(kind, header, payload)
+            elif kind == "finished" and name in self._held:  # for whoever adopts it later
+                self._held[name] = replace(self._held[name], ended=True, report=header)
+
+    def _on_holds(self, header: Mapping[str, Any]) -> None:
+        if len(self._held) < HELD_MOST:
+            offset = integer(header, "stdin_offset") if "stdin_offset" in header else 0
+            ended = string(header, "state") == "ended"
+            self._held[string(header, "execution")] = Hold(ended, offset, boolean(header, "stdin_ended"))
 
     def on_gone(self, peer: _Peer) -> None:
         """The connection is gone; the guest will come back unless it died."""

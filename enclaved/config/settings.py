@@ -111,6 +111,11 @@ class Sandbox(_Section):
     guest_absence_s: _SecondsOrZero = Field(
         0.0, description="Time without a daemon after which a sandbox ends itself; 0: never (embedded daemons: 30)."
     )
+    kill_at_pids_limit: bool = Field(
+        _DEFAULTS.kill_at_pids_limit,
+        description="Whether an execution that meets the limit of processes is killed (verdict PIDS_LIMIT). "
+        "Otherwise its fork fails, and the program goes on.",
+    )
 
 
 class Daemon(_Section):
@@ -141,7 +146,11 @@ class Settings(_Section):
 
     def policy_limits(self) -> PolicyLimits:
         """Returns the numbers of the policy. Raises `ValueError` where they contradict each other."""
-        return PolicyLimits(**self.limits.model_dump(), image_default=self.images.default)
+        return PolicyLimits(
+            **self.limits.model_dump(),
+            image_default=self.images.default,
+            kill_at_pids_limit=self.sandbox.kill_at_pids_limit,
+        )
 
     def value(self, key: str) -> Any:
         """Returns the value of a key such as ``limits.cpu_max``."""

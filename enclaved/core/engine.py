@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 
 from enclaved.errors import EngineUnavailable
 from enclaved.metrics import Metrics
-from enclaved.model import EngineInfo, PullProgress
+from enclaved.model import EngineInfo, PullProgress, ResourceUsage
 from enclaved.runtime.base import ContainerPlan, ContainerRecord, ContainerStatus, Counters, Image, Runtime, StderrTail
 
 _log = logging.getLogger(__name__)
@@ -117,6 +117,10 @@ class WatchedRuntime:
     def counters(self, container_id: str) -> Counters | None:
         """See `Runtime.counters`."""
         return self._runtime.counters(container_id)
+
+    def usage(self, container_id: str) -> ResourceUsage | None:
+        """See `Runtime.usage`."""
+        return self._runtime.usage(container_id)
 
     async def close(self) -> None:
         """See `Runtime.close`."""

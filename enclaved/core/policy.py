@@ -43,6 +43,7 @@ _VIOLATIONS_MAX = 10
 _PAGE_BYTES = 4096
 _SANDBOX_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _EXECUTION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_CONTEXT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
 _MACHINES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64", "arm64/v8": "arm64", "armv7l": "arm/v7"}
 
@@ -82,6 +83,8 @@ class PolicyLimits:
     sandboxes_max: int = 200
     executions_per_sandbox_max: int = 100
     image_default: str = "python:3.11-slim"
+    kill_at_pids_limit: bool = False
+    """Whether an execution that meets the limit of processes is killed; otherwise its fork fails and it goes on."""
 
     def __post_init__(self) -> None:
         """Raises `ValueError` naming the limit that contradicts another, for whoever wrote the configuration."""
@@ -155,6 +158,7 @@ class Policy:
             timeout_max_s=float(limits.timeout_max_s),
             ttl_s=float(resources.grant("ttl_s", limits.ttl_default_s, limits.ttl_max_s)),
             remove_on_exit=request.remove_on_exit is not False,
+            kill_at_pids_limit=limits.kill_at_pids_limit,
         )
         return Admission(spec, tuple(adjustments))
 
@@ -262,6 +266,12 @@ def check_execution_id(execution_id: str, field: str = "execution_id") -> None:
     """Refuses what is no id of an execution, before anything is made of it. Raises `InvalidRequest`."""
     if not _EXECUTION_ID.fullmatch(execution_id):
         raise InvalidRequest.of(field, f"{shown(execution_id)} is no id: it must match ^{_EXECUTION_ID.pattern}$")
+
+
+def check_context_name(name: str, field: str = "name") -> None:
+    """Refuses what is no name of a context, before anything is made of it. Raises `InvalidRequest`."""
+    if not _CONTEXT_NAME.fullmatch(name):
+        raise InvalidRequest.of(field, f"{shown(name)} is no name: it must match ^{_CONTEXT_NAME.pattern}$")
 
 
 def check_labels(labels: Mapping[str, str], field: str = "labels") -> None:

@@ -15,7 +15,8 @@ _log = logging.getLogger(__name__)
 
 def is_live(key: str) -> bool:
     """Whether a setting takes effect without a restart."""
-    return key.startswith("limits.") or key in ("images.default", "log.level", "daemon.drain_grace_s")
+    others = ("images.default", "sandbox.kill_at_pids_limit", "log.level", "daemon.drain_grace_s")
+    return key.startswith("limits.") or key in others
 
 
 class Reloads:

@@ -92,6 +92,8 @@ class SandboxSpec:
     """Longest timeout that policy grants to an execution in this sandbox."""
     ttl_s: float
     remove_on_exit: bool
+    kill_at_pids_limit: bool = False
+    """Whether an execution that meets the limit of processes is killed (`Verdict.PIDS_LIMIT`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,14 @@ class ResetOutcome(enum.StrEnum):
     CLEAN = "clean"
     REPLACED = "replaced"
     FAILED = "failed"
+
+
+class RecoveryOutcome(enum.StrEnum):
+    """What became of a sandbox of an earlier daemon."""
+
+    ADOPTED = "adopted"
+    LOST = "lost"
+    REMOVED = "removed"
 
 
 @dataclass(frozen=True, slots=True)

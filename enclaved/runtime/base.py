@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from enclaved.model import EngineInfo, PullProgress, SandboxSpec
+from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 
 LABEL_ID = "enclaved.id"
 """Label with the sandbox's id. Images can imitate labels: only the HMAC proves that a container is ours."""
@@ -102,10 +102,17 @@ class ContainerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """How often a sandbox met the limits of its control group since it was made."""
+    """How often a sandbox met the limits of its control group since it was made, and what it used at most until then.
+
+    The bytes and numbers of processes are 0 where they are not known, and as long as no limit was met.
+    """
 
     oom_kills: int
     pids_limit_hits: int
+    memory_peak_bytes: int = 0
+    memory_limit_bytes: int = 0
+    pids_peak: int = 0
+    pids_limit: int = 0
 
 
 class StderrTail(Protocol):
@@ -169,6 +176,13 @@ class Runtime(Protocol):
 
     def counters(self, container_id: str) -> Counters | None:
         """Reads the control group's counters; ``None`` where they cannot be seen. Does not block."""
+        ...
+
+    def usage(self, container_id: str) -> ResourceUsage | None:
+        """Reads what the whole sandbox used up to now from its control group; ``None`` where that cannot be seen.
+
+        Does not block. A number that the control group does not have is 0.
+        """
         ...
 
     async def close(self) -> None:

@@ -23,6 +23,7 @@ from enclaved.core.system import System
 from enclaved.metrics import Metrics
 from enclaved.services._health import Health
 from enclaved.services._interceptors import Calls, Handler, Wrapper
+from enclaved.services.context_service import ContextService
 from enclaved.services.execution_service import ExecutionService
 from enclaved.services.file_service import FileService
 from enclaved.services.image_service import ImageService
@@ -41,7 +42,8 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.so_reuseport", 0),  # by default a second daemon would share the port without a word
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_concurrent_streams", 100),
+    # As many as calls: a client whose calls all wait for programs must still get through to cancel one.
+    ("grpc.max_concurrent_streams", CALLS_MAX),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     ("grpc.server_handshake_timeout_ms", 10_000),
@@ -68,6 +70,7 @@ def add_services(
     *,
     sandboxes: Sandboxes,
     executions: Executions,
+    contexts: Any = None,
     files: Files,
     pools: Pools,
     images: Images,
@@ -77,6 +80,7 @@ def add_services(
     ours: dict[str, object] = {
         "ms_enclave.v1.SandboxService": SandboxService(sandboxes),
         "ms_enclave.v1.ExecutionService": ExecutionService(executions),
+        "ms_enclave.v1.ContextService": ContextService(contexts),
         "ms_enclave.v1.ToolService": ToolService(sandboxes),
         "ms_enclave.v1.FileService": FileService(files),
         "ms_enclave.v1.PoolService": PoolService(pools),

@@ -28,6 +28,13 @@ def execution_id(value: str, field: str = "execution_id", *, required: bool = Tr
     return value
 
 
+def context_name(value: str, field: str = "name") -> str:
+    """Checks the name of a context."""
+    if _is_there(value, field, required=True):
+        policy.check_context_name(value, field)
+    return value
+
+
 def amount(value: float, field: str) -> float:
     """Checks a number of seconds: finite, 0 or more."""
     if not math.isfinite(value) or value < 0:

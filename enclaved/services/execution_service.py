@@ -1,10 +1,10 @@
-"""ExecutionService: runs tools and streams what happens."""
+"""ExecutionService: runs tools, streams what happens, and lets others look on and step in."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ms_enclave.v1.execution_service_pb2 import (
     AttachRequest,
@@ -14,16 +14,27 @@ from ms_enclave.v1.execution_service_pb2 import (
     ExecuteRequest,
     ExecuteResponse,
     ExecutionEvent,
+    GetExecutionRequest,
+    GetExecutionResponse,
+    ListExecutionsRequest,
+    ListExecutionsResponse,
     RunRequest,
     RunResponse,
+    SignalExecutionRequest,
+    SignalExecutionResponse,
+    WaitExecutionRequest,
+    WaitExecutionResponse,
 )
 
 from enclaved import log
-from enclaved.core.executions import Execution, Executions
-from enclaved.errors import InvalidRequest, NotServed
+from enclaved.errors import InvalidRequest
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
+from enclaved.services._upward import Upward
+
+Execution: TypeAlias = Any
+Executions: TypeAlias = Any
 
 
 class ExecutionService:
@@ -34,85 +45,105 @@ class ExecutionService:
 
     async def run(self, request: RunRequest, context: Context) -> RunResponse:
         """Runs a tool and answers with the whole result."""
-        call = convert.tool_call(request.spec, "spec", takes_input=False)
+        call = convert.tool_call(request.spec, "spec", streamed=False)
         return convert.run_response(await self._executions.run(call))
 
     async def execute(self, requests: AsyncIterator[ExecuteRequest], context: Context) -> None:
         """Runs a tool with input going up while output comes down."""
-        opened = await self._open(await anext(requests, ExecuteRequest()))
-        log.bind(execution_id=opened.execution.id)
+        following = await self._open(await anext(requests, ExecuteRequest()))
+        log.bind(execution_id=following.execution.id)
+        upward = Upward(following.execution, following.observe)
         async with asyncio.TaskGroup() as tasks:
-            feeding = tasks.create_task(_feed(requests, opened.execution, opened.observe))
-            await _follow(opened, context, lambda event: ExecuteResponse(event=event))
-            feeding.cancel()
+            upwards = [tasks.create_task(upward.take(requests)), tasks.create_task(upward.write_input())]
+            await _follow(following, context, lambda event: ExecuteResponse(event=event))
+            for task in upwards:
+                task.cancel()
 
     async def attach(self, request: AttachRequest, context: Context) -> None:
         """Follows an execution from given offsets."""
-        await _follow(self._find(request, ""), context, lambda event: AttachResponse(event=event))
+        await _follow(self._to_attach(request, ""), context, lambda event: AttachResponse(event=event))
 
     async def cancel_execution(self, request: CancelExecutionRequest, context: Context) -> CancelExecutionResponse:
         """Ends an execution and returns at once."""
-        execution = self._executions.get(
-            fields.execution_id(request.execution_id), fields.sandbox_id(request.sandbox_id, required=False)
-        )
-        execution.cancel("a caller")
+        self._find(request).cancel("a caller")
         return CancelExecutionResponse()
 
-    async def _open(self, first: ExecuteRequest) -> _Opened:
+    async def signal_execution(self, request: SignalExecutionRequest, context: Context) -> SignalExecutionResponse:
+        """Sends a signal to an execution and returns at once."""
+        number = convert.signal_number(request.signal, "signal")
+        self._find(request).signal(number, leader_only=request.signal.leader_only)
+        return SignalExecutionResponse()
+
+    async def get_execution(self, request: GetExecutionRequest, context: Context) -> GetExecutionResponse:
+        """Shows an execution."""
+        return GetExecutionResponse(execution=convert.execution(self._find(request).info()))
+
+    async def list_executions(self, request: ListExecutionsRequest, context: Context) -> ListExecutionsResponse:
+        """Lists a page of executions."""
+        page = self._executions.list(
+            sandbox_id=fields.sandbox_id(request.sandbox_id, required=False),
+            running=convert.is_running(request.state),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return ListExecutionsResponse(
+            executions=[convert.execution(each) for each in page.executions], next_page_token=page.next_page_token
+        )
+
+    async def wait_execution(self, request: WaitExecutionRequest, context: Context) -> WaitExecutionResponse:
+        """Waits for the end of an execution."""
+        found = await self._executions.wait(*_names(request), convert.wait_s(request))
+        return WaitExecutionResponse(execution=convert.execution(found))
+
+    async def _open(self, first: ExecuteRequest) -> _Following:
         match first.WhichOneof("message"):
             case "start":
                 log.bind(sandbox_id=first.start.sandbox_id)
-                call = convert.tool_call(first.start, "start", takes_input=True)
-                return _Opened(await self._executions.open(call), {}, observe=False)
+                interval_s = convert.stats_interval_s(first.start, "start.")
+                call = convert.tool_call(first.start, "start", streamed=True)
+                return _Following(await self._executions.open(call), {}, observe=False, stats_interval_s=interval_s)
             case "attach":
-                return self._find(first.attach, "attach.")
+                return self._to_attach(first.attach, "attach.")
             case _:
                 raise InvalidRequest.of("message", "the first message must be `start` or `attach`")
 
-    def _find(self, request: AttachRequest, field: str) -> _Opened:
+    def _to_attach(self, request: AttachRequest, field: str) -> _Following:
         log.bind(sandbox_id=request.sandbox_id)
-        execution = self._executions.get(
-            fields.execution_id(request.execution_id, f"{field}execution_id"),
-            fields.sandbox_id(request.sandbox_id, f"{field}sandbox_id", required=False),
+        return _Following(
+            self._find(request, field),
+            convert.offsets(request.offsets, f"{field}offsets"),
+            request.observe,
+            convert.stats_interval_s(request, field),
         )
-        return _Opened(execution, convert.offsets(request.offsets, f"{field}offsets"), request.observe)
+
+    def _find(self, request: _Named, field: str = "") -> Execution:
+        return self._executions.get(*_names(request, field))
 
 
-class _Opened(NamedTuple):
+_Named = AttachRequest | CancelExecutionRequest | SignalExecutionRequest | GetExecutionRequest | WaitExecutionRequest
+
+
+def _names(request: _Named, field: str = "") -> tuple[str, str]:
+    """Reads the id of an execution, and that of its sandbox if the caller gave it."""
+    return (
+        fields.execution_id(request.execution_id, f"{field}execution_id"),
+        fields.sandbox_id(request.sandbox_id, f"{field}sandbox_id", required=False),
+    )
+
+
+class _Following(NamedTuple):
     """An execution and how its client wants to follow it."""
 
     execution: Execution
     offsets: Mapping[int, int]
     observe: bool
+    stats_interval_s: float | None
 
 
-async def _follow(opened: _Opened, context: Context, wrap: Callable[[ExecutionEvent], Any]) -> None:
+async def _follow(following: _Following, context: Context, wrap: Callable[[ExecutionEvent], Any]) -> None:
     """Writes every event to the client; a slow one makes this wait, and so its program."""
-    async with opened.execution.attach(opened.offsets, observe=opened.observe) as events:
+    execution, offsets, observe, interval_s = following
+    wishes = {} if interval_s is None else {"stats_interval_s": interval_s}
+    async with execution.attach(offsets, observe=observe, **wishes) as events:
         async for event in events:
             await context.write(wrap(convert.event(event)))
-
-
-async def _feed(requests: AsyncIterator[ExecuteRequest], execution: Execution, observe: bool) -> None:
-    """Hands what the client sends to the execution. While a program does not read its input, nothing more is read."""
-    async for request in requests:
-        match request.WhichOneof("message"):
-            case "stdin":
-                offset = request.stdin.offset if request.stdin.HasField("offset") else None
-                if offset is not None:
-                    fields.not_negative(offset, "stdin.offset")
-                await execution.write_stdin(fields.chunk(request.stdin.data, "stdin.data"), offset)
-            case "end_of_input":
-                await execution.end_input()
-            case "acknowledge" if observe:
-                raise InvalidRequest.of("acknowledge", "one who observes releases nothing; attach without `observe`")
-            case "acknowledge":
-                execution.acknowledge(convert.offsets(request.acknowledge.offsets, "acknowledge.offsets"))
-            case "cancel":
-                execution.cancel("its client")
-            case ("signal" | "resize") as name:
-                raise NotServed(name)
-            case ("start" | "attach") as name:
-                raise InvalidRequest.of(name, "must be the first message only")
-            case _:
-                raise InvalidRequest.of("message", "is empty or of a kind that this version does not know")

@@ -38,7 +38,7 @@ class PoolService:
         wait_s = WAIT_DEFAULT_S
         if request.HasField("wait_timeout_s"):
             wait_s = fields.amount(request.wait_timeout_s, "wait_timeout_s")
-        call = convert.tool_call(request.spec, "spec", takes_input=False, in_pool=True)
+        call = convert.tool_call(request.spec, "spec", streamed=False, in_pool=True)
         sandbox_id, result = await self._pools.run(fields.sandbox_id(request.pool_id, "pool_id"), call, wait_s)
         return RunInPoolResponse(run=convert.run_response(result), sandbox_id=sandbox_id)
 

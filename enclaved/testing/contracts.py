@@ -33,13 +33,14 @@ from enclaved.agent.install import install_guest, write_accounts
 from enclaved.agent.jobs import encode_job, environment
 from enclaved.agent.link import GuestLink
 from enclaved.errors import EngineRefused, ImageNotFound, InvalidRequest
-from enclaved.model import CommandJob, FileJob, Job, PythonJob, SandboxSpec
+from enclaved.model import CommandJob, FileJob, Job, Output, PythonJob, SandboxSpec
 from enclaved.runtime.base import (
     LABEL_ID,
     LABEL_OWNER,
     STDERR_TAIL_BYTES,
     ContainerPlan,
     ContainerStatus,
+    Counters,
     GuestSettings,
     Image,
     Runtime,
@@ -70,8 +71,9 @@ class Site:
         env = environment(self.plan.image.env, {}, self.plan.spec.working_dir)
         handle, reader = self.link.start(secrets.token_hex(4), encode_job(job, env), RunOptions(timeout_s=PATIENCE_S))
         output = bytearray()
-        while (chunk := await reader.next()) is not None:
-            output += chunk.data
+        while (item := await reader.next()) is not None:
+            if isinstance(item, Output):
+                output += item.data
         report = await handle.finished
         assert report["exit_code"] == 0, output.decode()
         return output.decode()
@@ -331,9 +333,19 @@ class RuntimeContract:
         async with bench.running(await bench.site()) as container_id:
             counters = bench.runtime.counters(container_id)
             if counters is not None:
-                assert (counters.oom_kills, counters.pids_limit_hits) == (0, 0)
+                assert counters == Counters(oom_kills=0, pids_limit_hits=0)
         assert bench.runtime.counters(container_id) is None
         assert bench.runtime.counters(secrets.token_hex(32)) is None
+
+    async def test_what_a_sandbox_uses_is_told_or_cannot_be_seen(self, bench: Bench) -> None:
+        async with bench.running(await bench.site()) as container_id:
+            usage = bench.runtime.usage(container_id)
+            if usage is not None:
+                assert usage.cpu_user_s + usage.cpu_system_s > 0
+                assert 0 < usage.memory_bytes <= usage.memory_peak_bytes
+                assert usage.pids >= 1
+        assert bench.runtime.usage(container_id) is None
+        assert bench.runtime.usage(secrets.token_hex(32)) is None
 
 
 def _sh(command: str) -> CommandJob:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from enclaved.errors import EngineRefused, ImageNotFound
-from enclaved.model import EngineInfo, PullProgress
+from enclaved.model import EngineInfo, PullProgress, ResourceUsage
 from enclaved.runtime.base import (
     LABEL_ID,
     STDERR_TAIL_BYTES,
@@ -179,6 +179,10 @@ class SubprocessRuntime:
         ]
 
     def counters(self, container_id: str) -> Counters | None:
+        """There is no control group."""
+        return None
+
+    def usage(self, container_id: str) -> ResourceUsage | None:
         """There is no control group."""
         return None
 

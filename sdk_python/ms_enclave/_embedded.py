@@ -223,7 +223,8 @@ def private_directory(suffix: str = "") -> Path:
     Raises `DaemonStartFailed` if there is no place for it.
     """
     name = f"{os.getpid()}-{_start_time()}{suffix}"
-    places = [Path(os.environ.get("XDG_RUNTIME_DIR") or "/nonexistent", "ms-enclave")]
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    places = [Path(runtime_dir, "ms-enclave")] if runtime_dir else []
     # Below /tmp in any case, since others may be too long; what somebody else made there is not used.
     places += [Path(place, f"ms-enclave-{os.geteuid()}") for place in (tempfile.gettempdir(), "/tmp")]  # noqa: S108
     for place in places:

@@ -45,6 +45,7 @@ BY_REASON: Final[dict[str, type[EnclaveError]]] = {
     "INTERNAL": errors.InternalError,
     "POOL_NOT_FOUND": errors.PoolNotFound,
     "POOL_BUSY": errors.PoolBusy,
+    "CONTEXT_NOT_FOUND": errors.ContextNotFound,
 }
 """One class for each value of the proto's ``ErrorReason`` that is ever sent."""
 

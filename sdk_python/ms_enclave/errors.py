@@ -12,7 +12,8 @@ class that describes it best:
     │   ├── ExecutionNotFound
     │   ├── ToolNotFound
     │   ├── ImageNotFound
-    │   └── PoolNotFound                     call initialize_pool first
+    │   ├── PoolNotFound                     call initialize_pool first
+    │   └── ContextNotFound                  no context of this name is open in the sandbox
     ├── PathNotFound (FileNotFoundError)     no such file in the sandbox
     ├── SandboxExists (ValueError)
     ├── WrongState (ValueError)              the sandbox is in a state in which the call makes no sense
@@ -43,6 +44,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = [
+    "ContextNotFound",
     "DaemonStartFailed",
     "DaemonUnavailable",
     "DeadlineExceeded",
@@ -144,6 +146,10 @@ class ImageNotFound(NotFound):
 
 class PoolNotFound(NotFound):
     """No such pool: it was never initialized, or it is gone."""
+
+
+class ContextNotFound(NotFound):
+    """No context of this name is open in the sandbox: never opened, or closed."""
 
 
 class PathNotFound(EnclaveError, FileNotFoundError):

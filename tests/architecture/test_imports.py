@@ -140,6 +140,7 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "uvicorn": ("enclaved.gateway",),
     "pydantic": (
         "enclaved.config",
+        "enclaved.core.state",
         "enclaved.gateway",
         "enclaved.tools",
         "ms_enclave._model",

@@ -37,8 +37,8 @@ def interpreters() -> dict[str, Path]:
     folders += sorted((Path.home() / ".pyenv" / "versions").glob("*/bin"))
     found: dict[str, Path] = {f"{sys.version_info[0]}.{sys.version_info[1]}": Path(sys.executable)}
     for folder in folders:
-        # pyenv's shims are scripts that may or may not find something.
-        for path in sorted(folder.glob("python3.*")) if folder.name != "shims" else []:
+        # pyenv's shims are scripts that may or may not find something; and PATH may name what this user cannot pass.
+        for path in sorted(folder.glob("python3.*")) if folder.name != "shims" and os.access(folder, os.X_OK) else []:
             version = re.fullmatch(r"python(3)\.(\d+)", path.name)
             if version and (int(version[1]), int(version[2])) >= OLDEST and os.access(path, os.X_OK):
                 found[path.name.removeprefix("python")] = path
@@ -180,7 +180,7 @@ def opened(stash: Path, needed: Collection[Path]) -> str:
 
     Where a folder on the way is closed (a home, most often), an empty one takes its place, with only what is needed.
     """
-    commands = ["set -e"]
+    commands = ["set -e", "umask 022"]
     for number, folder in enumerate({first_closed(path) for path in needed} - {None}):
         aside = stash / str(number)
         commands += [f"mkdir {aside}", f"mount --rbind {folder} {aside}", f"mount -t tmpfs -o mode=755 tmpfs {folder}"]

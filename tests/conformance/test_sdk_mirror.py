@@ -37,6 +37,7 @@ EXAMPLES: dict[type[errors.EnclaveError], errors.EnclaveError] = {
     errors.SandboxLost: errors.SandboxLost("box", "it died"),
     errors.NotServed: errors.NotServed("terminal"),
     errors.PoolNotFound: errors.PoolNotFound("pool"),
+    errors.ContextNotFound: errors.ContextNotFound("analysis", "box"),
     errors.PoolBusy: errors.PoolBusy("pool", "no member was free", 2.0),
 }
 

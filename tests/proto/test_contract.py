@@ -12,6 +12,7 @@ from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
 from ms_enclave.v1 import (
+    context_service_pb2,
     error_reason_pb2,
     execution_service_pb2,
     file_service_pb2,
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STUBS = ROOT / "sdk_python" / "ms_enclave" / "v1"
 SNAPSHOT = ROOT / "proto" / "ms_enclave.v1.binpb"
 MODULES = (
+    context_service_pb2,
     error_reason_pb2,
     execution_service_pb2,
     file_service_pb2,

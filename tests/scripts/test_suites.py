@@ -170,7 +170,7 @@ def test_a_process_that_a_test_left_is_named_and_killed(project: Project, tmp_pa
 def test_a_container_of_this_run_is_named_and_removed_and_those_of_others_stay(
     project: Project, engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(suites.tempfile, "mkdtemp", lambda prefix: str(tmp_path / "run-folder"))
+    monkeypatch.setattr(suites.tempfile, "mkdtemp", lambda **_: str(tmp_path / "run-folder"))
     (tmp_path / "run-folder").mkdir()
     ours = engine_module.Container("a" * 64, ("/usr/x", str(tmp_path / "run-folder" / "tmp" / "state")))
     other = engine_module.Container("b" * 64, (str(tmp_path / "run-folder-2" / "state"),))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from enclaved import model
-from enclaved.errors import ExecutionNotFound, SandboxNotFound
+from enclaved.errors import ContextNotFound, ExecutionNotFound, SandboxNotFound
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)
 
@@ -44,6 +44,21 @@ BOX = model.Sandbox(
     image_id="sha256:" + "0" * 64,
     active_executions=0,
     uid=1_900_000_000,
+)
+
+
+EXECUTION = model.ExecutionInfo(
+    id="run",
+    sandbox_id="box",
+    tool="python_executor",
+    created_at=MOMENT,
+    timeout_s=30.0,
+    context="default",
+    detach=False,
+    readers=2,
+    awaiting_input=True,
+    terminal=False,
+    finished=None,
 )
 
 
@@ -105,6 +120,7 @@ class FakeExecution:
         self.id = execution_id
         self.events: asyncio.Queue[model.Event] = asyncio.Queue()
         self.attached: list[tuple[dict[int, int], bool]] = []
+        self.sampled_every: list[float | None] = []
         self.left = asyncio.Event()
         self.refuses: BaseException | None = None
         self.received: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
@@ -114,11 +130,16 @@ class FakeExecution:
 
     @asynccontextmanager
     async def attach(
-        self, offsets: Mapping[int, int] | None = None, *, observe: bool = False
+        self,
+        offsets: Mapping[int, int] | None = None,
+        *,
+        observe: bool = False,
+        stats_interval_s: float | None = None,
     ) -> AsyncIterator[AsyncIterator[model.Event]]:
         if self.refuses is not None:
             raise self.refuses
         self.attached.append((dict(offsets or {}), observe))
+        self.sampled_every.append(stats_interval_s)
         try:
             yield self._follow()
         finally:
@@ -147,6 +168,15 @@ class FakeExecution:
     def cancel(self, by: str) -> None:
         self.received.put_nowait(("cancel", by))
 
+    def signal(self, number: int, *, leader_only: bool = False) -> None:
+        self.received.put_nowait(("signal", number, leader_only))
+
+    def resize(self, size: model.TerminalSize) -> None:
+        self.received.put_nowait(("resize", size))
+
+    def info(self) -> model.ExecutionInfo:
+        return EXECUTION
+
 
 @dataclass
 class FakeExecutions:
@@ -156,6 +186,7 @@ class FakeExecutions:
     error: BaseException | None = None
     opened: list[model.ToolCall] = field(default_factory=list)
     ran: list[model.ToolCall] = field(default_factory=list)
+    listed: list[tuple[Any, ...]] = field(default_factory=list)
     running: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once `run` was called."""
     may_end: asyncio.Event = field(default_factory=asyncio.Event)
@@ -172,6 +203,17 @@ class FakeExecutions:
             raise ExecutionNotFound(execution_id)
         return self.execution
 
+    def list(
+        self, *, sandbox_id: str = "", running: bool | None = None, page_size: int = 0, page_token: str = ""
+    ) -> model.ExecutionPage:
+        self.listed.append((sandbox_id, running, page_size, page_token))
+        return model.ExecutionPage((EXECUTION,), "next")
+
+    async def wait(self, execution_id: str, sandbox_id: str = "", wait_s: float = 60.0) -> model.ExecutionInfo:
+        self.listed.append((execution_id, sandbox_id, wait_s))
+        finished = model.Finished(model.Verdict.EXITED, exit_code=0)
+        return replace(self.get(execution_id, sandbox_id).info(), finished=finished)
+
     async def run(self, call: model.ToolCall) -> model.RunResult:
         self.ran.append(call)
         self.running.set()
@@ -180,6 +222,36 @@ class FakeExecutions:
         if call.tool == "slow":
             await self.may_end.wait()
         return model.RunResult("run", b"out\xff", b"err", (), model.Finished(model.Verdict.EXITED, exit_code=3))
+
+
+@dataclass
+class FakeContexts:
+    """Has the contexts that were opened."""
+
+    names: list[str] = field(default_factory=lambda: ["second", "default"])
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def _context(self, sandbox_id: str, name: str) -> model.ContextInfo:
+        if name not in self.names:
+            raise ContextNotFound(name, sandbox_id)
+        return model.ContextInfo(name, sandbox_id, MOMENT, 3, "run", 1, True)
+
+    async def open(self, sandbox_id: str, name: str) -> model.ContextInfo:
+        self.asked.append(("open", sandbox_id, name))
+        self.names.append(name)
+        return self._context(sandbox_id, name)
+
+    async def list(self, sandbox_id: str) -> tuple[model.ContextInfo, ...]:
+        self.asked.append(("list", sandbox_id))
+        return tuple(self._context(sandbox_id, name) for name in self.names)
+
+    async def close(self, sandbox_id: str, name: str) -> None:
+        self.asked.append(("close", sandbox_id, name))
+        self._context(sandbox_id, name)
+
+    async def reset(self, sandbox_id: str, name: str) -> model.ContextInfo:
+        self.asked.append(("reset", sandbox_id, name))
+        return self._context(sandbox_id, name)
 
 
 class FakeFiles:

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from ms_enclave.v1 import (
+    context_service_pb2_grpc,
     execution_service_pb2_grpc,
     file_service_pb2_grpc,
     image_service_pb2_grpc,
@@ -25,7 +26,15 @@ from ms_enclave.v1 import (
 
 from enclaved.metrics import Metrics
 from enclaved.services import Calls, Health, add_services, make_server
-from tests.service.core_fakes import FakeExecutions, FakeFiles, FakeImages, FakePools, FakeSandboxes, FakeSystem
+from tests.service.core_fakes import (
+    FakeContexts,
+    FakeExecutions,
+    FakeFiles,
+    FakeImages,
+    FakePools,
+    FakeSandboxes,
+    FakeSystem,
+)
 
 
 @dataclass
@@ -39,6 +48,7 @@ class Edge:
     health: Health = field(init=False)
     sandboxes: FakeSandboxes = field(default_factory=FakeSandboxes)
     executions: FakeExecutions = field(default_factory=FakeExecutions)
+    contexts: FakeContexts = field(default_factory=FakeContexts)
     files: FakeFiles = field(default_factory=FakeFiles)
     pools: FakePools = field(default_factory=FakePools)
     images: FakeImages = field(default_factory=FakeImages)
@@ -47,6 +57,7 @@ class Edge:
         channel: Any = self.channel
         self.sandbox_stub: Any = sandbox_service_pb2_grpc.SandboxServiceStub(channel)
         self.execution_stub: Any = execution_service_pb2_grpc.ExecutionServiceStub(channel)
+        self.context_stub: Any = context_service_pb2_grpc.ContextServiceStub(channel)
         self.tool_stub: Any = tool_service_pb2_grpc.ToolServiceStub(channel)
         self.file_stub: Any = file_service_pb2_grpc.FileServiceStub(channel)
         self.pool_stub: Any = pool_service_pb2_grpc.PoolServiceStub(channel)
@@ -71,6 +82,7 @@ async def serving() -> AsyncIterator[Edge]:
             services: Any = {
                 "sandboxes": edge.sandboxes,
                 "executions": edge.executions,
+                "contexts": edge.contexts,
                 "files": edge.files,
                 "pools": edge.pools,
                 "images": edge.images,

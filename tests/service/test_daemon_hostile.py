@@ -16,7 +16,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from tests.service.daemons import PATIENCE_S, Running, daemon, python, settings_in, short_directory
 from tests.service.edge import details, fields, reason
-from tests.unit.test_convert import fill
+from tests.unit.messages import fill
 
 SERVICES = ("SandboxService", "ExecutionService", "ToolService", "FileService", "SystemService")
 OURS_OR_FINE = {

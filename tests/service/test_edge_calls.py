@@ -23,6 +23,7 @@ from tests.service.edge import Edge, details, fields, reason, serving
 SERVICES = (
     "SandboxService",
     "ExecutionService",
+    "ContextService",
     "ToolService",
     "FileService",
     "PoolService",

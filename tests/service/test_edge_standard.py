@@ -19,7 +19,7 @@ from tests.service.edge import Edge, serving
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 OURS = [
     f"ms_enclave.v1.{name}"
-    for name in ("ExecutionService", "FileService", "SandboxService", "SystemService", "ToolService")
+    for name in ("ContextService", "ExecutionService", "FileService", "SandboxService", "SystemService", "ToolService")
 ]
 
 

@@ -10,6 +10,7 @@ from grpc import aio
 from ms_enclave.v1 import execution_service_pb2 as execution_pb
 
 from enclaved import errors, model
+from enclaved.services._upward import INPUT_AHEAD_BYTES, Upward
 from tests.service.core_fakes import MOMENT, FakeExecution
 from tests.service.edge import Edge, fields, reason, serving
 
@@ -35,6 +36,14 @@ def start(**changes: object) -> execution_pb.ExecuteRequest:
 
 def stdin(data: bytes, offset: int | None = None) -> execution_pb.ExecuteRequest:
     return execution_pb.ExecuteRequest(stdin=execution_pb.Stdin(data=data, offset=offset))
+
+
+def signal(number: int, leader_only: bool = False) -> execution_pb.ExecuteRequest:
+    return execution_pb.ExecuteRequest(signal=execution_pb.Signal(signal=number, leader_only=leader_only))
+
+
+def resize(rows: int, columns: int) -> execution_pb.ExecuteRequest:
+    return execution_pb.ExecuteRequest(resize=execution_pb.TerminalSize(rows=rows, columns=columns))
 
 
 def tell(execution: FakeExecution, *events: model.Event) -> None:
@@ -219,6 +228,7 @@ async def test_an_execution_that_is_not_there_is_not_found(edge: Edge):
         ([start(sandbox_id="")], "start.sandbox_id"),
         ([start(parameters_json="[1]")], "start.parameters_json"),
         ([start(timeout_s=float("nan"))], "start.timeout_s"),
+        ([start(stats_interval_s=0.01)], "start.stats_interval_s"),
         ([execution_pb.ExecuteRequest(attach=execution_pb.AttachRequest())], "attach.execution_id"),
     ],
 )
@@ -233,6 +243,10 @@ async def test_a_malformed_first_message_is_refused_and_starts_nothing(edge: Edg
         (start(), "start"),
         (execution_pb.ExecuteRequest(attach=execution_pb.AttachRequest(execution_id="run")), "attach"),
         (execution_pb.ExecuteRequest(), "message"),
+        (signal(0), "signal.signal"),
+        (signal(65), "signal.signal"),
+        (resize(rows=0, columns=5), "resize.rows"),
+        (resize(rows=5, columns=65536), "resize.columns"),
         (stdin(b"x", -1), "stdin.offset"),
         (stdin(b"x" * (2**20 + 1)), "stdin.data"),
         (
@@ -242,7 +256,7 @@ async def test_a_malformed_first_message_is_refused_and_starts_nothing(edge: Edg
             "acknowledge.offsets[0].channel",
         ),
     ],
-    ids=["start", "attach", "empty", "offset", "size", "channel"],
+    ids=["start", "attach", "empty", "no signal", "high signal", "rows", "columns", "offset", "size", "channel"],
 )
 async def test_a_malformed_later_message_ends_the_call_and_detaches(
     edge: Edge, execution: FakeExecution, request_: execution_pb.ExecuteRequest, field: str
@@ -252,17 +266,85 @@ async def test_a_malformed_later_message_ends_the_call_and_detaches(
     assert execution.received.empty()
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        execution_pb.ExecuteRequest(signal=execution_pb.Signal(signal=2)),
-        execution_pb.ExecuteRequest(resize=execution_pb.TerminalSize(rows=1, columns=1)),
-    ],
-    ids=["signal", "resize"],
-)
-async def test_what_is_not_served_yet_says_so(edge: Edge, request_: execution_pb.ExecuteRequest):
-    error = await refused(edge, start(), request_)
-    assert (error.code(), reason(error)) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+async def test_signals_and_sizes_go_up(edge: Edge, execution: FakeExecution):
+    call = edge.execution_stub.Execute()
+    await call.write(start(terminal=execution_pb.TerminalSize()))
+    await call.write(signal(2))
+    await call.write(signal(15, leader_only=True))
+    await call.write(resize(rows=50, columns=132))
+    received = [await execution.received.get() for _ in range(3)]
+    assert received == [("signal", 2, False), ("signal", 15, True), ("resize", model.TerminalSize(50, 132))]
+    tell(execution, STARTED, FINISHED)
+    assert await kinds(call) == ["started", "finished"]
+
+
+async def test_a_signal_is_heard_behind_input_that_nobody_reads(edge: Edge, execution: FakeExecution):
+    execution.may_read.clear()
+    call = edge.execution_stub.Execute()
+    await call.write(start(stdin=True))
+    for _ in range(100):
+        await call.write(stdin(b"unread"))
+    await call.write(execution_pb.ExecuteRequest(end_of_input=execution_pb.EndOfInput()))
+    await call.write(signal(2))
+    await call.write(execution_pb.ExecuteRequest(cancel=execution_pb.Cancel()))
+    received = [await execution.received.get() for _ in range(3)]
+    assert received == [("stdin", b"unread", None), ("signal", 2, False), ("cancel", "its client")]
+    execution.may_read.set()
+    received = [(await execution.received.get())[0] for _ in range(100)]
+    assert received == ["stdin"] * 99 + ["end"]
+    tell(execution, STARTED, FINISHED)
+    assert await kinds(call) == ["started", "finished"]
+
+
+class SlowReader(FakeExecution):
+    """Takes a piece of input only when the test takes one from ``taken``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
+
+    async def write_stdin(self, data: bytes, offset: int | None = None) -> None:
+        await self.taken.put(data)
+
+
+async def test_input_is_taken_in_a_bounded_way_ahead_of_its_program():
+    sent = read = ahead = 0
+
+    async def requests() -> AsyncIterator[execution_pb.ExecuteRequest]:
+        nonlocal sent, ahead
+        while True:
+            ahead = max(ahead, sent - read)
+            sent += 1
+            yield stdin(b"x" * 65536)
+
+    execution = SlowReader()
+    upward = Upward(execution, observe=False)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as tasks:
+        working = [tasks.create_task(upward.take(requests())), tasks.create_task(upward.write_input())]
+        for _ in range(50):
+            await execution.taken.get()
+            read += 1
+        for task in working:
+            task.cancel()
+    assert 1 <= ahead <= INPUT_AHEAD_BYTES // 65536 + 2  # one is on its way, and one in the queue of this test
+
+
+async def test_samples_come_down_as_often_as_the_caller_wants(edge: Edge, execution: FakeExecution):
+    usage = model.ResourceUsage(cpu_user_s=1.5, memory_bytes=7, pids=2)
+    tell(execution, STARTED, model.StatsSample(0.5, usage, None), FINISHED)
+    call = edge.execution_stub.Execute(iter([start(stats_interval_s=0.5)]))
+    messages = [message.event async for message in call]
+    assert [message.WhichOneof("event") for message in messages] == ["started", "stats", "finished"]
+    sample = messages[1].stats
+    assert (sample.time_s, sample.execution.cpu_user_s, sample.execution.pids) == (0.5, 1.5, 2)
+    assert not sample.HasField("sandbox")
+    attach = execution_pb.AttachRequest(execution_id="run", stats_interval_s=2)
+    tell(execution, STARTED, FINISHED)
+    assert await kinds(edge.execution_stub.Attach(attach)) == ["started", "finished"]
+    tell(execution, STARTED, FINISHED)
+    again = edge.execution_stub.Execute(iter([execution_pb.ExecuteRequest(attach=attach)]))
+    assert await kinds(again) == ["started", "finished"]
+    assert execution.sampled_every == [0.5, 2, 2]
 
 
 async def test_one_who_only_observes_releases_nothing(edge: Edge, execution: FakeExecution):

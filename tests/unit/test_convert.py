@@ -2,135 +2,22 @@
 
 import dataclasses
 import enum
-import json
 import random
-import types
-import typing
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
+from ms_enclave.v1 import context_service_pb2 as context_pb
 from ms_enclave.v1 import execution_service_pb2 as execution_pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1 import system_service_pb2 as system_pb
 from ms_enclave.v1 import tool_service_pb2 as tool_pb
 
 from enclaved import model
-from enclaved.errors import InvalidRequest, NotServed
+from enclaved.errors import InvalidRequest
 from enclaved.services import _convert as convert
-
-# -- random values -----------------------------------------------------------------------------------------------
-
-
-def fill(message: Message, rng: random.Random) -> Message:
-    """Fills every field of a message, nested ones too."""
-    for field in message.DESCRIPTOR.fields:
-        set_field(message, field, rng)
-    return message
-
-
-def set_field(message: Message, field: FieldDescriptor, rng: random.Random) -> None:
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        getattr(message, field.name)[f"key_{rng.randrange(10**6)}"] = f"value_{rng.randrange(10**6)}"
-    elif field.message_type is not None:
-        target = getattr(message, field.name)
-        fill(target.add() if field.is_repeated else target, rng)
-        if not field.is_repeated:
-            target.SetInParent()
-    elif field.is_repeated:
-        getattr(message, field.name).append(scalar(field, rng))
-    else:
-        setattr(message, field.name, scalar(field, rng))
-
-
-def scalar(field: FieldDescriptor, rng: random.Random) -> Any:
-    if field.enum_type is not None:
-        return rng.choice([value.number for value in field.enum_type.values if value.number])
-    match field.cpp_type:
-        case FieldDescriptor.CPPTYPE_BOOL:
-            return True
-        case FieldDescriptor.CPPTYPE_DOUBLE:
-            return rng.random() + 1
-        case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
-            return rng.randbytes(8)
-        case FieldDescriptor.CPPTYPE_STRING if field.name.endswith("_json"):
-            return json.dumps({"key": rng.randrange(10**6)})
-        case FieldDescriptor.CPPTYPE_STRING:
-            return f"text{rng.randrange(10**6)}"
-        case _:
-            return rng.randrange(1, 1000)
-
-
-def filled(hint: Any, rng: random.Random) -> Any:
-    """Makes a value of the model with nothing left at a default."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return filled(next(argument for argument in arguments if argument is not type(None)), rng)
-    if origin is tuple:
-        return (filled(arguments[0], rng),)
-    if origin is not None and issubclass(origin, Mapping):
-        key = rng.choice(list(model.CHANNEL_NAMES)) if arguments[0] is int else filled(arguments[0], rng)
-        return {key: filled(arguments[1], rng)}
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        values = {field.name: filled(hints[field.name], rng) for field in dataclasses.fields(hint)}
-        if "channel" in values:
-            values["channel"] = rng.choice(list(model.CHANNEL_NAMES))
-        return hint(**values)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return rng.choice(list(hint))
-    makers = {
-        bool: lambda: True,
-        int: lambda: rng.randrange(1, 1000),
-        float: lambda: rng.random() + 1,
-        str: lambda: f"text{rng.randrange(10**6)}",
-        bytes: lambda: rng.randbytes(8),
-        datetime: lambda: datetime.fromtimestamp(rng.randrange(10**9), UTC),
-        Any: lambda: f"any{rng.randrange(10**6)}",
-    }
-    return makers[hint]()
-
-
-def unset_fields(message: Message, path: str = "") -> set[str]:
-    """Names every field, nested ones too, that a message leaves unset."""
-    found: set[str] = set()
-    for field in message.DESCRIPTOR.fields:
-        name = f"{path}{field.name}"
-        value = getattr(message, field.name)
-        if field.message_type is None or field.message_type is Timestamp.DESCRIPTOR:
-            present = message.HasField(field.name) if field.has_presence else bool(value)
-            found |= set() if present else {name}
-        elif field.is_repeated:
-            if not value:
-                found.add(name)
-            elif not field.message_type.GetOptions().map_entry:
-                found |= unset_fields(value[0], f"{name}.")
-        elif not message.HasField(field.name):
-            found.add(name)
-        else:
-            found |= unset_fields(value, f"{name}.")
-    return found
-
-
-def ignored_fields(value: Any, shown: Any) -> set[str]:
-    """Names every field of a dataclass whose change does not change what is shown of it."""
-    found: set[str] = set()
-    hints = typing.get_type_hints(type(value))
-    for field in dataclasses.fields(value):
-        for seed in range(20):
-            other = filled(hints[field.name], random.Random(seed))
-            if other != getattr(value, field.name):
-                break
-        if isinstance(other, bool):
-            other = not getattr(value, field.name)
-        if shown(dataclasses.replace(value, **{field.name: other})) == shown(value):
-            found.add(field.name)
-    return found
-
+from tests.unit.messages import fill, filled, ignored_fields, set_field, unset_fields
 
 # -- from the wire -----------------------------------------------------------------------------------------------
 
@@ -215,97 +102,6 @@ def test_a_malformed_selection_of_tools_names_the_entry(tools, field):
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-SERVED = ("sandbox_id", "tool", "parameters_json", "execution_id", "timeout_s", "output_limit_bytes", "stdin")
-SERVED += ("merge_stderr", "detach_grace_s")
-
-
-def minimal_spec() -> execution_pb.ExecutionSpec:
-    return execution_pb.ExecutionSpec(sandbox_id="box", tool="python_executor", parameters_json="{}")
-
-
-@pytest.mark.parametrize("field", list(execution_pb.ExecutionSpec.DESCRIPTOR.fields), ids=lambda field: field.name)
-def test_every_field_of_a_call_reaches_the_model_or_is_refused(field):
-    spec = minimal_spec()
-    set_field(spec, field, random.Random(1))
-    if field.name == "retention":
-        spec.retention = execution_pb.RETENTION_KEEP_LAST
-    if field.name in SERVED:
-        changed = convert.tool_call(spec, "spec", takes_input=True)
-        assert changed != convert.tool_call(minimal_spec(), "spec", takes_input=True)
-    else:
-        with pytest.raises(NotServed, match=f"spec.{field.name}"):
-            convert.tool_call(spec, "spec", takes_input=True)
-
-
-def test_every_field_of_a_call_in_the_model_can_be_reached():
-    spec = minimal_spec()
-    for field in execution_pb.ExecutionSpec.DESCRIPTOR.fields:
-        if field.name in SERVED:
-            set_field(spec, field, random.Random(1))
-    found = convert.tool_call(spec, "spec", takes_input=True)
-    assert not [field.name for field in dataclasses.fields(found) if not getattr(found, field.name)]
-
-
-def test_until_ack_is_served_because_it_is_the_default():
-    spec = minimal_spec()
-    spec.retention = execution_pb.RETENTION_UNTIL_ACK
-    assert convert.tool_call(spec, "spec", takes_input=False) == convert.tool_call(
-        minimal_spec(), "spec", takes_input=False
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"sandbox_id": ""}, "start.sandbox_id"),
-        ({"sandbox_id": "../etc"}, "start.sandbox_id"),
-        ({"sandbox_id": "x" * 1_000_000}, "start.sandbox_id"),
-        ({"tool": ""}, "start.tool"),
-        ({"execution_id": "a b"}, "start.execution_id"),
-        ({"execution_id": "a\n"}, "start.execution_id"),
-        ({"timeout_s": -1}, "start.timeout_s"),
-        ({"timeout_s": float("nan")}, "start.timeout_s"),
-        ({"timeout_s": float("inf")}, "start.timeout_s"),
-        ({"detach_grace_s": float("-inf")}, "start.detach_grace_s"),
-        ({"output_limit_bytes": 0}, "start.output_limit_bytes"),
-        ({"output_limit_bytes": -5}, "start.output_limit_bytes"),
-        ({"parameters_json": ""}, "start.parameters_json"),
-        ({"parameters_json": "print(1)"}, "start.parameters_json"),
-        ({"retention": 99}, "start.retention"),
-    ],
-)
-def test_a_malformed_call_names_the_field(changes, field):
-    spec = minimal_spec()
-    for name, value in changes.items():
-        setattr(spec, name, value)
-    with pytest.raises(InvalidRequest) as caught:
-        convert.tool_call(spec, "start", takes_input=True)
-    assert [violation.field for violation in caught.value.violations] == [field]
-
-
-def test_input_needs_a_stream():
-    spec = minimal_spec()
-    spec.stdin = True
-    with pytest.raises(InvalidRequest, match=r"spec\.stdin.*use Execute"):
-        convert.tool_call(spec, "spec", takes_input=False)
-
-
-@pytest.mark.parametrize(
-    ("items", "field"),
-    [
-        ([(0, 1)], "offsets[0].channel"),
-        ([(77, 1)], "offsets[0].channel"),
-        ([(1, 1), (1, 2)], "offsets[1].channel"),
-        ([(1, -1)], "offsets[0].offset"),
-    ],
-)
-def test_malformed_offsets_name_the_entry(items, field):
-    offsets = [execution_pb.ChannelOffset(channel=channel, offset=offset) for channel, offset in items]
-    with pytest.raises(InvalidRequest) as caught:
-        convert.offsets(offsets, "offsets")
-    assert caught.value.violations[0].field == field
-
-
 def test_states_are_read_by_name_and_unknown_ones_refused():
     found = convert.states([sandbox_pb.Sandbox.STATE_RUNNING, sandbox_pb.Sandbox.STATE_ERROR])
     assert found == {model.SandboxState.RUNNING, model.SandboxState.ERROR}
@@ -326,16 +122,17 @@ NOT_SENT = {
     "spec.command",
     "spec.privileged",
 }
-FINISHED_NOT_SENT = {"usage.memory_bytes", "usage.pids"}  # only in samples
-
 SHOWN = [
     (model.Sandbox, convert.sandbox, NOT_SENT),
     (model.ToolDescription, convert.tool, set()),
     (model.SystemInfo, convert.system_info, set()),
     (model.Started, lambda value: convert.event(value).started, set()),
     (model.Output, lambda value: convert.event(value).output, set()),
+    (model.StatsSample, lambda value: convert.event(value).stats, set()),
+    (model.ExecutionInfo, convert.execution, set()),
+    (model.ContextInfo, convert.context, set()),
     (model.Notice, lambda value: convert.event(value).notice, set()),
-    (model.Finished, lambda value: convert.event(value).finished, FINISHED_NOT_SENT),
+    (model.Finished, lambda value: convert.event(value).finished, set()),
 ]
 
 
@@ -352,7 +149,7 @@ def test_every_field_of_the_model_is_shown(kind, show, not_sent):
 def test_every_field_of_a_spec_is_shown_but_what_is_for_the_guest_only():
     sandbox = filled(model.Sandbox, random.Random(3))
     ignored = ignored_fields(sandbox.spec, lambda spec: convert.sandbox(dataclasses.replace(sandbox, spec=spec)))
-    assert ignored == {"shm_size_bytes", "timeout_max_s"}
+    assert ignored == {"shm_size_bytes", "timeout_max_s", "kill_at_pids_limit"}
 
 
 @pytest.mark.parametrize("part", ["usage", "phases", "exception"])
@@ -366,7 +163,7 @@ def test_every_field_of_the_parts_of_an_end_is_shown(part):
 def test_a_whole_result_is_shown():
     result = filled(model.RunResult, random.Random(3))
     response = convert.run_response(result)
-    assert unset_fields(response) - {f"finished.{name}" for name in FINISHED_NOT_SENT} == {"running", "results"}
+    assert unset_fields(response) == {"running", "results"}
     assert ignored_fields(result, convert.run_response) == set()
 
 
@@ -381,6 +178,29 @@ def test_what_an_end_does_not_know_is_absent():
     absent = [name for name in ("exit_code", "exception", "state_preserved") if not finished.HasField(name)]
     assert absent == ["exit_code", "exception", "state_preserved"]
     assert finished.signal == 9
+
+
+def test_an_execution_that_has_not_ended_runs_and_shows_no_end():
+    shown = convert.execution(dataclasses.replace(filled(model.ExecutionInfo, random.Random(3)), finished=None))
+    assert shown.state == execution_pb.EXECUTION_STATE_RUNNING
+    assert not shown.HasField("finished")
+
+
+def test_a_sample_without_the_sandbox_has_none():
+    sample = model.StatsSample(1.0, model.ResourceUsage(), None)
+    assert not convert.event(sample).stats.HasField("sandbox")
+
+
+def test_an_unknown_sender_of_a_signal_is_not_named():
+    ended = model.Finished(model.Verdict.SIGNALED, signal=9)
+    assert convert.event(ended).finished.signal_sender == execution_pb.SIGNAL_SENDER_UNSPECIFIED
+
+
+@pytest.mark.parametrize("sender", list(model.SignalSender))
+def test_each_sender_of_a_signal_has_its_name(sender: model.SignalSender):
+    ended = model.Finished(model.Verdict.SIGNALED, signal=9, signal_sender=sender)
+    shown = convert.event(ended).finished.signal_sender
+    assert execution_pb.SignalSender.Name(shown) == f"SIGNAL_SENDER_{sender.name}"
 
 
 def test_an_exit_code_of_zero_is_present():
@@ -413,14 +233,14 @@ def channel_values() -> list[Any]:
 MESSAGES_FROM_THE_WIRE = {"SandboxSpec", "ToolSelection", "ToolConfig", "Volume", "PortMapping", "ExecutionSpec"}
 MESSAGES_ONTO_THE_WIRE = {
     *("Sandbox", "Adjustment", "Tool", "EngineInfo", "Started", "Output", "Notice", "Finished", "ExceptionInfo"),
-    *("Phases", "LimitHit", "ResourceUsage", "ChannelOffset", "ExecutionEvent"),
+    *("Phases", "LimitHit", "ResourceUsage", "ChannelOffset", "ExecutionEvent", "StatsSample", "Execution", "Context"),
 }
-NOT_SENT_YET = {"StatsSample", "RichResult"}
+NOT_SENT_YET = {"RichResult"}
 READ_BY_SERVICES = {"OpenFile", "TerminalSize", "Stdin", "EndOfInput", "Signal", "Acknowledge", "Cancel"}
 
 
 def test_no_message_of_the_contract_is_forgotten_here():
-    modules = (sandbox_pb, execution_pb, system_pb, tool_pb)
+    modules = (sandbox_pb, execution_pb, context_pb, system_pb, tool_pb)
     messages: list[Descriptor] = [m for module in modules for m in module.DESCRIPTOR.message_types_by_name.values()]
     names = {m.name for m in messages if not m.name.endswith(("Request", "Response"))}
     known = MESSAGES_FROM_THE_WIRE | MESSAGES_ONTO_THE_WIRE | NOT_SENT_YET | READ_BY_SERVICES

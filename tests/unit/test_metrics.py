@@ -6,7 +6,7 @@ import pytest
 
 from enclaved.errors import EngineUnavailable, PolicyDenied
 from enclaved.metrics import OTHER, Metrics
-from enclaved.model import Phases, SandboxState, Verdict
+from enclaved.model import STDERR, STDOUT, TERMINAL, NoticeKind, Phases, ResourceUsage, SandboxState, Verdict
 
 
 @pytest.fixture
@@ -38,6 +38,64 @@ def test_phases_are_timed(metrics):
         for phase in ("queued", "starting", "running", "draining")
     }
     assert sums == {"queued": 0.1, "starting": 0.2, "running": 3.0, "draining": 0.4}
+
+
+def test_what_executions_use_is_added_up(metrics):
+    for _ in range(2):
+        metrics.execution_started()
+        usage = ResourceUsage(
+            cpu_user_s=1.5, cpu_system_s=0.25, memory_peak_bytes=5 * 2**20, io_read_bytes=7, io_write_bytes=8
+        )
+        metrics.execution_finished(
+            "python_executor", Verdict.EXITED, Phases(), usage, {STDOUT: 10, STDERR: 1, TERMINAL: 0}
+        )
+    assert metrics.value("enclaved_execution_cpu_seconds_total", mode="user") == 3
+    assert metrics.value("enclaved_execution_cpu_seconds_total", mode="system") == 0.5
+    assert metrics.value("enclaved_execution_io_bytes_total", direction="read") == 14
+    assert metrics.value("enclaved_execution_io_bytes_total", direction="write") == 16
+    assert metrics.value("enclaved_execution_output_bytes_total", channel="stdout") == 20
+    assert metrics.value("enclaved_execution_output_bytes_total", channel="stderr") == 2
+    buckets = {le: metrics.value("enclaved_execution_memory_peak_bytes_bucket", le=le) for le in MEMORY_BUCKETS}
+    assert buckets == {"4.194304e+06": 0, "1.6777216e+07": 2}
+
+
+MEMORY_BUCKETS = ("4.194304e+06", "1.6777216e+07")
+
+
+def test_a_count_that_a_sandbox_made_up_does_not_swamp_the_sum(metrics):
+    for written in (2**62, 5):
+        metrics.execution_started()
+        usage = ResourceUsage(io_write_bytes=written)
+        metrics.execution_finished("python_executor", Verdict.EXITED, Phases(), usage)
+    assert metrics.value("enclaved_execution_io_bytes_total", direction="write") == 2**40 + 5
+
+
+def test_an_execution_whose_use_is_not_known_adds_nothing(metrics):
+    metrics.execution_started()
+    metrics.execution_finished("python_executor", Verdict.SANDBOX_LOST, Phases())
+    assert metrics.value("enclaved_execution_memory_peak_bytes_count") == 0
+    assert metrics.value("enclaved_execution_cpu_seconds_total", mode="user") == 0
+
+
+def test_an_adopted_execution_is_active_until_it_ends(metrics):
+    metrics.execution_adopted()
+    assert metrics.value("enclaved_executions_adopted_total") == 1
+    assert metrics.value("enclaved_executions_active") == 1
+    metrics.execution_finished("python_executor", Verdict.EXITED, Phases())
+    assert metrics.value("enclaved_executions_active") == 0
+
+
+def test_readers_contexts_notices_and_signals_are_counted(metrics):
+    for change in (1, 1, -1):
+        metrics.execution_followed(change)
+        metrics.contexts_moved(change)
+    metrics.execution_noticed(NoticeKind.GAP)
+    metrics.execution_signalled()
+    assert metrics.value("enclaved_execution_readers") == 1
+    assert metrics.value("enclaved_contexts") == 1
+    assert metrics.value("enclaved_execution_notices_total", kind="gap") == 1
+    assert metrics.value("enclaved_execution_notices_total", kind="awaiting_input") == 0
+    assert metrics.value("enclaved_execution_signals_total") == 1
 
 
 def test_a_sandbox_is_counted_in_one_state_at_a_time(metrics):

@@ -17,6 +17,7 @@ EXAMPLES: list[errors.EnclaveError] = [
     errors.ImageNotFound("nope:1", "no registry"),
     errors.PathNotFound("/sandbox/x"),
     errors.PoolNotFound("pool"),
+    errors.ContextNotFound("analysis", "box"),
     errors.SandboxExists("box"),
     errors.WrongState("box", "stopped", "running", "sandbox 'box' is stopped; start it first"),
     errors.ImageUnusable("busybox", "it has no python3"),

@@ -26,8 +26,9 @@ def ran(*command: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
     """The unit with a program that exists on this machine, so that only the unit itself is judged."""
-    copy = tmp_path / "enclaved.service"
-    copy.write_text(UNIT.replace("/opt/ms-enclave/bin/enclaved", sys.executable))
+    copy, program = tmp_path / "enclaved.service", tmp_path / "enclaved"
+    program.symlink_to(sys.executable)  # whose own path may have spaces
+    copy.write_text(UNIT.replace("/opt/ms-enclave/bin/enclaved", str(program)))
     return copy
 
 

@@ -15,7 +15,7 @@ import aiodocker
 from aiodocker.containers import DockerContainer
 
 from enclaved.errors import EnclaveError, EngineUnavailable, InvalidRequest
-from enclaved.model import EngineInfo, PullProgress
+from enclaved.model import EngineInfo, PullProgress, ResourceUsage
 from enclaved.runtime.base import (
     LABEL_ID,
     ContainerPlan,
@@ -145,6 +145,11 @@ class DockerRuntime:
         """See `Runtime.counters`."""
         _check_id(container_id)
         return self._groups.counters(container_id)
+
+    def usage(self, container_id: str) -> ResourceUsage | None:
+        """See `Runtime.usage`."""
+        _check_id(container_id)
+        return self._groups.usage(container_id)
 
     async def close(self) -> None:
         """See `Runtime.close`. Waits for removals that a cancelled `create` left to do."""

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 import aiodocker
+from aiodocker.jsonstream import json_stream_stream
 
 from enclaved.errors import ImageNotFound, ImageUnusable, InvalidRequest
 from enclaved.model import PullProgress
@@ -116,13 +117,26 @@ class Images:
     async def _pull(self, name: str, alias: str | None, heard: Callable[[object], None]) -> None:
         async with self._engine.calling(f"pull image {name}", self._engine.deadlines.pull_s) as docker, self._pulling:
             try:
-                async for message in docker.images.pull(name, stream=True):
-                    heard(message)
+                # Not by `docker.images.pull`: it leaves the response open where it breaks off, and the engine pulls on.
+                query = docker._query("images/create", "POST", params=_parameters(name), timeout=None)  # noqa: SLF001
+                async with query as response:
+                    try:
+                        async for message in json_stream_stream(response):
+                            heard(message)
+                    finally:
+                        response.close()
             except aiodocker.DockerError as error:
                 if error.status == CONNECTION_FAILED or is_no_space(error):
                     raise
                 why = f"it cannot be pulled ({error.message.strip()})"
                 raise ImageNotFound(name, _hint(name, alias, why)) from error
+
+
+def _parameters(name: str) -> dict[str, str]:
+    """What a pull asks for: the tag ``latest`` where the name has none, since an engine would pull all of them."""
+    found = _REFERENCE.fullmatch(name)
+    tag = {"tag": "latest"} if found and not found["tag"] and not found["digest"] else {}
+    return {"fromImage": name, **tag}
 
 
 def _image(name: str, data: Mapping[str, Any]) -> Image:

@@ -285,7 +285,7 @@ class ExecutionSpec(_message.Message):
     def terminal(self) -> Global___TerminalSize:
         """A terminal for the program, which is then its input, its output and its errors: all output is on the channel
         TERMINAL, in the exact order. For commands and for Python that runs `isolated`; a context has none:
-        INVALID_ARGUMENT.
+        INVALID_ARGUMENT. With Run only if it is detached.
         """
 
     def __init__(
@@ -349,9 +349,9 @@ class TerminalSize(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     rows: _builtins.int
-    """Lines."""
+    """Lines, 1 to 65535. In an ExecutionSpec 0 is 24."""
     columns: _builtins.int
-    """Characters on a line."""
+    """Characters on a line, 1 to 65535. In an ExecutionSpec 0 is 80."""
     def __init__(
         self,
         *,
@@ -512,7 +512,9 @@ Global___ExecuteRequest: _TypeAlias = ExecuteRequest  # noqa: Y015
 
 @_typing.final
 class Stdin(_message.Message):
-    """Bytes for standard input. The daemon stops reading the stream while the program does not read its input."""
+    """Bytes for standard input. While the program does not read its input, the daemon takes in 256 KiB of it and then stops
+    reading the stream, with whatever comes behind.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -90,8 +90,7 @@ class ExecutionServiceServicer(object):
         channel is not in the answer: it then returns early with `running` and the offsets at which Attach goes on.
 
         Errors: INVALID_ARGUMENT (a parameter; BadRequest names it), NOT_FOUND (sandbox, tool), FAILED_PRECONDITION
-        (the sandbox does not run), RESOURCE_EXHAUSTED (too many executions), UNIMPLEMENTED (a field that this version
-        does not serve).
+        (the sandbox does not run, the context is not open), RESOURCE_EXHAUSTED (too many executions).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,8 +41,7 @@ class ExecutionServiceStub:
     channel is not in the answer: it then returns early with `running` and the offsets at which Attach goes on.
 
     Errors: INVALID_ARGUMENT (a parameter; BadRequest names it), NOT_FOUND (sandbox, tool), FAILED_PRECONDITION
-    (the sandbox does not run), RESOURCE_EXHAUSTED (too many executions), UNIMPLEMENTED (a field that this version
-    does not serve).
+    (the sandbox does not run, the context is not open), RESOURCE_EXHAUSTED (too many executions).
     """
     Execute: _grpc.StreamStreamMultiCallable[_execution_service_pb2.ExecuteRequest, _execution_service_pb2.ExecuteResponse]
     """Runs a tool with input going up while output comes down.
@@ -88,8 +87,7 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     channel is not in the answer: it then returns early with `running` and the offsets at which Attach goes on.
 
     Errors: INVALID_ARGUMENT (a parameter; BadRequest names it), NOT_FOUND (sandbox, tool), FAILED_PRECONDITION
-    (the sandbox does not run), RESOURCE_EXHAUSTED (too many executions), UNIMPLEMENTED (a field that this version
-    does not serve).
+    (the sandbox does not run, the context is not open), RESOURCE_EXHAUSTED (too many executions).
     """
     Execute: _aio.StreamStreamMultiCallable[_execution_service_pb2.ExecuteRequest, _execution_service_pb2.ExecuteResponse]  # type: ignore[assignment]
     """Runs a tool with input going up while output comes down.
@@ -138,8 +136,7 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         channel is not in the answer: it then returns early with `running` and the offsets at which Attach goes on.
 
         Errors: INVALID_ARGUMENT (a parameter; BadRequest names it), NOT_FOUND (sandbox, tool), FAILED_PRECONDITION
-        (the sandbox does not run), RESOURCE_EXHAUSTED (too many executions), UNIMPLEMENTED (a field that this version
-        does not serve).
+        (the sandbox does not run, the context is not open), RESOURCE_EXHAUSTED (too many executions).
         """
 
     @_abc_1.abstractmethod

@@ -301,12 +301,19 @@ daemon.recv(1)
             async with asyncio.timeout(60):
                 assert await said == b"9"
             counters = workshop.runtime.counters(container_id)
+            usage = workshop.runtime.usage(container_id)
             status = await workshop.runtime.status(container_id)
         done.set()
 
     assert counters is not None
     assert counters.oom_kills == 1
     assert counters.pids_limit_hits >= 1
+    assert 0 < counters.memory_peak_bytes <= counters.memory_limit_bytes == plan.spec.memory_limit_bytes
+    assert 0 < counters.pids_peak <= counters.pids_limit == plan.spec.pids_limit
+    assert usage is not None
+    assert usage.pids > 1
+    assert 0 < usage.memory_bytes <= usage.memory_peak_bytes == counters.memory_peak_bytes
+    assert usage.cpu_user_s + usage.cpu_system_s > 0
     assert status is not None
     assert status.running
     await workshop.runtime.remove(container_id)

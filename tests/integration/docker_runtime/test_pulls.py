@@ -22,12 +22,9 @@ ID = "sha256:" + "ab" * 32
 LAYER, OTHER = "0123456789ab", "ba9876543210"
 
 
-# aiodocker leaves the response of a pull that broke off to the garbage collector, which complains: here, and no later.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 @pytest.fixture(autouse=True)
 def _collected() -> Iterator[None]:
+    """A response that was left open complains here, and no later."""
     yield
     gc.collect()
 
@@ -38,6 +35,8 @@ class Registry:
     def __init__(self) -> None:
         self.words: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self.pulls = 0
+        self.asked: dict[str, str] = {}
+        self.cut = asyncio.Event()
         self.has_image = self.fails = self.hangs = False
 
     def say(self, *messages: dict[str, Any]) -> None:
@@ -59,12 +58,17 @@ class Registry:
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         self.pulls += 1
+        self.asked = dict(request.query)
         if self.hangs:
             await asyncio.Event().wait()
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        while (message := await self.words.get()) is not None:
-            await response.write(json.dumps(message).encode() + b"\r\n")
+        try:
+            while (message := await self.words.get()) is not None:
+                await response.write(json.dumps(message).encode() + b"\r\n")
+        except asyncio.CancelledError:
+            self.cut.set()
+            raise
         self.has_image = not self.fails
         return response
 
@@ -74,7 +78,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     made = Registry()
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", made.answer)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    runner = web.AppRunner(application, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     await web.UnixSite(runner, tmp_path / "e.sock").start()
     yield made
@@ -179,6 +183,33 @@ async def test_a_pull_that_takes_too_long_fails_for_those_who_follow_it(tmp_path
     with pytest.raises(EngineUnavailable, match="pull image x:1"):
         _ = [step async for step in runtime.pull_image("x:1")]
     await runtime.close()
+
+
+async def test_the_engine_is_told_when_a_pull_breaks_off(tmp_path: Path, registry: Registry) -> None:
+    registry.say(downloading(LAYER, 10))
+    runtime = DockerRuntime(f"unix://{tmp_path}/e.sock", deadlines=Deadlines(pull_s=0.2))
+    with pytest.raises(EngineUnavailable, match="pull image x:1"):
+        _ = [step async for step in runtime.pull_image("x:1")]
+    async with asyncio.timeout(30):
+        await registry.cut.wait()
+    await runtime.close()
+
+
+@pytest.mark.parametrize(
+    ("image", "asked"),
+    [
+        ("x", {"fromImage": "x", "tag": "latest"}),
+        ("x:1", {"fromImage": "x:1"}),
+        ("localhost:5000/x", {"fromImage": "localhost:5000/x", "tag": "latest"}),
+        (f"x@{ID}", {"fromImage": f"x@{ID}"}),
+    ],
+)
+async def test_one_tag_is_pulled_and_not_all(
+    registry: Registry, runtime: DockerRuntime, image: str, asked: dict[str, str]
+) -> None:
+    registry.end()
+    _ = [step async for step in runtime.pull_image(image)]
+    assert registry.asked == asked
 
 
 async def test_what_is_no_name_is_never_pulled(registry: Registry, runtime: DockerRuntime) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from enclaved.core import boot, executions
+from enclaved.core import boot, overdue, retention
 from enclaved.core.executions import Execution
 from enclaved.errors import ExecutionNotFound, SandboxLost
 from enclaved.model import STDERR, STDOUT, Event, SandboxState, Verdict
@@ -49,7 +49,7 @@ def known(lab: Laboratory, execution: Execution) -> bool:
 async def guest_knows(box: Box, execution: Execution) -> bool:
     """Whether the guest still has the record of an execution that the daemon has forgotten."""
     link = box.record.running_link()
-    link.handles[execution.id] = execution.handle
+    link.handles[execution.handle.name] = execution.handle
     execution.handle._failure = None
     reader = execution.handle.subscribe({})
     try:
@@ -58,7 +58,7 @@ async def guest_knows(box: Box, execution: Execution) -> bool:
         return False
     finally:
         reader.close()
-        link.handles.pop(execution.id, None)
+        link.handles.pop(execution.handle.name, None)
     return True
 
 
@@ -89,8 +89,8 @@ async def test_a_run_of_a_program_that_fills_its_journal_with_bookkeeping_is_con
 async def test_a_slow_reader_gets_every_byte_however_long_it_takes_and_whatever_ends_meanwhile(
     lab: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executions, "RECORD_KEPT_S", 0.05)
-    monkeypatch.setattr(executions, "RECORDS_PER_SANDBOX", 4)
+    monkeypatch.setattr(retention, "RECORD_KEPT_S", 0.05)
+    monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 4)
     tune_guests(lab, RECORD_KEPT_S=0.05, RECORDS_EXPIRE_EVERY_S=0.02, RECORDS_KEPT=4)
     box = await lab.box()
     slow = await box.open_shell("seq 100000")
@@ -117,7 +117,7 @@ async def test_a_slow_reader_gets_every_byte_however_long_it_takes_and_whatever_
 async def test_the_latest_records_are_kept_and_the_one_that_is_read(
     lab: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executions, "RECORDS_PER_SANDBOX", 3)
+    monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 3)
     box = await lab.box()
     made = [await box.open_shell("seq 100000")]
     async with made[0].attach() as events:
@@ -133,7 +133,7 @@ async def test_the_latest_records_are_kept_and_the_one_that_is_read(
 
 async def test_output_that_nobody_reads_goes_with_its_record(lab: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the guest, which has memory for so many of them only."""
-    monkeypatch.setattr(executions, "RECORDS_PER_SANDBOX", 2)
+    monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 2)
     tune_guests(lab, RECORDS_KEPT=2, EXECUTIONS_MAX=8)
     box = await lab.box()
     for _ in range(12):
@@ -142,7 +142,7 @@ async def test_output_that_nobody_reads_goes_with_its_record(lab: Laboratory, mo
 
 
 async def test_who_attaches_when_the_record_is_gone_is_told(lab: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executions, "RECORDS_PER_SANDBOX", 1)
+    monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 1)
     box = await lab.box()
     gone = await box.open_shell("echo gone")
     await follow(gone)
@@ -217,7 +217,7 @@ async def test_a_call_that_waits_behind_a_longer_one_does_not_cost_the_sandbox(
     lab: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon's patience with the guest begins when the guest may begin."""
-    monkeypatch.setattr(executions, "TIMEOUT_MARGIN_S", -600)
+    monkeypatch.setattr(overdue, "TIMEOUT_MARGIN_S", -600)
     loop = asyncio.get_running_loop()
     box = await lab.box()
     long = await box.open_python("input()", stdin=True, timeout_s=3000)
@@ -248,22 +248,22 @@ async def test_patience_with_the_guest_begins_when_it_may_begin_with_a_call(
     opened_at = loop.time()
     await until(lambda: loop.time() > opened_at + 0.01)
     with monkeypatch.context() as patch:
-        patch.setattr(executions, "TIMEOUT_MARGIN_S", -599.99)
-        lab.executions._overdue(second)
+        patch.setattr(overdue, "TIMEOUT_MARGIN_S", -599.99)
+        lab.executions._overdue.look(second)
     assert lab.sandboxes.get(box.id).state is SandboxState.RUNNING
     await long.write_stdin(b"\n")
     await long.ended
-    lab.executions._overdue(second)  # it is its turn, but it had no time yet
+    lab.executions._overdue.look(second)  # it is its turn, but it had no time yet
     assert lab.sandboxes.get(box.id).state is SandboxState.RUNNING
-    monkeypatch.setattr(executions, "TIMEOUT_MARGIN_S", -600)
-    lab.executions._overdue(second)
+    monkeypatch.setattr(overdue, "TIMEOUT_MARGIN_S", -600)
+    lab.executions._overdue.look(second)
     assert (await second.ended).verdict is Verdict.SANDBOX_LOST
 
 
 async def test_an_execution_that_a_guest_does_not_end_costs_the_sandbox_whatever_else_ends_in_it(
     lab: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executions, "TIMEOUT_MARGIN_S", -600)
+    monkeypatch.setattr(overdue, "TIMEOUT_MARGIN_S", -600)
     box = await lab.box()
     endless = await box.open_shell("sleep 600", timeout_s=600.3)
     in_line = await box.open_python("input()", stdin=True, timeout_s=3000)
@@ -282,7 +282,7 @@ async def test_a_sandbox_that_somebody_pauses_is_not_given_up_for_its_timeouts(
 ) -> None:
     monkeypatch.setattr(boot, "PING_EVERY_S", 0.02)
     monkeypatch.setattr(boot, "PING_PATIENCE_S", 0.1)
-    monkeypatch.setattr(executions, "TIMEOUT_MARGIN_S", 0.9)
+    monkeypatch.setattr(overdue, "TIMEOUT_MARGIN_S", 0.9)
     status = lab.runtime.status
 
     async def paused(container_id: str) -> ContainerStatus | None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import json
+import random
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from enclaved.gateway import intake, server
+from enclaved.gateway import archives, intake, server
 from tests.service.daemons import PATIENCE_S, Running, daemon, settings_in
 
 
@@ -83,6 +88,69 @@ async def test_an_archive_that_is_too_large_is_refused(folder: Path):
             answer = await api.post(f"/sandbox/{sandbox_id}/archive", content=bytes(100_001))
             assert (answer.status_code, "100000 bytes" in answer.text) == (413, True)
             assert running.addresses.http == f"unix:{folder}/h.sock"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("there", [b"", b"from before"])
+async def test_of_an_upload_that_is_cut_no_half_file_stays(
+    running: Running, api: httpx.AsyncClient, framing: str, pack: Callable[[bytes], bytes], there: bytes
+):
+    sandbox_id = (await api.post("/sandbox/create", json={"tools_config": ["shell_executor"]})).json()["sandbox_id"]
+    here = (await shell(api, sandbox_id, "pwd")).strip()
+    if there:
+        await api.post(f"/sandbox/{sandbox_id}/archive", params={"target_dir": here}, content=packed(data=there))
+    body = pack(packed(first=b"whole", data=random.Random(1).randbytes(400_000)))
+    sent = body[:300_000]
+    _, writer = await opened(running)
+    writer.write(f"POST /sandbox/{sandbox_id}/archive?target_dir={here} HTTP/1.1\r\nHost: localhost\r\n".encode())
+    if framing == "length":
+        writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + sent)
+    else:
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(sent) + sent + b"\r\n")
+    await writer.drain()
+    async with asyncio.timeout(PATIENCE_S):
+        while await shell(api, sandbox_id, "ls first || true") != "first\n":  # so that the second has begun
+            pass
+        writer.close()
+        while 'code="499",route="/sandbox/{sandbox_id}/archive"' not in (await running.get("/metrics"))[1]:
+            pass
+        # The guest cleans up after the upload has been given up.
+        wanted = "data\nfirst\n" if there else "first\n"
+        while (found := await shell(api, sandbox_id, "ls -A")) != wanted:
+            assert "data" not in found.split() or there
+    if there:
+        assert (await shell(api, sandbox_id, "cat data")).encode() == there
+
+
+async def shell(api: httpx.AsyncClient, sandbox_id: str, command: str) -> str:
+    """Runs a command and returns what it printed."""
+    body = {"sandbox_id": sandbox_id, "tool_name": "shell_executor", "parameters": {"command": command}}
+    answer = await api.post("/sandbox/tool/execute", json=body)
+    return str(answer.json()["output"])
+
+
+def packed(**contents: bytes) -> bytes:
+    """Packs an archive of files."""
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return target.getvalue()
+
+
+async def test_a_fault_of_ours_is_counted(running: Running, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch):
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    assert "enclaved_faults_total 0.0" in (await running.get("/metrics"))[1]
+    monkeypatch.setattr(archives, "unpack", broken)
+    sandbox_id = (await api.post("/sandbox/create")).json()["sandbox_id"]
+    answer = await api.post(f"/sandbox/{sandbox_id}/archive", content=b"x")
+    assert (answer.status_code, "internal error" in answer.text) == (500, True)
+    assert "enclaved_faults_total 1.0" in (await running.get("/metrics"))[1]
 
 
 async def test_what_nobody_asks_the_server_to_be_is_not_there(running: Running):

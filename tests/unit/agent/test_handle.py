@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from enclaved.agent import handle as handle_module
+from enclaved.agent import reader as reader_module
 from enclaved.agent.guest.limits import STDERR, STDOUT
 from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.jobs import WireJob
@@ -25,6 +25,8 @@ class Connection:
     def __init__(self) -> None:
         self.handles: dict[str, Handle] = {}
         self.sent: list[Mapping[str, Any]] = []
+
+    connected = True
 
     def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
         """Sends nothing."""
@@ -51,7 +53,7 @@ async def handle(connection: Connection) -> Handle:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives guests next to no time."""
-    monkeypatch.setattr(handle_module, "END_PATIENCE_S", 0.01)
+    monkeypatch.setattr(reader_module, "END_PATIENCE_S", 0.01)
 
 
 def output(number: int, offset: int, data: bytes) -> tuple[str, dict[str, Any], bytes]:

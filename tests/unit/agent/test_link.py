@@ -16,9 +16,10 @@ import pytest
 
 from enclaved.agent.guest.frames import FrameDecoder, encode_frame
 from enclaved.agent.guest.limits import CHUNK_OVERHEAD_BYTES, MAX_PAYLOAD_BYTES, PROTOCOL_VERSION, STDIN_WINDOW_BYTES
-from enclaved.agent.handle import CREDIT_BYTES, Handle, OutputReader, RunOptions
+from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.jobs import WireJob
 from enclaved.agent.link import SOCKET_NAME, GuestLink
+from enclaved.agent.reader import CREDIT_BYTES, OutputReader
 from enclaved.errors import (
     ExecutionNotFound,
     GuestUnavailable,
@@ -123,6 +124,8 @@ class House:
         """An execution that the guest has taken."""
         handle, reader = self.link.start("x", JOB, RunOptions(timeout_s=5, stdin=stdin))
         await guest.hear_of("run")
+        if stdin:
+            await guest.hear_of("watch_input")
         return handle, reader
 
 
@@ -404,7 +407,7 @@ async def test_a_guest_that_sends_without_credit_is_dropped(house: House) -> Non
     for number in range(CREDIT_BYTES // CHUNK_OVERHEAD_BYTES + 2):
         said(guest, number, b"x")
     await guest.hung_up()
-    assert len(reader._chunks) <= CREDIT_BYTES // CHUNK_OVERHEAD_BYTES + 1
+    assert len(reader._items) <= CREDIT_BYTES // CHUNK_OVERHEAD_BYTES + 1
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2])
@@ -499,7 +502,7 @@ async def test_losing_the_sandbox_ends_everything_with_the_reason(house: House) 
     handle, reader = await house.execution(guest, stdin=True)
     said(guest, 0, b"last words")
     await ping(house, guest)
-    writing = asyncio.create_task(handle.write_stdin(bytes(2 * STDIN_WINDOW_BYTES), None))
+    writing = asyncio.create_task(handle.input.write(bytes(2 * STDIN_WINDOW_BYTES), None))
     house.link.fail(SandboxLost("box", "it burned"))
     with pytest.raises(SandboxLost, match="it burned"):
         await soon(handle.finished)
@@ -521,7 +524,7 @@ async def test_input_stops_at_the_window_and_goes_on_as_it_is_taken(house: House
     guest = await house.guest()
     handle, _ = await house.execution(guest, stdin=True)
     data = os.urandom(STDIN_WINDOW_BYTES + 3 * MAX_PAYLOAD_BYTES)
-    writing = asyncio.create_task(handle.write_stdin(data, None))
+    writing = asyncio.create_task(handle.input.write(data, None))
     received = bytearray()
     while len(received) < STDIN_WINDOW_BYTES:
         header, payload = await guest.hear_of("stdin")
@@ -537,32 +540,32 @@ async def test_input_stops_at_the_window_and_goes_on_as_it_is_taken(house: House
         received += payload
     guest.say("stdin_taken", execution="x", offset=len(received))
     await soon(writing)
-    handle.end_input()
-    handle.end_input()
+    await handle.end_input()
+    await handle.end_input()
     await guest.hear_of("end_of_input")
     assert bytes(received) == data
     with pytest.raises(InvalidRequest, match="end of the input"):
-        await handle.write_stdin(b"x", None)
+        await handle.input.write(b"x", None)
 
 
 async def test_input_after_the_end_goes_nowhere(house: House) -> None:
     guest = await house.guest()
     handle, _ = await house.execution(guest, stdin=True)
-    writing = asyncio.create_task(handle.write_stdin(bytes(2 * STDIN_WINDOW_BYTES), None))
+    writing = asyncio.create_task(handle.input.write(bytes(2 * STDIN_WINDOW_BYTES), None))
     finished(guest)
     await soon(writing)
-    await soon(handle.write_stdin(bytes(2 * STDIN_WINDOW_BYTES), None))
+    await soon(handle.input.write(bytes(2 * STDIN_WINDOW_BYTES), None))
 
 
 async def test_repeated_input_is_skipped_and_a_gap_refused(house: House) -> None:
     guest = await house.guest()
     handle, _ = await house.execution(guest, stdin=True)
     for data, offset in ((b"abc", 0), (b"abc", 0), (b"bcde", 1), (b"f", None)):
-        await handle.write_stdin(data, offset)
+        await handle.input.write(data, offset)
     frames = [await guest.hear() for _ in range(3)]
     assert [(header["offset"], payload) for header, payload in frames] == [(0, b"abc"), (3, b"de"), (5, b"f")]
     with pytest.raises(InvalidRequest, match="7 leaves a gap; the next byte wanted is 6"):
-        await handle.write_stdin(b"h", 7)
+        await handle.input.write(b"h", 7)
 
 
 # -- reconnecting
@@ -642,15 +645,15 @@ async def test_an_execution_that_the_guest_has_lost_is_not_run_twice(house: Hous
 async def test_what_was_said_while_the_guest_was_away_is_said_when_it_is_back(house: House) -> None:
     guest = await house.guest()
     handle, reader = await house.execution(guest, stdin=True)
-    await handle.write_stdin(b"abc", 0)
+    await handle.input.write(b"abc", 0)
     await guest.hear_of("stdin")
     guest.say("stdin_taken", execution="x", offset=2)
     said(guest, 0, b"out")
     await soon(reader.next())
     await house.away(guest)
-    await handle.write_stdin(b"def", 3)
+    await handle.input.write(b"def", 3)
     handle.acknowledge({1: 3})
-    handle.end_input()
+    await handle.end_input()
     handle.cancel()
 
     guest = await house.guest("x")

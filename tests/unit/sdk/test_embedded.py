@@ -255,7 +255,8 @@ def test_without_a_runtime_directory_it_is_below_the_temporary_one(
 def test_a_directory_that_others_may_read_is_not_used(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (runtime_dir / "ms-enclave").mkdir(mode=0o755)
+    (runtime_dir / "ms-enclave").mkdir()
+    (runtime_dir / "ms-enclave").chmod(0o755)
     monkeypatch.setattr(embedded.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(embedded, "_DIRECTORY_BYTES_MAX", 200)
     assert embedded.private_directory().is_relative_to(tmp_path)

@@ -53,6 +53,7 @@ async def test_a_directory_is_copied_with_everything_below_it(write: Writes, tmp
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "top.txt").write_bytes(b"top")
+    (tmp_path / "top.txt").chmod(0o644)
     (tmp_path / "a" / "b" / "run.sh").write_bytes(b"x" * 600_000)
     (tmp_path / "a" / "b" / "run.sh").chmod(0o755)
     (tmp_path / "link").symlink_to("top.txt")

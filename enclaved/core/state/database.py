@@ -1,0 +1,218 @@
+"""One SQLite file: opened with care, written in microseconds, checkpointed in the background.
+
+In WAL mode with ``synchronous=NORMAL`` a commit is one write to the page cache: a daemon that is killed loses nothing.
+A machine that loses power may lose the last commits, and with them the containers that they told of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from enclaved.core.state.schema import APPLICATION_ID, MIGRATIONS
+from enclaved.errors import NoSpace
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_EVERY_S: Final = 5.0
+CHECKPOINT_WRITES: Final = 1000
+LOG_MOST_BYTES: Final = 16 * 1024 * 1024
+BUSY_S: Final = 1.0
+"""How long to wait for another program that has the database open; the event loop waits with it."""
+_MOVE_AWAY = "move the file away to start without it; its sandboxes are then removed"
+_DISK_CODES: Final = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_BUSY,
+    }
+)
+"""What a full or failing disk makes of a write (primary codes)."""
+
+T = TypeVar("T")
+
+
+class StateUnusable(Exception):
+    """The database cannot be used. The text says why and what to do, in one line."""
+
+
+class Database:
+    """A connection that belongs to the event loop's thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, makes it if need be, and brings it to the newest version. Raises `StateUnusable`."""
+        self.path = path
+        self._owed: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        self._writes = 0
+        self._many = asyncio.Event()
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite keeps the mode
+        except OSError as error:
+            raise _unusable(path, error.strerror or str(error), "look at the room and the permissions there") from error
+        try:
+            self._connection = _connect(path)
+        except sqlite3.Error as error:
+            raise _refusal(path, error) from error
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise _refusal(path, error) from error
+        except StateUnusable:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        application, version = self._number("PRAGMA application_id"), self._number("PRAGMA user_version")
+        tables = self._number("SELECT count(*) FROM sqlite_master")
+        if application != APPLICATION_ID and (application or version or tables):
+            raise _unusable(self.path, "it is a database of another program", _MOVE_AWAY)
+        newest = len(MIGRATIONS)
+        if version > newest:
+            known = f"a newer enclaved wrote it (version {version}, this one knows up to {newest})"
+            raise _unusable(self.path, known, f"install that one again, or {_MOVE_AWAY}")
+        found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise _unusable(self.path, f"it is damaged ({found})", _MOVE_AWAY)
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute("PRAGMA wal_autocheckpoint = 0")
+        if version < newest:
+            with self._transaction():
+                for statements in MIGRATIONS[version:]:
+                    for statement in statements:
+                        self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                self._connection.execute(f"PRAGMA user_version = {newest}")
+            log.info("state database made" if not version else "state database migrated", extra={"version": newest})
+
+    def _number(self, query: str) -> int:
+        return int(self._connection.execute(query).fetchone()[0])
+
+    def load(self, query: str, make: Callable[[dict[str, Any]], T]) -> list[T]:
+        """Reads rows; ``make`` makes an object of each or raises `ValueError`. Raises `StateUnusable`."""
+        try:
+            found = self._connection.execute(query)
+            names = [column[0] for column in found.description]
+            return [make(dict(zip(names, values, strict=True))) for values in found]
+        except sqlite3.Error as error:
+            raise _refusal(self.path, error) from error
+        except ValueError as error:
+            log.error("a row of the state database makes no sense", exc_info=error)
+            raise _unusable(self.path, "it is damaged (a row makes no sense; see the log)", _MOVE_AWAY) from error
+
+    def write(self, sql: str, values: Mapping[str, Any]) -> None:
+        """Writes at once, after what is still owed. Raises `NoSpace` if the disk is full or fails."""
+        try:
+            self._pay()
+            self._execute(sql, values)
+        except sqlite3.Error as error:
+            if _primary(error) not in _DISK_CODES:
+                raise
+            text = f"cannot write to the daemon's state {self.path}: {error}; make room there, or look at the disk"
+            raise NoSpace(str(self.path), text) from error
+
+    def write_surely(self, key: str, sql: str, values: Mapping[str, Any]) -> None:
+        """Writes what has happened already and cannot be refused: at once, else later, as soon as that works.
+
+        Of several writes under one key only the last is owed.
+        """
+        try:
+            self._pay()
+            self._execute(sql, values)
+        except sqlite3.Error as error:
+            if not self._owed:
+                log.error(
+                    "state not written; will be tried again", extra={"reason": str(error), "path": str(self.path)}
+                )
+            self._owed.pop(key, None)
+            self._owed[key] = (sql, values)
+
+    @property
+    def owed(self) -> int:
+        """How many writes wait for the disk."""
+        return len(self._owed)
+
+    def _pay(self) -> None:
+        if self._owed:
+            with self._transaction():
+                for sql, values in self._owed.values():
+                    self._execute(sql, values)
+            log.info("state written after all", extra={"writes": len(self._owed)})
+            self._owed.clear()
+
+    def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
+        self._connection.execute(sql, values)
+        self._writes += 1
+        if self._writes >= CHECKPOINT_WRITES:
+            self._many.set()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # some errors have rolled it back already
+                self._connection.execute("ROLLBACK")
+            raise
+
+    async def keep(self) -> None:
+        """Moves what was written into the main file from time to time, and pays what is owed. Never returns."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CHECKPOINT_EVERY_S):
+                    await self._many.wait()
+            self._many.clear()
+            try:
+                self._pay()
+                if self._writes:
+                    self._writes = 0
+                    await asyncio.to_thread(self._checkpoint)
+            except sqlite3.Error as error:  # the log of writes grows until this works; nothing is lost
+                log.warning("state not checkpointed", extra={"reason": str(error), "path": str(self.path)})
+                await asyncio.sleep(CHECKPOINT_EVERY_S)
+
+    def _checkpoint(self) -> None:
+        """Runs in a thread, with a connection of its own, since it waits for the disk."""
+        with closing(_connect(self.path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            if self.path.with_name(f"{self.path.name}-wal").stat().st_size > LOG_MOST_BYTES:
+                # Writes that came meanwhile kept it from starting anew. This holds them up, for the few that are left.
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Pays what is owed if that works, and closes the file."""
+        try:
+            self._pay()
+        except sqlite3.Error as error:
+            log.error("state not written", extra={"reason": str(error), "writes": len(self._owed)})
+        self._connection.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+
+
+def _primary(error: sqlite3.Error) -> int:
+    """The primary result code; the extended ones add detail in higher bits."""
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def _refusal(path: Path, error: sqlite3.Error) -> StateUnusable:
+    if _primary(error) in _DISK_CODES:
+        return _unusable(path, str(error), "make room there, look at the permissions, or choose another state.dir")
+    return _unusable(path, f"it is damaged ({error})", _MOVE_AWAY)
+
+
+def _unusable(path: Path, why: str, hint: str) -> StateUnusable:
+    return StateUnusable(f"cannot use the state database {path}: {why}; {hint}")

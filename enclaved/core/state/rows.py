@@ -1,0 +1,78 @@
+"""What is written down of a sandbox, and how rows become JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
+
+from enclaved.model import Adjustment, SandboxSpec, SandboxState
+from enclaved.runtime.base import Image
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRow:
+    """A sandbox as the next daemon must know it."""
+
+    id: str
+    number: int
+    """Order of creation, for pages."""
+    spec: SandboxSpec
+    adjustments: tuple[Adjustment, ...]
+    labels: Mapping[str, str]
+    uid: int
+    directory: str
+    """Its directory on the host, as a path."""
+    container_id: str | None
+    """``None``: none was made, or nobody could write down its id."""
+    image: Image | None
+    env: Mapping[str, str]
+    state: SandboxState
+    """``INITIALIZING``: it is being made. ``STOPPING``: it is being deleted."""
+    state_reason: str
+    created_at: datetime
+    updated_at: datetime
+    expires_monotonic_s: float
+    """When its time to live ends, as CLOCK_MONOTONIC of the boot ``boot_id``: no step of the wall clock changes it."""
+    boot_id: str
+    pool_id: str = ""
+    """The pool that it is a member of; empty: none."""
+
+
+def encode(value: object) -> str:
+    """Makes JSON of dataclasses, and of mappings, sequences and moments in them."""
+    return json.dumps(value, default=_plain, separators=(",", ":"))
+
+
+def shallow(value: DataclassInstance) -> dict[str, Any]:
+    """The fields of a dataclass by name."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return shallow(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__} cannot be written down")
+
+
+def decode(kind: Any, text: str) -> Any:
+    """Makes a value of a type out of JSON. Raises `ValueError` if it is none. Fields that are missing get defaults."""
+    return _adapter(kind).validate_json(text)
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

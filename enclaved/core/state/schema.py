@@ -1,0 +1,47 @@
+"""The tables, version by version. A version that was released never changes: what comes later is a migration."""
+
+from __future__ import annotations
+
+from typing import Final
+
+APPLICATION_ID: Final = 0x656E636C
+"""Says in the file's header that the database is ours ("encl")."""
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """
+        CREATE TABLE sandboxes (
+            id TEXT PRIMARY KEY,
+            number INTEGER NOT NULL,
+            spec TEXT NOT NULL,
+            adjustments TEXT NOT NULL,
+            labels TEXT NOT NULL,
+            uid INTEGER NOT NULL,
+            directory TEXT NOT NULL,
+            container_id TEXT,
+            image TEXT NOT NULL,
+            env TEXT NOT NULL,
+            state TEXT NOT NULL,
+            state_reason TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            updated_at TEXT NOT NULL,
+            expires_monotonic_s REAL NOT NULL,
+            boot_id TEXT NOT NULL,
+            pool_id TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE executions (
+            id TEXT PRIMARY KEY,
+            sandbox_id TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            body TEXT NOT NULL,
+            finished TEXT
+        ) WITHOUT ROWID
+        """,
+    ),
+)
+"""The statements that lead from each version to the next; the first make version 1.
+
+Each table is one tree, without a second one for its ids: short executions make thousands of changes a second.
+"""

@@ -1,0 +1,141 @@
+"""The tables as the core uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from enclaved.core.execution_rows import ExecutionRow
+from enclaved.core.state.database import Database
+from enclaved.core.state.rows import SandboxRow, decode, encode, shallow
+from enclaved.model import Adjustment, Finished, SandboxSpec, SandboxState
+from enclaved.runtime.base import Image
+
+DATABASE_NAME: Final = "state.db"
+
+
+class State:
+    """The daemon's database. One daemon uses it at a time; the lock on the state directory sees to that."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.sandboxes = SandboxTable(database)
+        self.executions = ExecutionTable(database)
+
+    @classmethod
+    def open(cls, path: Path) -> State:
+        """Opens the database at a path; makes it if there is none. Raises `StateUnusable`."""
+        return cls(Database(path))
+
+    async def keep(self) -> None:
+        """Does what the database needs done in the background. Never returns."""
+        await self._database.keep()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._database.close()
+
+
+class SandboxTable:
+    """Sandboxes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, row: SandboxRow) -> None:
+        """Writes a sandbox down before something is made for it. Raises `NoSpace`; then nothing must be made."""
+        self._database.write(_SAVE_SANDBOX, _sandbox_values(row))
+
+    def note(self, row: SandboxRow) -> None:
+        """Writes down what has happened to a sandbox, at once or as soon as the disk allows."""
+        self._database.write_surely(f"sandbox {row.id}", _SAVE_SANDBOX, _sandbox_values(row))
+
+    def forget(self, sandbox_id: str, number: int) -> None:
+        """Drops a sandbox of which nothing is left. A younger one of the same id stays."""
+        sql = "DELETE FROM sandboxes WHERE id = :id AND number = :number"
+        self._database.write_surely(f"sandbox {sandbox_id}", sql, {"id": sandbox_id, "number": number})
+
+    def load(self) -> list[SandboxRow]:
+        """Reads all, oldest first. Raises `StateUnusable`."""
+        return self._database.load("SELECT * FROM sandboxes ORDER BY number", _sandbox)
+
+
+class ExecutionTable:
+    """Executions: an `ExecutionStore`. What the daemon runs for itself (files, resets) need not be in it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(self, row: ExecutionRow) -> None:
+        """Writes an execution down before its job is sent, or what has changed of it. Raises `NoSpace`."""
+        values = {
+            "id": row.id,
+            "sandbox_id": row.sandbox_id,
+            "created_at": row.created_at.isoformat(),
+            "body": encode(replace(row, finished=None)),
+            "finished": None if row.finished is None else encode(row.finished),
+        }
+        self._database.write(_SAVE_EXECUTION, values)
+
+    def finish(self, execution_id: str, finished: Finished) -> None:
+        """Notes how an execution ended, at once or as soon as the disk allows."""
+        sql = "UPDATE executions SET finished = :finished WHERE id = :id"
+        values = {"id": execution_id, "finished": encode(finished)}
+        self._database.write_surely(f"execution {execution_id}", sql, values)
+
+    def forget(self, execution_id: str) -> None:
+        """Drops an execution that nobody can ask for any more, or whose job was never sent."""
+        sql = "DELETE FROM executions WHERE id = :id"
+        self._database.write_surely(f"execution {execution_id}", sql, {"id": execution_id})
+
+    def load(self) -> list[ExecutionRow]:
+        """Reads all, oldest first. Raises `StateUnusable`."""
+        return self._database.load("SELECT * FROM executions ORDER BY created_at, id", _execution)
+
+
+_SAVE_SANDBOX: Final = """
+    INSERT OR REPLACE INTO sandboxes VALUES (
+        :id, :number, :spec, :adjustments, :labels, :uid, :directory, :container_id, :image, :env, :state,
+        :state_reason, :created_at, :updated_at, :expires_monotonic_s, :boot_id, :pool_id
+    )
+"""
+_SAVE_EXECUTION: Final = """
+    INSERT INTO executions VALUES (:id, :sandbox_id, :created_at, :body, :finished)
+    ON CONFLICT (id) DO UPDATE SET body = excluded.body, finished = coalesce(excluded.finished, finished)
+"""
+
+
+def _sandbox_values(row: SandboxRow) -> dict[str, Any]:
+    return {
+        **shallow(row),
+        "spec": encode(row.spec),
+        "adjustments": encode(row.adjustments),
+        "labels": encode(row.labels),
+        "image": encode(row.image),
+        "env": encode(row.env),
+        "state": row.state.value,
+        "created_at": row.created_at.isoformat(),
+        "updated_at": row.updated_at.isoformat(),
+    }
+
+
+def _sandbox(values: dict[str, Any]) -> SandboxRow:
+    decoded = {
+        "spec": decode(SandboxSpec, values["spec"]),
+        "adjustments": decode(tuple[Adjustment, ...], values["adjustments"]),
+        "labels": decode(Mapping[str, str], values["labels"]),
+        "image": decode(Image | None, values["image"]),
+        "env": decode(Mapping[str, str], values["env"]),
+        "state": SandboxState(values["state"]),
+        "created_at": datetime.fromisoformat(values["created_at"]),
+        "updated_at": datetime.fromisoformat(values["updated_at"]),
+    }
+    return SandboxRow(**{**values, **decoded})
+
+
+def _execution(values: dict[str, Any]) -> ExecutionRow:
+    row: ExecutionRow = decode(ExecutionRow, values["body"])
+    return replace(row, finished=decode(Finished | None, values["finished"] or "null"))

@@ -1,0 +1,39 @@
+"""The only mapping between the messages of the contract and the daemon's own model.
+
+From the wire: what is malformed raises `InvalidRequest` with the field's path. What is well-formed but too much is for
+policy to judge. Onto the wire: never fails.
+"""
+
+from enclaved.services._convert.calls import (
+    is_running,
+    offsets,
+    signal_number,
+    stats_interval_s,
+    terminal_size,
+    tool_call,
+    wait_s,
+)
+from enclaved.services._convert.executions import context, event, execution, run_response
+from enclaved.services._convert.others import pool, pull_progress, system_info, tool
+from enclaved.services._convert.sandboxes import sandbox, sandbox_request, states
+
+__all__ = [
+    "context",
+    "event",
+    "execution",
+    "is_running",
+    "offsets",
+    "pool",
+    "pull_progress",
+    "run_response",
+    "sandbox",
+    "sandbox_request",
+    "signal_number",
+    "states",
+    "stats_interval_s",
+    "system_info",
+    "terminal_size",
+    "tool",
+    "tool_call",
+    "wait_s",
+]

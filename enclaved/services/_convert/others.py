@@ -1,0 +1,49 @@
+"""Everything that is only shown: pools, pulls of images, tools and the daemon."""
+
+from __future__ import annotations
+
+from ms_enclave.v1 import image_service_pb2, pool_service_pb2, system_service_pb2, tool_service_pb2
+
+from enclaved import model
+from enclaved.services._convert.common import json_text, timestamp
+
+
+def pool(found: model.PoolInfo) -> pool_service_pb2.InitializePoolResponse:
+    """Shows a pool."""
+    return pool_service_pb2.InitializePoolResponse(pool_id=found.id, sandbox_ids=found.sandbox_ids)
+
+
+def pull_progress(found: model.PullProgress) -> image_service_pb2.PullImageResponse:
+    """Shows how far a pull is."""
+    return image_service_pb2.PullImageResponse(
+        layer=found.layer,
+        status=found.status,
+        current_bytes=found.current_bytes,
+        total_bytes=found.total_bytes,
+        image_id=found.image_id,
+    )
+
+
+def tool(found: model.ToolDescription) -> tool_service_pb2.Tool:
+    """Shows a tool."""
+    return tool_service_pb2.Tool(
+        name=found.name, aliases=found.aliases, description=found.description, schema_json=json_text(found.schema)
+    )
+
+
+def system_info(found: model.SystemInfo) -> system_service_pb2.GetInfoResponse:
+    """Shows the daemon."""
+    return system_service_pb2.GetInfoResponse(
+        version=found.version,
+        start_time=timestamp(found.started_at),
+        embedded=found.embedded,
+        engine=system_service_pb2.EngineInfo(
+            name=found.engine.name,
+            version=found.engine.version,
+            available=found.engine.available,
+            cgroup_version=found.engine.cgroup_version,
+        ),
+        active_sandboxes=found.active_sandboxes,
+        active_executions=found.active_executions,
+        guest_protocol_version=found.guest_protocol_version,
+    )

@@ -1,0 +1,118 @@
+"""Sandboxes: what a caller wants one to be, and how one is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ms_enclave.v1 import sandbox_service_pb2
+
+from enclaved import model
+from enclaved.errors import InvalidRequest
+from enclaved.services import _fields as fields
+from enclaved.services._convert.common import json_text, timestamp
+
+
+def sandbox_request(spec: sandbox_service_pb2.SandboxSpec) -> model.SandboxRequest:
+    """Reads what a caller wants its sandbox to be; a field that is not set becomes ``None``."""
+    return model.SandboxRequest(
+        image=spec.image or None,
+        memory_limit_bytes=spec.memory_limit_bytes if spec.HasField("memory_limit_bytes") else None,
+        cpu_limit=spec.cpu_limit if spec.HasField("cpu_limit") else None,
+        pids_limit=spec.pids_limit if spec.HasField("pids_limit") else None,
+        working_dir_size_bytes=spec.working_dir_size_bytes if spec.HasField("working_dir_size_bytes") else None,
+        tmp_size_bytes=spec.tmp_size_bytes if spec.HasField("tmp_size_bytes") else None,
+        working_dir=spec.working_dir or None,
+        env_vars=dict(spec.env_vars),
+        tools=_tool_selection(spec.tools) if spec.HasField("tools") else None,
+        timeout_s=spec.timeout_s if spec.HasField("timeout_s") else None,
+        ttl_s=spec.ttl_s if spec.HasField("ttl_s") else None,
+        remove_on_exit=spec.remove_on_exit if spec.HasField("remove_on_exit") else None,
+        network_enabled=spec.network_enabled if spec.HasField("network_enabled") else None,
+        network=spec.network if spec.HasField("network") else None,
+        volumes=tuple(model.Volume(volume.host_path, volume.bind, volume.mode or "rw") for volume in spec.volumes),
+        ports=tuple(
+            model.PortMapping(port.container_port, port.host_address or "127.0.0.1", port.host_port)
+            for port in spec.ports
+        ),
+        extra_hosts=dict(spec.extra_hosts),
+        platform=spec.platform or None,
+        command=tuple(spec.command),
+        privileged=spec.privileged if spec.HasField("privileged") else None,
+    )
+
+
+def _tool_selection(selection: sandbox_service_pb2.ToolSelection) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for index, tool in enumerate(selection.tools):
+        field = f"spec.tools.tools[{index}]"
+        if not tool.name:
+            raise InvalidRequest.of(f"{field}.name", "is missing")
+        if tool.name in found:
+            raise InvalidRequest.of(f"{field}.name", f"names {tool.name!r} a second time")
+        found[tool.name] = fields.json_object(tool.options_json or "{}", f"{field}.options_json")
+    return found
+
+
+def states(values: Iterable[sandbox_service_pb2.Sandbox.State.ValueType]) -> frozenset[model.SandboxState]:
+    """Reads the states that a listing asks for."""
+    known = {number: state for state, number in _STATES.items()}
+    for value in values:
+        if value not in known:
+            raise InvalidRequest.of("states", f"has the unknown state {value}")
+    return frozenset(known[value] for value in values)
+
+
+def sandbox(found: model.Sandbox) -> sandbox_service_pb2.Sandbox:
+    """Shows a sandbox."""
+    return sandbox_service_pb2.Sandbox(
+        id=found.id,
+        state=_STATES[found.state],
+        state_reason=found.state_reason,
+        spec=_spec(found.spec),
+        adjustments=[
+            sandbox_service_pb2.Adjustment(field=item.field, wanted=item.wanted, granted=item.granted, rule=item.rule)
+            for item in found.adjustments
+        ],
+        labels=found.labels,
+        create_time=timestamp(found.created_at),
+        update_time=timestamp(found.updated_at),
+        expire_time=timestamp(found.expires_at),
+        image_id=found.image_id,
+        active_executions=found.active_executions,
+        uid=found.uid,
+    )
+
+
+def _spec(spec: model.SandboxSpec) -> sandbox_service_pb2.SandboxSpec:
+    found = sandbox_service_pb2.SandboxSpec(
+        image=spec.image,
+        memory_limit_bytes=spec.memory_limit_bytes,
+        cpu_limit=spec.cpu_limit,
+        pids_limit=spec.pids_limit,
+        working_dir_size_bytes=spec.working_dir_size_bytes,
+        tmp_size_bytes=spec.tmp_size_bytes,
+        working_dir=spec.working_dir,
+        env_vars=spec.env_vars,
+        timeout_s=spec.timeout_s,
+        ttl_s=spec.ttl_s,
+        remove_on_exit=spec.remove_on_exit,
+        network_enabled=False,
+    )
+    if spec.tools is not None:
+        found.tools.SetInParent()
+        for name, options in spec.tools.items():
+            found.tools.tools.add(name=name, options_json=json_text(options))
+    return found
+
+
+_STATES: Mapping[model.SandboxState, sandbox_service_pb2.Sandbox.State.ValueType] = MappingProxyType(
+    {
+        model.SandboxState.INITIALIZING: sandbox_service_pb2.Sandbox.STATE_INITIALIZING,
+        model.SandboxState.RUNNING: sandbox_service_pb2.Sandbox.STATE_RUNNING,
+        model.SandboxState.STOPPING: sandbox_service_pb2.Sandbox.STATE_STOPPING,
+        model.SandboxState.STOPPED: sandbox_service_pb2.Sandbox.STATE_STOPPED,
+        model.SandboxState.ERROR: sandbox_service_pb2.Sandbox.STATE_ERROR,
+    }
+)
