@@ -54,7 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(ExitCode.FAILED)
     except OSError as error:
         _exit(ExitCode.FAILED, f"{error.filename or 'the system'}: {error.strerror}")
+    finally:
+        _let_go_of_log()
     sys.exit(ExitCode.OK)
+
+
+def _let_go_of_log() -> None:
+    """Forgets what a full disk did not take of the log: the interpreter would make that the exit code."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _exit(code: ExitCode, *lines: str) -> NoReturn:

@@ -122,7 +122,6 @@ class Metrics:
         self._adopted = Counter(
             "enclaved_executions_adopted", "Executions of an earlier daemon that were taken up.", registry=registry
         )
-        self._contexts = Gauge("enclaved_contexts", "Contexts that are open now.", registry=registry)
         self._faults = Counter(
             "enclaved_faults", "Calls and executions that failed by a fault of the daemon itself.", registry=registry
         )
@@ -259,10 +258,6 @@ class Metrics:
         """Counts one execution of an earlier daemon that was taken up, as active until `execution_finished`."""
         self._adopted.inc()
         self._active.inc()
-
-    def contexts_moved(self, change: int) -> None:
-        """Counts contexts that open (1) or close (-1)."""
-        self._contexts.inc(change)
 
     def engine_up(self, up: bool) -> None:
         """Says whether the engine answered when it was last looked at."""

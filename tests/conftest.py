@@ -40,6 +40,7 @@ def _no_settings_of_the_user() -> Iterator[None]:
         for name in list(os.environ):
             if name.startswith(("ENCLAVED_", "MS_ENCLAVE_")) and name != "MS_ENCLAVE_TEST_RUN":
                 patch.delenv(name)
+        patch.delenv("PYTHONUNBUFFERED", raising=False)  # programs that tests start buffer as those of users do
         for name in ("no_proxy", "NO_PROXY"):
             patch.setenv(name, ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"])))
         yield

@@ -19,7 +19,8 @@ from enclaved.core.background import Background
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import EngineRefused, EngineUnavailable, GuestUnavailable, LimitReached, NoSpace, SandboxLost
-from enclaved.runtime.base import ContainerPlan, GuestSettings, Runtime, StderrTail
+from enclaved.model import SandboxState
+from enclaved.runtime.base import ContainerPlan, ContainerStatus, GuestSettings, Runtime, StderrTail
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ STATUS_EVERY_S = 0.5
 PING_EVERY_S = 2.0
 PING_PATIENCE_S = 3.0
 RECONNECT_DEADLINE_S = 5.0
+REJOIN_PATIENCE_S = 1.2
+"""Guests look for their daemon at least each second: so long, the engine need not be asked for any of them."""
+REJOIN_DEADLINE_S = 10.0
+LISTEN_RETRY_S = 2.0
+LOOKS_AT_ONCE = 8
 SCRATCH_DIRS = ("/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108 - the container's own
 """What of a container user code may write to, beside the working directory and the image's volumes."""
 
@@ -52,7 +58,8 @@ class Boot:
         self._background = background
         self._guest_file = install_guest(settings.state_dir / "guest")
         self._uids: set[int] = set()
-        self._old_directories = list((settings.state_dir / "s").glob("*"))
+        self._old_directories = set((settings.state_dir / "s").glob("*"))
+        self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
 
     def take_uid(self) -> int:
         """Draws a user id that no other live sandbox of this daemon has. Random, since engines are shared."""
@@ -77,8 +84,15 @@ class Boot:
             pass
         return path
 
+    def take_up(self, record: SandboxRecord) -> None:
+        """Prepares to take over a sandbox of an earlier daemon: its user id, its directory, a link for its guest."""
+        self._uids.add(record.uid)
+        self._old_directories.discard(record.directory)
+        if record.container_id is not None and record.state is not SandboxState.ERROR:
+            record.link = self._make_link(record)
+
     def remove_old_directories(self) -> None:
-        """Removes the directories of sandboxes that were there when this daemon started. Blocks."""
+        """Removes the directories of sandboxes of earlier daemons, but for those that were taken up. Blocks."""
         while self._old_directories:
             shutil.rmtree(self._old_directories.pop(), ignore_errors=True)
 
@@ -109,9 +123,7 @@ class Boot:
             hint = "look at the room and the permissions there"
             text = f"cannot write to the daemon's state directory {record.directory}: {error.strerror}; {hint}"
             raise NoSpace(str(record.directory), text) from error
-        link = record.link = GuestLink(
-            record.id, record.directory / "socket", group_id=os.getegid(), guest_uids={0, os.geteuid()}
-        )
+        link = record.link = self._make_link(record)
         await link.listen()
         plan = ContainerPlan(
             image=image,
@@ -136,6 +148,10 @@ class Boot:
         async with self._runtime.starting(record.container_id) as stderr:
             await self._await_guest(record, record.container_id, link, stderr)
         record.counted = self._runtime.counters(record.container_id)
+
+    @staticmethod
+    def _make_link(record: SandboxRecord) -> GuestLink:
+        return GuestLink(record.id, record.directory / "socket", group_id=os.getegid(), guest_uids={0, os.geteuid()})
 
     async def _await_guest(self, record: SandboxRecord, container_id: str, link: GuestLink, stderr: StderrTail) -> None:
         """Waits for the hello; a container that ends before says why on its standard error."""
@@ -168,6 +184,48 @@ class Boot:
             await link.close()
             record.link = None
         await asyncio.to_thread(shutil.rmtree, record.directory, True)
+
+    async def rejoin(self, record: SandboxRecord) -> str:
+        """Listens for the guest of a sandbox that was taken up; returns why it is lost, or nothing once it is there.
+
+        While the engine is away, or the container paused from outside, there is no hurry.
+        """
+        link, container_id = record.link, record.container_id
+        if link is None or container_id is None:
+            return "its container is not known"
+        await self._listen_again(link)
+        loop, patience_s = asyncio.get_running_loop(), REJOIN_PATIENCE_S
+        deadline: float | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await link.wait_connected()
+                    return ""
+            patience_s = STATUS_EVERY_S
+            try:
+                async with self._looks:
+                    status = await self._runtime.status(container_id)
+            except EngineUnavailable:
+                deadline = None
+                continue
+            if status is None or not status.running:
+                return _end(status)
+            if deadline is None or status.paused:
+                deadline = loop.time() + REJOIN_DEADLINE_S
+            elif loop.time() > deadline:
+                return f"its guest did not come back within {REJOIN_DEADLINE_S:g} s of the daemon's return"
+
+    @staticmethod
+    async def _listen_again(link: GuestLink) -> None:
+        """Listens where an earlier daemon did, as soon as the host lets it: its programs run on meanwhile."""
+        while True:
+            try:
+                await link.listen()
+            except NoSpace as error:
+                log.error("cannot listen for a guest", extra={"sandbox_id": link.sandbox_id, "reason": str(error)})
+                await asyncio.sleep(LISTEN_RETRY_S)
+            else:
+                return
 
     async def watch(self, record: SandboxRecord, on_lost: Callable[[SandboxRecord, str], None]) -> None:
         """Watches over a running sandbox until it is lost."""
@@ -216,13 +274,18 @@ class Boot:
             else:
                 dead = status is None or not status.running
             if dead:
-                if status is None:
-                    return "its container was removed"
-                memory = " (out of memory)" if status.oom_killed else ""
-                return f"its container ended with code {status.exit_code}{memory}"
+                return _end(status)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_EVERY_S):
                     await link.wait_connected()
                     return ""
             if loop.time() > deadline:
                 return f"its guest went away and did not come back within {RECONNECT_DEADLINE_S:g} s"
+
+
+def _end(status: ContainerStatus | None) -> str:
+    """How a container that runs no more ended."""
+    if status is None:
+        return "its container was removed"
+    memory = " (out of memory)" if status.oom_killed else ""
+    return f"its container ended with code {status.exit_code}{memory}"

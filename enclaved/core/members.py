@@ -76,7 +76,7 @@ class Members:
 
         async def make_one() -> Member:
             async with gate:
-                sandbox = await self._sandboxes.create(self._request, labels=self._labels)
+                sandbox = await self._sandboxes.create(self._request, labels=self._labels, pool_id=self.pool_id)
                 return Member(self._sandboxes.record(sandbox.id))
 
         making = [asyncio.create_task(make_one(), name=f"make {self.pool_id}") for _ in range(size)]
@@ -262,7 +262,9 @@ class Members:
             try:
                 for error in await self._delete([member]):
                     raise error
-                sandbox = await self._sandboxes.create(self._request, sandbox_id=sandbox_id, labels=self._labels)
+                sandbox = await self._sandboxes.create(
+                    self._request, sandbox_id=sandbox_id, labels=self._labels, pool_id=self.pool_id
+                )
             except SandboxExists:  # somebody else took the id meanwhile
                 sandbox_id = ""
             except ShuttingDown:

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 from enclaved.agent.link import GuestLink
+from enclaved.core.state import SandboxRow
 from enclaved.errors import WrongState
 from enclaved.metrics import Metrics
 from enclaved.model import Adjustment, Sandbox, SandboxSpec, SandboxState
@@ -28,6 +30,8 @@ class SandboxRecord:
     uid: int
     directory: Path
     metrics: Metrics
+    pool_id: str = ""
+    """The pool that it is a member of; empty: none."""
     state: SandboxState = SandboxState.INITIALIZING
     state_reason: str = ""
     image: Image | None = None
@@ -43,7 +47,7 @@ class SandboxRecord:
     counted: Counters | None = None
     """The control group's counters when the last execution ended."""
     born: float = 0.0
-    """Monotonic time of its first start; 0 before. The time to live counts from there."""
+    """Monotonic time of its creation. The time to live counts from there."""
     paused_at: float = 0.0
     """Monotonic time at which it was last seen paused from outside; 0: never."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -77,6 +81,55 @@ class SandboxRecord:
         text = f"sandbox {self.id!r} is {self.state.value}{why}, not running; {hint}"
         raise WrongState(f"sandbox/{self.id}", self.state.value, SandboxState.RUNNING.value, text)
 
+    def row(self) -> SandboxRow:
+        """The sandbox as it is written down."""
+        return SandboxRow(
+            id=self.id,
+            number=self.number,
+            spec=self.spec,
+            adjustments=self.adjustments,
+            labels=self.labels,
+            uid=self.uid,
+            directory=str(self.directory),
+            container_id=self.container_id,
+            image=self.image,
+            env=self.env,
+            state=self.state,
+            state_reason=self.state_reason,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            expires_monotonic_s=self.born + self.spec.ttl_s,
+            boot_id=boot_id(),
+            pool_id=self.pool_id,
+        )
+
+    @classmethod
+    def of(cls, row: SandboxRow, metrics: Metrics) -> SandboxRecord:
+        """Makes the record of a sandbox that an earlier daemon wrote down."""
+        if row.boot_id == boot_id():
+            born = row.expires_monotonic_s - row.spec.ttl_s
+        else:  # the machine was started anew, and its clock with it: only the wall clock knows
+            born = asyncio.get_running_loop().time() - (datetime.now(UTC) - row.created_at).total_seconds()
+        return cls(
+            id=row.id,
+            number=row.number,
+            spec=row.spec,
+            adjustments=row.adjustments,
+            labels=row.labels,
+            uid=row.uid,
+            directory=Path(row.directory),
+            metrics=metrics,
+            pool_id=row.pool_id,
+            state=row.state,
+            state_reason=row.state_reason,
+            image=row.image,
+            container_id=row.container_id,
+            env=row.env,
+            born=born,
+            created_at=row.created_at,
+            updated_at=row.updated_at,
+        )
+
     def snapshot(self) -> Sandbox:
         """The sandbox as others see it."""
         return Sandbox(
@@ -93,3 +146,9 @@ class SandboxRecord:
             active_executions=self.active_executions,
             uid=self.uid,
         )
+
+
+@cache
+def boot_id() -> str:
+    """Names this run of the machine's kernel."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

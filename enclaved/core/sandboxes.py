@@ -8,18 +8,18 @@ import contextvars
 import logging
 import secrets
 import zlib
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from typing import Any
 
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot
-from enclaved.core.ownership import Ownership, abandoned, remove_state
+from enclaved.core.pages import checked_size, start_after
 from enclaved.core.policy import Policy, check_id, check_labels
 from enclaved.core.record import SandboxRecord
+from enclaved.core.state import SandboxTable
 from enclaved.errors import (
     EnclaveError,
     EngineUnavailable,
-    InvalidRequest,
     LimitReached,
     PolicyDenied,
     SandboxExists,
@@ -30,17 +30,12 @@ from enclaved.errors import (
 )
 from enclaved.metrics import Metrics
 from enclaved.model import EMPTY, Sandbox, SandboxPage, SandboxRequest, SandboxState, ToolDescription
-from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, Runtime
 from enclaved.tools.registry import ToolRegistry
 
 log = logging.getLogger(__name__)
 
-PAGE_SIZE_DEFAULT = 100
-PAGE_SIZE_MAX = 1000
 REMOVALS_AT_ONCE = 8
 RETRY_S = 2.0
-LATE_S = 60.0
-"""How long an engine may take to make a container."""
 
 
 class Sandboxes:
@@ -49,16 +44,15 @@ class Sandboxes:
     def __init__(
         self,
         *,
-        runtime: Runtime,
         boot: Boot,
         policy: Policy,
         tools: ToolRegistry,
-        ownership: Ownership,
         background: Background,
         metrics: Metrics,
+        table: SandboxTable,
     ) -> None:
-        self._runtime, self._boot, self._policy, self._tools = runtime, boot, policy, tools
-        self._ownership, self._background, self._metrics = ownership, background, metrics
+        self._boot, self._policy, self._tools = boot, policy, tools
+        self._background, self._metrics, self._table = background, metrics, table
         self._records: dict[str, SandboxRecord] = {}
         self._count = 0
         self._closing = asyncio.Event()
@@ -85,10 +79,9 @@ class Sandboxes:
         page_token: str = "",
     ) -> SandboxPage:
         """Lists sandboxes, oldest first, a page at a time. Raises `InvalidRequest` for a bad size or token."""
-        if not 0 <= page_size <= PAGE_SIZE_MAX:
-            raise InvalidRequest.of("page_size", f"must be from 1 to {PAGE_SIZE_MAX}, or 0 for {PAGE_SIZE_DEFAULT}")
+        size = checked_size(page_size)
         query = zlib.crc32(repr((sorted(labels.items()), sorted(states))).encode())
-        after = _after(page_token, query)
+        after = start_after(page_token, query)
         found = [
             record
             for record in self._records.values()
@@ -96,7 +89,7 @@ class Sandboxes:
             and (not states or record.state in states)
             and all(record.labels.get(name) == value for name, value in labels.items())
         ]
-        page = found[: page_size or PAGE_SIZE_DEFAULT]
+        page = found[:size]
         token = f"{page[-1].number}-{query:x}" if len(found) > len(page) else ""
         return SandboxPage(tuple(record.snapshot() for record in page), token)
 
@@ -114,21 +107,24 @@ class Sandboxes:
     # -- changing
 
     async def create(
-        self, request: SandboxRequest, *, sandbox_id: str = "", labels: Mapping[str, str] = EMPTY
+        self, request: SandboxRequest, *, sandbox_id: str = "", labels: Mapping[str, str] = EMPTY, pool_id: str = ""
     ) -> Sandbox:
         """Admits, makes and starts a sandbox; a caller that goes away meanwhile gets none.
 
-        Raises `InvalidRequest`, `PolicyDenied`, `SandboxExists`, `LimitReached`, and what `Runtime` raises.
+        ``pool_id`` names the pool that it becomes a member of. Raises `InvalidRequest`, `PolicyDenied`,
+        `SandboxExists`, `LimitReached`, `NoSpace`, and what `Runtime` raises.
         """
         try:
-            sandbox = await self._create(request, sandbox_id, labels)
+            sandbox = await self._create(request, sandbox_id, labels, pool_id)
         except BaseException as error:
             self._metrics.sandbox_created(error)
             raise
         self._metrics.sandbox_created()
         return sandbox
 
-    async def _create(self, request: SandboxRequest, sandbox_id: str, labels: Mapping[str, str]) -> Sandbox:
+    async def _create(
+        self, request: SandboxRequest, sandbox_id: str, labels: Mapping[str, str], pool_id: str
+    ) -> Sandbox:
         if self._closing.is_set():
             raise ShuttingDown
         if sandbox_id:
@@ -149,20 +145,23 @@ class Sandboxes:
             uid=self._boot.take_uid(),
             directory=self._boot.new_directory(),
             metrics=self._metrics,
+            pool_id=pool_id,
+            born=asyncio.get_running_loop().time(),
         )
         self._records[sandbox_id] = record
         try:
             async with record.lock:
+                self._table.save(record.row())
                 await self._start(record)
+                self._table.save(record.row())
         except BaseException as error:
             if record.container_id is None:
                 self._forget(record)
             else:  # what was made could not be removed yet; the id stays taken until it is
-                record.enter(SandboxState.ERROR, f"it could not be created: {error}")
+                self._enter(record, SandboxState.ERROR, f"it could not be created: {error}")
                 self._background.spawn(self._delete_for_certain(record), f"undo {record.id}")
             raise
-        loop = asyncio.get_running_loop()
-        record.expiry = loop.call_later(record.spec.ttl_s, self._expire, record, context=contextvars.Context())
+        self._expire_later(record)
         log.info("sandbox created", extra={"sandbox_id": sandbox_id, "image": record.spec.image})
         return record.snapshot()
 
@@ -190,24 +189,26 @@ class Sandboxes:
         return sandbox_id
 
     async def _start(self, record: SandboxRecord) -> None:
-        age_s = (asyncio.get_running_loop().time() - record.born) if record.born else 0.0
-        record.born = record.born or asyncio.get_running_loop().time()
+        age_s = asyncio.get_running_loop().time() - record.born
         record.enter(SandboxState.INITIALIZING)
         await self._boot.up(record, max(1.0, record.spec.ttl_s - age_s))
         self._run(record)
 
     def _run(self, record: SandboxRecord) -> None:
         record.enter(SandboxState.RUNNING)
+        self._stop_watching(record)
         record.watcher = self._background.spawn(self._boot.watch(record, self.lose), f"watch {record.id}")
 
     async def start(self, sandbox_id: str) -> Sandbox:
-        """Starts a stopped sandbox again. Raises `WrongState` if it was lost, `SandboxNotFound`."""
+        """Starts a stopped sandbox again. Raises `WrongState` if it was lost, `SandboxNotFound`, `NoSpace`."""
         record = self.record(sandbox_id)
         async with record.lock:
             self._still_known(record)
             if self._closing.is_set():
                 raise ShuttingDown
             if record.state is SandboxState.STOPPED:
+                # A daemon that is killed meanwhile leaves it stopped. On a full disk it must not start at all.
+                self._table.save(record.row())
                 if record.container_id is not None:
                     self._run(record)
                 else:
@@ -219,6 +220,7 @@ class Sandboxes:
                         else:  # what was made could not be removed yet
                             self._give_up(record, f"it could not be started again: {error}")
                         raise
+                self._table.note(record.row())
             elif record.state is not SandboxState.RUNNING:
                 text = f"sandbox {sandbox_id!r} is {record.state.value}: {record.state_reason}; delete it"
                 raise WrongState(f"sandbox/{sandbox_id}", record.state.value, SandboxState.STOPPED.value, text)
@@ -248,7 +250,7 @@ class Sandboxes:
         except EnclaveError as error:
             self._give_up(record, f"it could not be stopped: {error}")
             raise
-        record.enter(SandboxState.STOPPED, "stopped on request")
+        self._enter(record, SandboxState.STOPPED, "stopped on request")
         log.info("sandbox stopped", extra={"sandbox_id": record.id})
 
     async def delete(self, sandbox_id: str) -> None:
@@ -262,12 +264,12 @@ class Sandboxes:
             await self._delete_known(record)
 
     async def _delete_known(self, record: SandboxRecord) -> None:
-        record.enter(SandboxState.STOPPING)
+        self._enter(record, SandboxState.STOPPING)
         self._stop_watching(record)
         try:
             await self._take_down(record, "it was deleted")
         except EnclaveError as error:
-            record.enter(SandboxState.ERROR, f"it could not be deleted: {error}")
+            self._enter(record, SandboxState.ERROR, f"it could not be deleted: {error}")
             raise
         self._forget(record)
         log.info("sandbox deleted", extra={"sandbox_id": record.id})
@@ -279,13 +281,14 @@ class Sandboxes:
 
     def lose(self, record: SandboxRecord, why: str) -> None:
         """Gives a sandbox up: its executions are lost, its container goes, its record says why."""
-        if record.state is not SandboxState.RUNNING:
-            return
-        self._give_up(record, why)
+        if record.state is SandboxState.RUNNING or (
+            record.state is SandboxState.STOPPED and record.container_id is not None
+        ):
+            self._give_up(record, why)
 
     def _give_up(self, record: SandboxRecord, why: str) -> None:
         log.error("sandbox lost", extra={"sandbox_id": record.id, "reason": why})
-        record.enter(SandboxState.ERROR, why)
+        self._enter(record, SandboxState.ERROR, why)
         if record.link is not None:
             record.link.fail(SandboxLost(record.id, why))
         self._background.spawn(self._clear(record), f"clear {record.id}")
@@ -295,8 +298,14 @@ class Sandboxes:
             try:
                 async with record.lock:
                     await self._boot.down(record)
+                    if self._records.get(record.id) is record:
+                        self._table.note(record.row())
             except EngineUnavailable:
                 await asyncio.sleep(RETRY_S)
+
+    def _expire_later(self, record: SandboxRecord) -> None:
+        end = record.born + record.spec.ttl_s
+        record.expiry = asyncio.get_running_loop().call_at(end, self._expire, record, context=contextvars.Context())
 
     def _expire(self, record: SandboxRecord) -> None:
         log.info("sandbox expired", extra={"sandbox_id": record.id, "ttl_s": record.spec.ttl_s})
@@ -311,6 +320,11 @@ class Sandboxes:
             except SandboxNotFound:
                 return
 
+    def _enter(self, record: SandboxRecord, state: SandboxState, reason: str = "") -> None:
+        """Changes the state, and writes it down."""
+        record.enter(state, reason)
+        self._table.note(record.row())
+
     def _still_known(self, record: SandboxRecord) -> None:
         if self._records.get(record.id) is not record:
             raise SandboxNotFound(record.id)
@@ -324,60 +338,42 @@ class Sandboxes:
     def _forget(self, record: SandboxRecord) -> None:
         if self._records.pop(record.id, None) is not None:
             record.forgotten()
+            self._table.forget(record.id, record.number)
             self._boot.return_uid(record.uid)
 
     # -- beginning and end of the daemon
 
-    async def keep_clear(self, state_dir: Path, embedded_base: Path | None) -> None:
-        """Clears leftovers, and again after a while: engines go on with what a daemon wanted that was then killed."""
-        await self.clear_leftovers(state_dir, embedded_base)
-        if not await self._closes_within(LATE_S):
-            await self.clear_leftovers(state_dir, embedded_base)
+    def known(self, sandbox_id: str) -> SandboxRecord | None:
+        """Finds a sandbox, if there is one."""
+        return self._records.get(sandbox_id)
 
-    async def clear_leftovers(self, state_dir: Path, embedded_base: Path | None) -> None:
-        """Removes what an earlier daemon on this state directory left, and what dead embedded daemons left.
+    def take_up(self, record: SandboxRecord, rejoin: Callable[[SandboxRecord], Coroutine[Any, Any, None]]) -> None:
+        """Goes on with a sandbox of an earlier daemon. ``rejoin`` brings its guest back, if there is to be one."""
+        self._records[record.id] = record
+        self._count = max(self._count, record.number)
+        self._boot.take_up(record)
+        self._expire_later(record)
+        if record.state is SandboxState.ERROR:
+            self._background.spawn(self._clear(record), f"clear {record.id}")
+        elif record.container_id is not None:
+            record.watcher = self._background.spawn(rejoin(record), f"rejoin {record.id}")
 
-        Waits for the engine for as long as it takes, but no longer than until `close`.
-        """
-        complete = False
-        while not complete:
-            try:
-                complete = await self._remove_owned(self._ownership)
-                await asyncio.to_thread(self._boot.remove_old_directories)
-                if embedded_base is not None:
-                    for directory, ownership in abandoned(embedded_base, state_dir):
-                        await self._remove_owned(ownership)
-                        await asyncio.to_thread(remove_state, directory)
-            except EngineUnavailable as error:
-                self._metrics.engine_up(False)
-                log.warning("the engine does not answer", extra={"reason": str(error)})
-            if not complete and await self._closes_within(RETRY_S):
-                return
-
-    async def _closes_within(self, seconds: float) -> bool:
+    async def closes_within(self, seconds: float) -> bool:
+        """Waits for the end of the daemon, for so long at most; whether it came."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
         return self._closing.is_set()
 
-    async def _remove_owned(self, ownership: Ownership) -> bool:
-        """Removes containers that are provably this owner's and of no sandbox; False if one must be seen again."""
-        containers = await self._runtime.list_records()
-        complete = True
-        for container in containers:
-            if container.labels.get(LABEL_OWNER) != ownership.owner:
-                continue
-            if not ownership.proves(container.labels):
-                log.warning("a container imitates our labels", extra={"container_id": container.id})
-                continue
-            record = self._records.get(container.labels.get(LABEL_ID, ""))
-            if record is not None and record.container_id is None and record.state is SandboxState.INITIALIZING:
-                complete = False  # it may be the one that is being made at this moment
-            elif record is None or record.container_id != container.id:
-                await self._runtime.remove(container.id)
-                log.info("leftover removed", extra={"container_id": container.id})
-        self._metrics.engine_up(True)
-        return complete
+    def leave(self) -> None:
+        """Takes no new sandboxes and leaves those there are to the next daemon on this state directory."""
+        self._closing.set()
+        for record in self._records.values():
+            self._stop_watching(record)
+            if record.expiry is not None:
+                record.expiry.cancel()
+            if record.link is not None:
+                record.link.leave()
 
     async def close(self, deadline_s: float) -> None:
         """Takes no new sandboxes and removes those there are, within a deadline."""
@@ -394,12 +390,3 @@ class Sandboxes:
         removals = [self._background.spawn(remove(record), "remove") for record in self._records.values()]
         if removals:
             await asyncio.wait(removals, timeout=deadline_s)
-
-
-def _after(page_token: str, query: int) -> int:
-    if not page_token:
-        return 0
-    number, _, seen = page_token.partition("-")
-    if not number.isascii() or not number.isdigit() or len(number) > 18 or seen != f"{query:x}":
-        raise InvalidRequest.of("page_token", "not a token of this listing; use next_page_token with the same filters")
-    return int(number)

@@ -15,16 +15,20 @@ from enclaved import log
 from enclaved.config import Settings, parse_address
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot, BootSettings
+from enclaved.core.contexts import Contexts
 from enclaved.core.engine import WatchedRuntime
 from enclaved.core.executions import Executions
 from enclaved.core.files import TOOL as FILES
 from enclaved.core.files import Files
 from enclaved.core.images import Images
+from enclaved.core.leftovers import Leftovers
 from enclaved.core.ownership import Ownership
 from enclaved.core.policy import Policy
 from enclaved.core.pool import Pools
+from enclaved.core.recovery import Recovery
 from enclaved.core.reset import TOOL as RESET
 from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.state import DATABASE_NAME, State, StateUnusable
 from enclaved.core.system import System
 from enclaved.daemon._endpoint import metrics_endpoint
 from enclaved.daemon._errors import StartError
@@ -83,7 +87,10 @@ class _Core:
     background: Background
     engine: WatchedRuntime
     policy: Policy
+    state: State
     sandboxes: Sandboxes
+    leftovers: Leftovers
+    recovery: Recovery
     executions: Executions
     files: Files
     pools: Pools
@@ -111,8 +118,8 @@ async def serve(
 
     ``runtime`` and ``tools`` replace Docker and the installed tools, for tests. ``reloads`` asks for another reading of
     the configuration. Raises `StartError`. The engine need not be there: calls that need it answer
-    `EngineUnavailable` until it is. However the end comes, the daemon's sandboxes are removed, and every step of that
-    has a limit.
+    `EngineUnavailable` until it is. Sandboxes of an earlier daemon on the same state directory are taken up. At the
+    end the daemon's sandboxes are removed, unless the settings keep them for the next one; every step has a limit.
     """
     # A service manager that this process's parent has is not told about an embedded daemon.
     notifier = Notifier({}) if embedded else Notifier()
@@ -125,6 +132,7 @@ async def serve(
             server,
             sandboxes=core.sandboxes,
             executions=core.executions,
+            contexts=Contexts(core.sandboxes),
             files=core.files,
             pools=core.pools,
             images=core.images,
@@ -142,11 +150,16 @@ async def serve(
         await server.start()
         stack.push_async_callback(server.stop, STOP_SERVER_S)
         base = state_dir.parent.parent if embedded else None
-        clearing = core.background.spawn(core.sandboxes.keep_clear(state_dir, base), "clear leftovers")
+        clearing = core.background.spawn(core.leftovers.keep_clear(state_dir, base), "clear leftovers")
+        core.background.spawn(core.recovery.finish(core.leftovers), "finish recovery")
         stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)
-        stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
+        if settings.daemon.keep_sandboxes_on_stop and not embedded:
+            stack.callback(core.sandboxes.leave)
+        else:
+            stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
         stack.callback(core.pools.close)
 
+        core.background.spawn(core.state.keep(), "keep state")
         core.background.spawn(core.engine.watch(health.set_engine_available), "watch engine")
         core.background.spawn(notifier.keep_alive(), "watchdog")
 
@@ -187,7 +200,6 @@ async def _compose(
     engine = WatchedRuntime(driver, metrics)
     stack.push_async_callback(engine.close)
     background = Background()
-    stack.push_async_callback(background.close, CLOSE_BACKGROUND_S)
     limits = settings.policy_limits()
     boot_settings = BootSettings(
         state_dir=state_dir,
@@ -197,24 +209,39 @@ async def _compose(
         may_pull=settings.engine.pull,
     )
     try:
+        state = State.open(state_dir / DATABASE_NAME)
+        stack.callback(state.close)
+        stack.push_async_callback(background.close, CLOSE_BACKGROUND_S)
         ownership = Ownership.of(state_dir)
         boot = Boot(engine, boot_settings, ownership, background)
     except OSError as error:
         hint = "make room there, or choose another one with state.dir (--state-dir)"
         raise StartError(f"cannot write to the state directory {state_dir}: {error.strerror}; {hint}") from error
+    except StateUnusable as error:
+        raise StartError(str(error)) from error
     policy = Policy(limits, tools)
     sandboxes = Sandboxes(
-        runtime=engine,
         boot=boot,
         policy=policy,
         tools=tools,
-        ownership=ownership,
         background=background,
         metrics=metrics,
+        table=state.sandboxes,
     )
+    leftovers = Leftovers(runtime=engine, boot=boot, ownership=ownership, sandboxes=sandboxes, metrics=metrics)
     executions = Executions(
-        sandboxes=sandboxes, tools=tools, runtime=engine, metrics=metrics, most=limits.executions_per_sandbox_max
+        sandboxes=sandboxes,
+        tools=tools,
+        runtime=engine,
+        metrics=metrics,
+        most=limits.executions_per_sandbox_max,
+        store=state.executions,
     )
+    recovery = Recovery(state=state, sandboxes=sandboxes, executions=executions, boot=boot, metrics=metrics)
+    try:
+        recovery.load()
+    except StateUnusable as error:
+        raise StartError(str(error)) from error
     system = System(
         version=__version__,
         embedded=embedded,
@@ -228,7 +255,10 @@ async def _compose(
         background=background,
         engine=engine,
         policy=policy,
+        state=state,
         sandboxes=sandboxes,
+        leftovers=leftovers,
+        recovery=recovery,
         executions=executions,
         files=Files(sandboxes, executions),
         pools=Pools(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics),

@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from enclaved.core.executions import Execution, Executions
 from enclaved.core.files import Files
+from enclaved.core.pages import PAGE_SIZE_MAX
 from enclaved.core.pool import SIZE_MAX, WAIT_DEFAULT_S, Pools
-from enclaved.core.sandboxes import PAGE_SIZE_MAX, Sandboxes
+from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.system import System
 from enclaved.errors import (
     EnclaveError,

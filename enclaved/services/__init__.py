@@ -14,6 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
+from enclaved.core.contexts import Contexts
 from enclaved.core.executions import Executions
 from enclaved.core.files import Files
 from enclaved.core.images import Images
@@ -70,7 +71,7 @@ def add_services(
     *,
     sandboxes: Sandboxes,
     executions: Executions,
-    contexts: Any = None,
+    contexts: Contexts,
     files: Files,
     pools: Pools,
     images: Images,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from ms_enclave.v1.execution_service_pb2 import ExecuteRequest, Stdin
 
+from enclaved.core.executions import Execution
 from enclaved.errors import InvalidRequest
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
@@ -17,9 +18,6 @@ INPUT_AHEAD_BYTES: Final = 256 * 1024
 """Input beyond which the stream is not read on until the program has taken some."""
 
 _COST_BYTES: Final = 256  # of a piece, beside its bytes
-
-
-Execution: TypeAlias = Any
 
 
 class _Input(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 from ms_enclave.v1.context_service_pb2 import (
     CloseContextRequest,
     CloseContextResponse,
@@ -15,11 +13,10 @@ from ms_enclave.v1.context_service_pb2 import (
     ResetContextResponse,
 )
 
+from enclaved.core.contexts import Contexts
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
-
-Contexts: TypeAlias = Any
 
 
 class ContextService:

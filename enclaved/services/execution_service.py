@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from ms_enclave.v1.execution_service_pb2 import (
     AttachRequest,
@@ -27,14 +27,12 @@ from ms_enclave.v1.execution_service_pb2 import (
 )
 
 from enclaved import log
+from enclaved.core.executions import Execution, Executions
 from enclaved.errors import InvalidRequest
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
 from enclaved.services._upward import Upward
-
-Execution: TypeAlias = Any
-Executions: TypeAlias = Any
 
 
 class ExecutionService:
@@ -143,7 +141,6 @@ class _Following(NamedTuple):
 async def _follow(following: _Following, context: Context, wrap: Callable[[ExecutionEvent], Any]) -> None:
     """Writes every event to the client; a slow one makes this wait, and so its program."""
     execution, offsets, observe, interval_s = following
-    wishes = {} if interval_s is None else {"stats_interval_s": interval_s}
-    async with execution.attach(offsets, observe=observe, **wishes) as events:
+    async with execution.attach(offsets, observe=observe, stats_interval_s=interval_s) as events:
         async for event in events:
             await context.write(wrap(convert.event(event)))

@@ -237,7 +237,7 @@ class LateRuntime(SubprocessRuntime):
 
 
 async def test_a_container_that_comes_after_its_daemon_was_killed_is_removed_as_well(folder: Path, monkeypatch):
-    monkeypatch.setattr("enclaved.core.sandboxes.LATE_S", 0)
+    monkeypatch.setattr("enclaved.core.leftovers.LATE_S", 0)
     settings = settings_in(folder)
     Path(settings.state.dir).mkdir()
     runtime = LateRuntime(Ownership.of(Path(settings.state.dir)).labels("box", 1))

@@ -85,14 +85,12 @@ def test_an_adopted_execution_is_active_until_it_ends(metrics):
     assert metrics.value("enclaved_executions_active") == 0
 
 
-def test_readers_contexts_notices_and_signals_are_counted(metrics):
+def test_readers_notices_and_signals_are_counted(metrics):
     for change in (1, 1, -1):
         metrics.execution_followed(change)
-        metrics.contexts_moved(change)
     metrics.execution_noticed(NoticeKind.GAP)
     metrics.execution_signalled()
     assert metrics.value("enclaved_execution_readers") == 1
-    assert metrics.value("enclaved_contexts") == 1
     assert metrics.value("enclaved_execution_notices_total", kind="gap") == 1
     assert metrics.value("enclaved_execution_notices_total", kind="awaiting_input") == 0
     assert metrics.value("enclaved_execution_signals_total") == 1

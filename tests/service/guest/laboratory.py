@@ -18,10 +18,12 @@ from enclaved.core.background import Background
 from enclaved.core.boot import Boot, BootSettings
 from enclaved.core.executions import Execution, Executions
 from enclaved.core.files import Files
+from enclaved.core.leftovers import Leftovers
 from enclaved.core.ownership import Ownership
 from enclaved.core.policy import Policy, PolicyLimits
 from enclaved.core.record import SandboxRecord
 from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.state import DATABASE_NAME, State
 from enclaved.metrics import Metrics
 from enclaved.model import (
     STDERR,
@@ -65,6 +67,7 @@ class Laboratory:
     runtime: SubprocessRuntime
     background: Background
     sandboxes: Sandboxes
+    leftovers: Leftovers
     executions: Executions
     files: Files
     metrics: Metrics
@@ -85,23 +88,27 @@ async def laboratory(runtime: SubprocessRuntime | None = None, *, most: int = 10
     runtime, background, metrics = runtime or SubprocessRuntime(), Background(), Metrics(version="0")
     tools, ownership = ToolRegistry.built_in(), Ownership.of(state_dir)
     boot = Boot(runtime, BootSettings(state_dir, may_pull=False), ownership, background)
+    state = State.open(state_dir / DATABASE_NAME)
     sandboxes = Sandboxes(
-        runtime=runtime,
         boot=boot,
         policy=Policy(PolicyLimits(), tools),
         tools=tools,
-        ownership=ownership,
         background=background,
         metrics=metrics,
+        table=state.sandboxes,
     )
-    executions = Executions(sandboxes=sandboxes, tools=tools, runtime=runtime, metrics=metrics, most=most)
+    leftovers = Leftovers(runtime=runtime, boot=boot, ownership=ownership, sandboxes=sandboxes, metrics=metrics)
+    executions = Executions(
+        sandboxes=sandboxes, tools=tools, runtime=runtime, metrics=metrics, most=most, store=state.executions
+    )
     files = Files(sandboxes, executions)
     try:
         async with asyncio.timeout(PATIENCE_S * 3):
-            yield Laboratory(runtime, background, sandboxes, executions, files, metrics, state_dir)
+            yield Laboratory(runtime, background, sandboxes, leftovers, executions, files, metrics, state_dir)
     finally:
         await sandboxes.close(PATIENCE_S)
         await background.close(PATIENCE_S)
+        state.close()
         await runtime.close()
         shutil.rmtree(state_dir)
 

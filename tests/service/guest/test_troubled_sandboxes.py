@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from enclaved.agent import link
-from enclaved.core import boot, sandboxes
+from enclaved.core import boot, leftovers, sandboxes
 from enclaved.core.ownership import Ownership
 from enclaved.errors import (
     EngineRefused,
@@ -30,6 +30,7 @@ SILENT = "import time\ntime.sleep(600)\n"
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandboxes, "RETRY_S", 0.01)
+    monkeypatch.setattr(leftovers, "RETRY_S", 0.01)
     monkeypatch.setattr(boot, "STATUS_EVERY_S", 0.05)
     monkeypatch.setattr(link, "PARK_DEADLINE_S", 0.2)
 
@@ -243,7 +244,7 @@ async def test_a_leftover_with_the_id_of_a_sandbox_that_is_being_made_is_looked_
     engine.add("leftover", Ownership.of(lab.state_dir).labels("mine", 1))
     creating = asyncio.create_task(lab.sandboxes.create(SandboxRequest(), sandbox_id="mine"))
     await made.wait()
-    clearing = asyncio.create_task(lab.sandboxes.clear_leftovers(lab.state_dir, None))
+    clearing = asyncio.create_task(lab.leftovers.clear(lab.state_dir, None))
     await until(lambda: engine.looks >= 3)
     assert not clearing.done()
     assert set(engine.strangers) == {"leftover"}  # which of the two is the sandbox's is not known yet

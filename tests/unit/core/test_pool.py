@@ -63,7 +63,7 @@ class FakeSandboxes:
         return self.records[sandbox_id]
 
     async def create(
-        self, request: SandboxRequest, *, sandbox_id: str = "", labels: Mapping[str, str] = EMPTY
+        self, request: SandboxRequest, *, sandbox_id: str = "", labels: Mapping[str, str] = EMPTY, pool_id: str = ""
     ) -> FakeRecord:
         self.creations += 1
         number = self.creations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any, cast
 
 import pytest
 
-from enclaved.core import sandboxes as module
+from enclaved.core import leftovers as module
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot
+from enclaved.core.leftovers import Leftovers
 from enclaved.core.ownership import Ownership
 from enclaved.core.policy import Policy, PolicyLimits
 from enclaved.core.record import SandboxRecord
 from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.state import State
 from enclaved.errors import (
     EngineRefused,
     EngineUnavailable,
     InvalidRequest,
     LimitReached,
+    NoSpace,
     PolicyDenied,
     SandboxNotFound,
     ShuttingDown,
@@ -103,15 +107,34 @@ class Hall:
         self.boot = FakeBoot(self.runtime)
         self.background = Background()
         self.metrics = Metrics(version="0")
+        self.folder = tempfile.TemporaryDirectory()
+        self.state = State.open(Path(self.folder.name) / "state.db")
         self.sandboxes = Sandboxes(
-            runtime=cast("Runtime", self.runtime),
             boot=cast("Boot", self.boot),
             policy=Policy(PolicyLimits(**limits), tools),
             tools=tools,
-            ownership=OURS,
             background=self.background,
             metrics=self.metrics,
+            table=self.state.sandboxes,
         )
+        self.leftovers = Leftovers(
+            runtime=cast("Runtime", self.runtime),
+            boot=cast("Boot", self.boot),
+            ownership=OURS,
+            sandboxes=self.sandboxes,
+            metrics=self.metrics,
+        )
+
+    async def close(self) -> None:
+        """Ends everything."""
+        await self.sandboxes.close(5)
+        await self.background.close(5)
+        self.state.close()
+        self.folder.cleanup()
+
+    def written(self) -> dict[str, SandboxState]:
+        """What is written down of each sandbox."""
+        return {row.id: row.state for row in self.state.sandboxes.load()}
 
     async def make(self, *ids: str, **labels: str) -> None:
         for sandbox_id in ids:
@@ -123,8 +146,7 @@ async def hall() -> AsyncIterator[Hall]:
     """See `Hall`."""
     made = Hall()
     yield made
-    await made.sandboxes.close(5)
-    await made.background.close(5)
+    await made.close()
 
 
 def ids(page: Any) -> list[str]:
@@ -196,14 +218,14 @@ async def test_there_is_a_limit_to_sandboxes() -> None:
         await hall.make("c")
     await hall.sandboxes.delete("a")
     await hall.make("c")
-    await hall.background.close(5)
+    await hall.close()
 
 
 async def test_a_limit_holds_for_those_who_come_at_once() -> None:
     hall = Hall(sandboxes_max=3)
     results = await asyncio.gather(*(hall.make(f"box{n}") for n in range(6)), return_exceptions=True)
     assert [isinstance(result, LimitReached) for result in results] == [False] * 3 + [True] * 3
-    await hall.background.close(5)
+    await hall.close()
 
 
 @pytest.mark.parametrize(
@@ -288,6 +310,60 @@ async def test_nothing_is_admitted_after_the_close(hall: Hall) -> None:
         await hall.make("c")
 
 
+# -- what is written down
+
+
+async def test_a_sandbox_is_written_down_before_it_is_made_and_until_it_is_gone(hall: Hall) -> None:
+    seen: list[dict[str, SandboxState]] = []
+    up, down = hall.boot.up, hall.boot.down
+
+    async def look_up(record: SandboxRecord, remaining_ttl_s: float) -> None:
+        seen.append(hall.written())
+        await up(record, remaining_ttl_s)
+
+    async def look_down(record: SandboxRecord) -> None:
+        seen.append(hall.written())
+        await down(record)
+
+    hall.boot.up, hall.boot.down = look_up, look_down  # type: ignore[method-assign]
+    await hall.make("a")
+    seen.append(hall.written())
+    await hall.sandboxes.delete("a")
+    seen.append(hall.written())
+    assert seen == [
+        {"a": SandboxState.INITIALIZING},
+        {"a": SandboxState.RUNNING},
+        {"a": SandboxState.STOPPING},
+        {},
+    ]
+
+
+async def test_what_became_of_a_sandbox_is_written_down(hall: Hall) -> None:
+    await hall.make("a", "b", "c")
+    await hall.sandboxes.stop("a")
+    hall.sandboxes.lose(hall.sandboxes.record("b"), "it fell")
+    assert hall.written() == {"a": SandboxState.STOPPED, "b": SandboxState.ERROR, "c": SandboxState.RUNNING}
+    await hall.sandboxes.start("a")
+    assert hall.written()["a"] is SandboxState.RUNNING
+
+
+async def test_a_sandbox_that_did_not_come_up_is_not_written_down(hall: Hall) -> None:
+    hall.boot.failure = EngineRefused("create a container", "no")
+    with pytest.raises(EngineRefused):
+        await hall.make("a")
+    assert hall.written() == {}
+
+
+async def test_nothing_is_made_that_cannot_be_written_down(hall: Hall) -> None:
+    database = hall.state._database
+    database._connection.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(NoSpace, match="state"):
+        await hall.make(*(f"box{number}" for number in range(100)))
+    made = {record.labels[LABEL_ID] for record in await hall.runtime.list_records()}
+    assert made == set(hall.written()) == set(ids(hall.sandboxes.list()))
+    database._connection.execute("PRAGMA max_page_count = 100000")
+
+
 # -- what others left
 
 
@@ -303,7 +379,7 @@ async def test_leftovers_of_this_state_directory_are_removed_and_nothing_else(ha
         "has only an id": {LABEL_ID: "f"},
     }
     hall.runtime.containers.update(foreign, leftover=OURS.labels("a", 1))
-    await hall.sandboxes.clear_leftovers(tmp_path, None)
+    await hall.leftovers.clear(tmp_path, None)
     assert set(hall.runtime.containers) == {living, *foreign}
     assert hall.boot.old_directories_removed == 1
 
@@ -314,7 +390,7 @@ async def test_an_engine_that_does_not_answer_is_waited_for(
     monkeypatch.setattr(module, "RETRY_S", 0.001)
     hall.runtime.containers["leftover"] = OURS.labels("a", 1)
     hall.runtime.failures = [EngineUnavailable("docker", "it sleeps") for _ in range(3)]
-    await hall.sandboxes.clear_leftovers(tmp_path, None)
+    await hall.leftovers.clear(tmp_path, None)
     assert hall.runtime.containers == {}
     assert hall.metrics.value("enclaved_engine_up") == 1
 
@@ -325,6 +401,6 @@ async def test_directories_of_dead_embedded_daemons_go_with_their_containers(hal
     (state_dir / "lock").touch()
     gone = Ownership.of(state_dir)
     hall.runtime.containers["orphan"] = gone.labels("a", 1)
-    await hall.sandboxes.clear_leftovers(tmp_path / "own" / "state", tmp_path)
+    await hall.leftovers.clear(tmp_path / "own" / "state", tmp_path)
     assert hall.runtime.containers == {}
     assert list(tmp_path.iterdir()) == []

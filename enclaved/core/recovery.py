@@ -1,0 +1,87 @@
+"""Takes up what an earlier daemon on this state directory left: sandboxes that live, executions that run in them.
+
+`load` reads what was written down, before anything is served: every sandbox and execution is known from then on. Its
+guest looks for its daemon at least each second; until it is there, calls that need it are answered with
+`GuestUnavailable`, and clients try again. What became of each sandbox is one line in the log and one count.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from enclaved.core.boot import Boot
+from enclaved.core.executions import Executions
+from enclaved.core.leftovers import Leftovers
+from enclaved.core.record import SandboxRecord
+from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.state import SandboxRow, State
+from enclaved.metrics import Metrics
+from enclaved.model import RecoveryOutcome, SandboxState
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """The beginning of a daemon that comes after another."""
+
+    def __init__(
+        self, *, state: State, sandboxes: Sandboxes, executions: Executions, boot: Boot, metrics: Metrics
+    ) -> None:
+        self._state, self._sandboxes, self._executions = state, sandboxes, executions
+        self._boot, self._metrics = boot, metrics
+        self._doomed: list[SandboxRow] = []
+
+    def load(self) -> None:
+        """Takes up every sandbox that is to live on, with its executions. Raises `StateUnusable`."""
+        executions = self._state.executions.load()
+        for row in self._state.sandboxes.load():
+            if _is_doomed(row):
+                self._doomed.append(row)
+                continue
+            record = SandboxRecord.of(row, self._metrics)
+            self._sandboxes.take_up(record, self._rejoin)
+            for execution in executions:
+                if execution.sandbox_id == row.id:
+                    self._executions.adopt(record, execution)
+        for execution in executions:
+            if self._sandboxes.known(execution.sandbox_id) is None:
+                self._state.executions.forget(execution.id)
+
+    async def finish(self, leftovers: Leftovers) -> None:
+        """Drops what was written down of half-made and half-deleted sandboxes, once nothing is left of them."""
+        await leftovers.cleared.wait()
+        for row in self._doomed:
+            self._state.sandboxes.forget(row.id, row.number)
+            self._tell(row.id, RecoveryOutcome.REMOVED, _why_doomed(row))
+        self._doomed.clear()
+
+    async def _rejoin(self, record: SandboxRecord) -> None:
+        reason = await self._boot.rejoin(record)
+        if reason:
+            self._tell(record.id, RecoveryOutcome.LOST, reason)
+            self._sandboxes.lose(record, reason)
+            return
+        if record.link is not None:
+            strangers = record.link.end_strangers()
+            if strangers:
+                log.warning("unknown executions ended", extra={"sandbox_id": record.id, "executions": strangers})
+        self._tell(record.id, RecoveryOutcome.ADOPTED, "")
+        if record.state is SandboxState.RUNNING:
+            await self._boot.watch(record, self._sandboxes.lose)
+
+    def _tell(self, sandbox_id: str, outcome: RecoveryOutcome, reason: str) -> None:
+        self._metrics.sandbox_recovered(outcome)
+        level = logging.WARNING if outcome is RecoveryOutcome.LOST else logging.INFO
+        log.log(level, f"sandbox {outcome.value}", extra={"sandbox_id": sandbox_id, "reason": reason})
+
+
+def _is_doomed(row: SandboxRow) -> bool:
+    return bool(row.pool_id) or row.state in (SandboxState.INITIALIZING, SandboxState.STOPPING)
+
+
+def _why_doomed(row: SandboxRow) -> str:
+    if row.state is SandboxState.INITIALIZING:
+        return "the daemon was killed while it made it"
+    if row.state is SandboxState.STOPPING:
+        return "the daemon was killed while it deleted it"
+    return "it was a member of a pool, and pools end with their daemon"
