@@ -49,6 +49,10 @@ class Followed(Protocol):
         """Its beginning, without offsets."""
         ...
 
+    def noticed(self, kind: NoticeKind) -> None:
+        """Counts a notice."""
+        ...
+
     def sandbox_usage(self) -> ResourceUsage | None:
         """What its sandbox uses now."""
         ...
@@ -78,6 +82,7 @@ async def follow(execution: Followed, reader: OutputReader, observe: bool) -> As
                 break
             if item is not None:
                 if item.offset > offsets[item.channel]:
+                    execution.noticed(NoticeKind.GAP)
                     yield _gap(handle, item.channel, offsets[item.channel], item.offset)
                 offsets[item.channel] = item.offset + len(item.data)
                 yield item
@@ -93,6 +98,7 @@ async def follow(execution: Followed, reader: OutputReader, observe: bool) -> As
         for channel, offset in offsets.items():
             total = finished.bytes_total.get(channel, 0)
             if total > offset:
+                execution.noticed(NoticeKind.GAP)
                 yield _gap(handle, channel, offset, total)
     for notice in _last_notices(execution):
         yield notice

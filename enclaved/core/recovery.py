@@ -52,27 +52,24 @@ class Recovery:
         await leftovers.cleared.wait()
         for row in self._doomed:
             self._state.sandboxes.forget(row.id, row.number)
-            self._tell(row.id, RecoveryOutcome.REMOVED, _why_doomed(row))
+            self._metrics.sandbox_recovered(RecoveryOutcome.REMOVED)
+            log.info("sandbox removed", extra={"sandbox_id": row.id, "reason": _why_doomed(row)})
         self._doomed.clear()
 
     async def _rejoin(self, record: SandboxRecord) -> None:
         reason = await self._boot.rejoin(record)
         if reason:
-            self._tell(record.id, RecoveryOutcome.LOST, reason)
-            self._sandboxes.lose(record, reason)
+            self._metrics.sandbox_recovered(RecoveryOutcome.LOST)
+            self._sandboxes.lose(record, reason)  # which logs it
             return
         if record.link is not None:
             strangers = record.link.end_strangers()
             if strangers:
                 log.warning("unknown executions ended", extra={"sandbox_id": record.id, "executions": strangers})
-        self._tell(record.id, RecoveryOutcome.ADOPTED, "")
+        self._metrics.sandbox_recovered(RecoveryOutcome.ADOPTED)
+        log.info("sandbox adopted", extra={"sandbox_id": record.id, "executions": record.active_executions})
         if record.state is SandboxState.RUNNING:
             await self._boot.watch(record, self._sandboxes.lose)
-
-    def _tell(self, sandbox_id: str, outcome: RecoveryOutcome, reason: str) -> None:
-        self._metrics.sandbox_recovered(outcome)
-        level = logging.WARNING if outcome is RecoveryOutcome.LOST else logging.INFO
-        log.log(level, f"sandbox {outcome.value}", extra={"sandbox_id": sandbox_id, "reason": reason})
 
 
 def _is_doomed(row: SandboxRow) -> bool:

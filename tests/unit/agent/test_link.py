@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import stat
 import tempfile
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.agent.scripted import HELLO, PATIENCE_S, FakeGuest
 
-from enclaved.agent.guest.frames import FrameDecoder, encode_frame
+from enclaved.agent.guest.frames import encode_frame
 from enclaved.agent.guest.limits import CHUNK_OVERHEAD_BYTES, MAX_PAYLOAD_BYTES, PROTOCOL_VERSION, STDIN_WINDOW_BYTES
 from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.jobs import WireJob
@@ -30,67 +30,8 @@ from enclaved.errors import (
     SandboxLost,
 )
 
-PATIENCE_S = 10.0
-Frame = tuple[dict[str, Any], bytes]
-
-HELLO = {"type": "hello", "version": PROTOCOL_VERSION, "sandbox": "box", "python": "3.11.2"}
 OPTIONS = RunOptions(timeout_s=5)
 JOB = WireJob(b'{"kind":"command"}', None)
-
-
-class FakeGuest:
-    """Whoever connects to the socket."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer, self._decoder = reader, writer, FrameDecoder()
-        self._frames: list[Frame] = []
-
-    def say(self, kind: str, payload: bytes = b"", **fields: Any) -> None:
-        self.say_bytes(encode_frame({"type": kind, **fields}, payload))
-
-    def say_bytes(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    def greet(self, *holds: str, **changes: Any) -> None:
-        self.say_bytes(encode_frame({**HELLO, **changes}))
-        for execution in holds:
-            self.say("holds", execution=execution, state="running")
-        self.say("ready")
-
-    async def hear(self) -> Frame:
-        """The next frame of the daemon."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not self._frames:
-                data = await self._reader.read(65536)
-                assert data, "the daemon hung up"
-                self._frames += self._decoder.feed(data)
-        return self._frames.pop(0)
-
-    async def hear_of(self, kind: str) -> Frame:
-        """The next frame of a type."""
-        while True:
-            header, payload = await self.hear()
-            if header["type"] == kind:
-                return header, payload
-
-    async def silence(self) -> None:
-        """Makes sure that the daemon has said nothing else up to now."""
-        assert self._frames == []
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.02):
-                await self._reader.read(1)
-
-    async def hung_up(self) -> None:
-        """Waits until the daemon has dropped the connection."""
-        async with asyncio.timeout(PATIENCE_S):
-            with contextlib.suppress(ConnectionResetError):
-                while await self._reader.read(65536):
-                    pass
-
-    async def leave(self) -> None:
-        self._writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
 
 
 class House:
