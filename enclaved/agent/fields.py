@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from enclaved.agent.guest import FrameError
+from enclaved.agent.guest.frames import FrameError
 from enclaved.model import ResourceUsage
 
 _TIME_MAX_S = 1e9

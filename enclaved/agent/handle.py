@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from enclaved.agent.fields import boolean, integer, offsets, seconds, string, usage
-from enclaved.agent.guest import MAX_PAYLOAD_BYTES, FrameError
+from enclaved.agent.guest.frames import FrameError
+from enclaved.agent.guest.limits import MAX_PAYLOAD_BYTES
 from enclaved.agent.jobs import WireJob
 from enclaved.agent.reader import OutputReader
 from enclaved.agent.stdin import Input

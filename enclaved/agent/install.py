@@ -10,13 +10,42 @@ from pathlib import Path
 USER_NAME = "sandbox"
 
 
+_HEAD = """# The guest, PID 1 of a sandbox: the modules of enclaved/agent/guest in one file. See `loader` in it.
+
+SOURCES = {}
+"""
+_TAIL = """
+import sys
+
+LOADER = {"__name__": "loader"}
+exec(compile(SOURCES["loader"], __file__ + "/loader.py", "exec"), LOADER)
+LOADER["become_lean"](SOURCES, __file__, sys.argv[1:])
+"""
+
+
+def bundled_guest() -> bytes:
+    """Makes the one file of which a sandbox runs the guest: the same bytes for the same sources, readable as they are.
+
+    Raises ValueError for a source with three single quotes in a row, which cannot be quoted.
+    """
+    parts = [_HEAD]
+    for module in sorted(resources.files("enclaved.agent.guest").iterdir(), key=lambda module: module.name):
+        name, _, suffix = module.name.rpartition(".")
+        if suffix == "py":
+            source = module.read_text(encoding="utf-8")
+            if "'''" in source or not source.endswith("\n"):
+                raise ValueError(f"{module.name} cannot be quoted")
+            parts.append(f"\nSOURCES[{name!r}] = r'''{source}'''\n")
+    return "".join([*parts, _TAIL]).encode()
+
+
 def install_guest(directory: Path) -> Path:
     """Writes the guest into a directory, under a name made of its content; returns the path.
 
     Guests of an older daemon keep running from their own file. The file is 0444 in a 0755 directory, so that any
     uid may read it and nobody in a sandbox may change it.
     """
-    source = resources.files("enclaved.agent").joinpath("guest.py").read_bytes()
+    source = bundled_guest()
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     directory.chmod(0o755)
     path = directory / f"guest-{hashlib.sha256(source).hexdigest()[:16]}.py"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from enclaved.agent.guest import MAX_JOB_BYTES
+from enclaved.agent.guest.limits import MAX_JOB_BYTES
 from enclaved.agent.install import USER_NAME
 from enclaved.errors import FieldViolation, InvalidRequest
 from enclaved.model import CommandJob, FileJob, Job, PythonJob

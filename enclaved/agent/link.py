@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from enclaved.agent.fields import boolean, integer, string
-from enclaved.agent.guest import PROTOCOL_VERSION, FrameDecoder, FrameError, encode_frame
+from enclaved.agent.guest.frames import FrameDecoder, FrameError, encode_frame
+from enclaved.agent.guest.limits import PROTOCOL_VERSION
 from enclaved.agent.handle import Handle, Hold, RunOptions
 from enclaved.agent.jobs import WireJob
 from enclaved.agent.reader import OutputReader

@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from enclaved.agent.guest import MAX_PAYLOAD_BYTES, FrameError, cost_bytes
+from enclaved.agent.guest.frames import FrameError
+from enclaved.agent.guest.journal import cost_bytes
+from enclaved.agent.guest.limits import MAX_PAYLOAD_BYTES
 from enclaved.errors import EnclaveError, GuestUnavailable
 from enclaved.model import Notice, Output, StatsSample
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from enclaved.agent.guest import MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES, FrameError
+from enclaved.agent.guest.frames import FrameError
+from enclaved.agent.guest.limits import MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES
 from enclaved.errors import GuestUnavailable, InvalidRequest
 
 KNOWN_PATIENCE_S = 30.0

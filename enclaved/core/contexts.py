@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from enclaved.agent.fields import boolean, integer, seconds, string
-from enclaved.agent.guest import FrameError
+from enclaved.agent.guest.frames import FrameError
 from enclaved.agent.handle import public_id
 from enclaved.core.policy import check_context_name
 from enclaved.core.record import SandboxRecord

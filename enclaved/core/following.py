@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
-from enclaved.agent.guest import cost_bytes
+from enclaved.agent.guest.journal import cost_bytes
 from enclaved.agent.handle import Handle
 from enclaved.agent.reader import OutputReader
 from enclaved.errors import EnclaveError, ExecutionNotFound, SandboxLost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from enclaved.agent.guest import PROTOCOL_VERSION
+from enclaved.agent.guest.limits import PROTOCOL_VERSION
 from enclaved.core.executions import Executions
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.errors import EngineUnavailable

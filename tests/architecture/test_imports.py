@@ -228,8 +228,29 @@ def test_the_services_do_not_import_each_other() -> None:
 
 
 def test_the_guest_imports_the_standard_library_only() -> None:
-    tops = {found.target.split(".")[0] for found in imports("enclaved.agent.guest")}
-    assert tops - sys.stdlib_module_names == set()
+    guests = [name for name in MODULES if within(name, "enclaved.agent.guest")]
+    found = [found for name in guests for found in imports(name) if not within(found.target, "enclaved.agent.guest")]
+    assert len(guests) > 1
+    assert {found.target.split(".")[0] for found in found} - sys.stdlib_module_names == set()
+
+
+def test_the_daemon_imports_of_the_guest_the_codec_the_journal_and_the_limits_only() -> None:
+    shared = {f"enclaved.agent.guest.{name}" for name in ("frames", "journal", "limits")}
+    users = [name for name in MODULES if not within(name, "enclaved.agent.guest")]
+    used = {found.target for name in users for found in imports(name) if within(found.target, "enclaved.agent.guest")}
+    assert used == shared
+
+
+def test_relative_imports_are_for_the_guest_only() -> None:
+    """Its package has another name in a sandbox; everywhere else a module is imported by its full name."""
+    relative = {
+        name
+        for name, path in MODULES.items()
+        if name.startswith("enclaved")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level
+    }
+    assert {name for name in relative if not within(name, "enclaved.agent.guest")} == set()
 
 
 def test_every_room_of_the_table_exists() -> None:

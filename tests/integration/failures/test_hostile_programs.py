@@ -12,7 +12,7 @@ from ms_enclave.sandbox.boxes import Sandbox
 from ms_enclave.sandbox.manager import LocalSandboxManager
 from ms_enclave.sandbox.model import ExecutionStatus, SandboxType, ToolResult
 
-from enclaved.agent.guest import encode_frame
+from enclaved.agent.guest.frames import encode_frame
 from tests.integration.failures.ground import DaemonProcess
 
 COUNT = """

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from enclaved.agent.guest import JOURNAL_BYTES, MAX_PAYLOAD_BYTES
+from enclaved.agent.guest.limits import JOURNAL_BYTES, MAX_PAYLOAD_BYTES
 from enclaved.core.executions import RUN_OUTPUT_BYTES
 from enclaved.errors import ExecutionNotFound, InvalidRequest, OffsetReleased
 from enclaved.model import STDERR, STDOUT, NoticeKind, Verdict

@@ -38,6 +38,20 @@ async def test_a_list_is_run_without_a_shell(box: Box) -> None:
     assert printed(await box.shell(["printf", "%s|", "a b", "$HOME", "*", ""])) == "a b|$HOME|*||"
 
 
+@pytest.mark.parametrize("isolated", [False, True])
+async def test_a_program_sees_no_module_of_the_guest_and_may_use_any_name_for_its_own(box: Box, isolated: bool) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('guest', 'frames', 'limits', 'files', 'child'):\n"
+        "    with open(name + '.py', 'w') as file: file.write('mine = 1')\n"
+        "    assert __import__(name).mine == 1\n"
+        "ours = [name for name in sys.modules if 'enclave' in name]\n"
+        "finders = [finder for finder in sys.meta_path if type(finder).__name__ == 'Bundle']\n"
+        "print(ours, finders, sys.argv, [entry for entry in sys.path if not entry.startswith('/')])\n"
+    )
+    assert printed(await (box.isolated(code) if isolated else box.python(code))) == "[] [] [''] []\n"
+
+
 @pytest.mark.parametrize(
     ("command", "exit_code", "stderr"),
     [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from enclaved.agent import reader as reader_module
-from enclaved.agent.guest import STDERR, STDOUT
+from enclaved.agent.guest.limits import STDERR, STDOUT
 from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.jobs import WireJob
 from enclaved.errors import ExecutionNotFound, GuestUnavailable, SandboxLost

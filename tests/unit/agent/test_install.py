@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pwd
 import stat
 from pathlib import Path
 
 from enclaved.agent import guest
-from enclaved.agent.install import install_guest, write_accounts
+from enclaved.agent.install import bundled_guest, install_guest, write_accounts
 
 
 def mode(path: Path) -> int:
@@ -21,9 +22,27 @@ def test_the_guest_lies_where_anybody_can_read_and_nobody_can_write_it(tmp_path:
         path = install_guest(tmp_path / "guest")
     finally:
         os.umask(before)
-    assert path.read_text() == Path(guest.__file__).read_text()
+    assert path.read_bytes() == bundled_guest()
     assert (mode(path), mode(path.parent)) == (0o444, 0o755)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_installed_guest_is_all_modules_as_they_are_and_the_same_each_time() -> None:
+    """So that its name tells what it is, and a person can read it."""
+    bundled = bundled_guest()
+    assert bundled == bundled_guest()
+    head = ast.parse(bundled).body
+    quoted = {
+        node.targets[0].slice.value: node.value.value
+        for node in head
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Subscript)
+        and isinstance(node.targets[0].slice, ast.Constant)
+        and isinstance(node.value, ast.Constant)
+    }
+    assert guest.__file__ is not None
+    assert quoted == {path.stem: path.read_text() for path in Path(guest.__file__).parent.glob("*.py")}
+    assert list(quoted) == sorted(quoted)
 
 
 def test_a_guest_that_is_there_is_left_alone_and_another_one_lies_beside_it(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from enclaved.agent.guest import MAX_JOB_BYTES
+from enclaved.agent.guest.limits import MAX_JOB_BYTES
 from enclaved.agent.jobs import DEFAULT_PATH, encode_job, environment
 from enclaved.errors import InvalidRequest
 from enclaved.model import CommandJob, FileJob, FileOperation, Job, PythonJob

@@ -12,14 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.agent.scripted import HELLO, PATIENCE_S, FakeGuest
 
-from enclaved.agent.guest import (
-    CHUNK_OVERHEAD_BYTES,
-    MAX_PAYLOAD_BYTES,
-    PROTOCOL_VERSION,
-    STDIN_WINDOW_BYTES,
-    encode_frame,
-)
+from enclaved.agent.guest.frames import encode_frame
+from enclaved.agent.guest.limits import CHUNK_OVERHEAD_BYTES, MAX_PAYLOAD_BYTES, PROTOCOL_VERSION, STDIN_WINDOW_BYTES
 from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.jobs import WireJob
 from enclaved.agent.link import SOCKET_NAME, GuestLink
@@ -33,7 +29,6 @@ from enclaved.errors import (
     OffsetReleased,
     SandboxLost,
 )
-from tests.unit.agent.scripted import HELLO, PATIENCE_S, FakeGuest
 
 OPTIONS = RunOptions(timeout_s=5)
 JOB = WireJob(b'{"kind":"command"}', None)

@@ -9,17 +9,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from enclaved.agent.guest import (
-    CHUNK_OVERHEAD_BYTES,
-    MERGE_BYTES,
-    MERGE_S,
-    STDERR,
-    STDOUT,
-    Chunk,
-    Journal,
-    Reader,
-    cost_bytes,
-)
+from enclaved.agent.guest.journal import Chunk, Journal, Reader, cost_bytes
+from enclaved.agent.guest.limits import CHUNK_OVERHEAD_BYTES, MERGE_BYTES, MERGE_S, STDERR, STDOUT
 
 CHANNELS = (STDOUT, STDERR)
 PLENTY = 10**9

@@ -11,13 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclaved.agent.guest import (
-    MAX_HEADER_BYTES,
-    MAX_PAYLOAD_BYTES,
-    FrameDecoder,
-    FrameError,
-    encode_frame,
-)
+from enclaved.agent.guest.frames import FrameDecoder, FrameError, encode_frame
+from enclaved.agent.guest.limits import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES
 
 MOST_BYTES = 6 + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES
 """The largest frame there is, with its prefix."""

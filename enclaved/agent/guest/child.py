@@ -1,0 +1,98 @@
+"""A standby child: it waits for one job, to be a command, a fresh interpreter, a context or to do one thing to a file.
+
+Everything is prepared but the change of user, which comes when it has the job's bytes: until then user code can
+neither signal it nor change its limits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+
+from .claims import encode_claim
+from .command import run_command
+from .files import run_file_job
+from .handover import install, receive_job
+from .libc import PR_SET_NO_NEW_PRIVS, prctl
+from .python_jobs import run_python, serve_context
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, NoReturn
+
+    DoJob = Callable[[socket.socket, Dict[str, Any], Dict[str, Any]], NoReturn]
+
+# What a process of its own can be asked to do: called with the socket to the guest, the job and the settings.
+JOBS: Dict[str, DoJob] = {"python": run_python, "command": run_command, "file": run_file_job}
+
+
+def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
+    """Prepares everything, waits for a job, drops to the sandbox's user and does it."""
+    control.sendall(encode_claim({"hello": True}))  # now the guest knows this pid as its own
+    if control.fileno() != 3:
+        control = socket.socket(fileno=os.dup2(control.detach(), 3))
+    os.set_inheritable(3, False)  # no command may have it
+    try:
+        prepare(settings)
+    except (OSError, RuntimeError, ValueError) as error:
+        control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
+        os._exit(70)
+    control.sendall(encode_claim({"ready": True}))
+    text, is_context, fds = receive_job(control)
+    install(fds)
+    try:
+        drop(settings)
+    except (OSError, RuntimeError, ValueError) as error:  # never run with more
+        control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
+        os.kill(os.getpid(), signal.SIGKILL)
+    job = json.loads(text)
+    try:
+        if job.get("operation") == "wipe":
+            os.chmod(settings["working_dir"], 0o700)
+        os.chdir(settings["working_dir"])
+    except OSError as error:  # an earlier program closed it to itself
+        os.write(2, ("%s: %s\n" % (settings["working_dir"], error.strerror)).encode())
+        os._exit(126)
+    do = serve_context if is_context else JOBS[job["kind"]]
+    do(control, job, settings)
+
+
+def prepare(settings: Dict[str, Any]) -> None:
+    """Becomes a process of its own, with everything done that needs no job. Any step that fails ends it."""
+    import resource
+
+    os.setsid()
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.closerange(4, 4096)
+    files = settings["open_files_limit"]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if settings["file_size_limit_bytes"]:
+        size = settings["file_size_limit_bytes"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    if os.getuid() == 0:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    prctl(PR_SET_NO_NEW_PRIVS, 1)  # the container has it already
+
+
+def drop(settings: Dict[str, Any]) -> None:
+    """Becomes the sandbox's user, without any capability, and makes sure of it."""
+    if os.getuid() != 0:
+        return  # tests without root: there is nothing to drop
+    uid = settings["uid"]
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid) or os.getgroups():
+        raise RuntimeError("could not become user %d" % uid)
+    with open("/proc/self/status") as status:
+        for line in status:
+            name, _, value = line.partition(":")
+            if name in ("CapInh", "CapPrm", "CapEff", "CapAmb") and int(value, 16) != 0:
+                raise RuntimeError("%s is %s after the drop" % (name, value.strip()))

@@ -1,0 +1,159 @@
+"""The guest proper, PID 1 of a sandbox: its parts, and which of them calls which."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+from .children import Children
+from .cleaner import Cleaner
+from .contexts import Contexts
+from .dispatch import Dispatch
+from .executions import Executions
+from .input import Input
+from .intake import Intake
+from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
+from .limits import EXPIRY_MARGIN_S, PROTOCOL_VERSION
+from .link import Link
+from .loop import READABLE, Loop
+from .nursery import Nursery
+from .output import Output
+from .parking import Parking
+from .processes import Processes
+from .readers import Readers
+from .records import Records
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, NoReturn
+
+    from .loader import Bundle
+
+
+class Guest:
+    """Puts the parts together and runs them."""
+
+    def __init__(self, mode: str, socket_path: str, settings: Dict[str, Any], bundle: Bundle) -> None:
+        owns_namespace = mode == "--container"
+        if owns_namespace and os.getpid() != 1:
+            raise SystemExit("guest: --container needs to be PID 1; this is PID %d" % os.getpid())
+        self.settings, self.bundle = settings, bundle
+        self.loop = loop = Loop()
+        self.link = link = Link(loop, socket_path, float(settings["daemon_absence_s"]))
+        self.processes = Processes(settings["uid"], owns_namespace)
+        self.records = records = Records(loop, link.send)
+        self.readers = readers = Readers(link)
+        self.output = Output(loop, link, records, readers)
+        self.stdin = Input(loop, link)
+        self.children = children = Children(loop)
+        self.nursery = Nursery(loop, children, bundle, settings)
+        self.contexts = Contexts()
+        self.cleaner = Cleaner(loop, self.processes, children, records)
+        self.intake = Intake(link, records, readers)
+        self.executions = Executions(
+            loop,
+            link,
+            records,
+            readers,
+            self.output,
+            self.stdin,
+            children,
+            self.nursery,
+            self.contexts,
+            self.cleaner,
+        )
+        self.parking = Parking(
+            loop, link, self.processes, children, self.nursery, records, self.contexts, self.executions
+        )
+        self.dispatch = Dispatch(records, link.send)
+        self.connect_parts()
+        self.fill_dispatch()
+
+    def connect_parts(self) -> None:
+        """Gives parts what they call in parts that know them."""
+        executions, nursery, children = self.executions, self.nursery, self.children
+        self.intake.begin = executions.begin
+        self.output.on_limit = executions.on_output_limit
+        self.records.on_forgotten = self.output.release
+        self.contexts.start, self.contexts.take_child = executions.start, executions.take_child
+        nursery.start, nursery.refuse = executions.start, executions.refuse
+        children.on_ready, children.on_failed, children.on_silent = (
+            nursery.on_ready,
+            nursery.on_failed,
+            nursery.on_silent,
+        )
+        children.on_done, children.on_exit = executions.on_done, executions.on_exit
+        self.link.on_connected, self.link.on_lost = self.greet, self.intake.on_lost
+        self.link.on_frame = self.dispatch.on_frame
+
+    def fill_dispatch(self) -> None:
+        """Says who answers which frame of the daemon."""
+        link, readers, output, stdin = self.link, self.readers, self.output, self.stdin
+        intake, executions = self.intake, self.executions
+        self.dispatch.for_sandbox = {
+            "run": intake.on_run,
+            "park": self.parking.on_park,
+            "ping": lambda header, _: link.send({"type": "pong", "number": header["number"]}),
+        }
+        self.dispatch.for_execution = {
+            "job": lambda execution, _, payload: intake.on_job(execution, payload),
+            "subscribe": lambda execution, header, _: readers.on_subscribe(execution, header),
+            "credit": lambda execution, header, _: readers.on_credit(execution, header),
+            "unsubscribe": lambda execution, header, _: readers.on_unsubscribe(execution, header),
+            "acknowledge": lambda execution, header, _: output.on_acknowledge(execution, header),
+            "stdin": lambda execution, header, payload: stdin.on_stdin(execution, int(header["offset"]), payload),
+            "end_of_input": lambda execution, *_: stdin.on_end(execution),
+            "cancel": lambda execution, *_: executions.stop(execution, "cancel"),
+        }
+
+    def serve(self) -> NoReturn:
+        """Runs until the sandbox ends. Never returns."""
+        os.set_inheritable(self.bundle.fd, False)
+        wake, wakeup = socket.socketpair()
+        wake.setblocking(False)
+        wakeup.setblocking(False)
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: os._exit(0))
+        self.loop.watch(wake.fileno(), READABLE, lambda _: self.on_wakeup(wake))
+        if not self.processes.owns_namespace:
+            prctl(PR_SET_CHILD_SUBREAPER, 1)
+        prctl(PR_SET_DUMPABLE, 0)  # nobody may look into PID 1
+        self.nursery.start_template()
+        self.loop.after(float(self.settings["expires_in_s"]) + EXPIRY_MARGIN_S, self.expire)
+        self.link.connect()
+        self.loop.run(self.after_each_round)
+
+    def after_each_round(self) -> None:
+        """Sends what the events of a round have left to be sent."""
+        self.readers.serve()
+        self.link.flush()
+
+    def on_wakeup(self, wake: socket.socket) -> None:
+        """A signal came: some process has ended."""
+        try:
+            while wake.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+        self.children.reap()
+
+    def expire(self) -> None:
+        """The daemon should have removed this sandbox by now."""
+        os._exit(0)
+
+    def greet(self) -> None:
+        """Tells a daemon that has just been reached who we are and what we hold."""
+        send = self.link.send
+        python = "%d.%d.%d" % sys.version_info[:3]
+        send({"type": "hello", "version": PROTOCOL_VERSION, "sandbox": self.settings["sandbox_id"], "python": python})
+        for execution in list(self.records.by_name.values()):
+            send({"type": "holds", "execution": execution.name, "state": execution.state})
+            if execution.finished is not None:
+                send(execution.finished)
+            elif execution.told_full:
+                self.output.tell_full(execution)
+        send({"type": "ready"})

@@ -1,0 +1,44 @@
+"""How a job and its descriptors come to a child."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Tuple
+
+
+def receive_fds(sock: socket.socket, size: int, count: int) -> Tuple[bytes, List[int]]:
+    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(count * 4))
+    fds = array.array("i")
+    for level, kind, value in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(value[: len(value) - len(value) % fds.itemsize])
+    return data, list(fds)
+
+
+def receive_job(control: socket.socket) -> Tuple[bytes, bool, List[int]]:
+    """Waits for the bytes of a job and its three descriptors. The end of the guest is the end of this process."""
+    try:
+        data, fds = receive_fds(control, 64 * 1024, 3)
+        while data and (len(data) < 5 or len(data) < 5 + struct.unpack_from(">I", data)[0]):
+            more = control.recv(1024 * 1024)
+            data = data + more if more else b""
+    except OSError:
+        data = b""
+    if not data:
+        os._exit(0)
+    return data[5:], bool(data[4]), fds
+
+
+def install(fds: List[int]) -> None:
+    """Makes three descriptors the standard ones. They may be standard ones already, where a program closed those."""
+    high = [fd if fd > 2 else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds]
+    for target, fd in enumerate(high):
+        os.dup2(fd, target)
+        os.close(fd)

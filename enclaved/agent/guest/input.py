@@ -1,0 +1,85 @@
+"""Standard input: from the daemon to the pipes of programs."""
+
+from __future__ import annotations
+
+import os
+
+from .frames import FrameError
+from .limits import MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES
+from .loop import WRITABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List
+
+    from .execution import Execution
+    from .link import Link
+    from .loop import Loop
+
+
+class Input:
+    """Writes what the daemon sends as far as programs take it."""
+
+    def __init__(self, loop: Loop, link: Link) -> None:
+        self.loop, self.link = loop, link
+
+    def open(self, execution: Execution, theirs: List[int]) -> None:
+        """Makes the input of a program; its own end is added to a list."""
+        if execution.wants_stdin:
+            read_end, write_end = os.pipe()
+            theirs.append(read_end)
+            execution.stdin_fd = write_end
+            os.set_blocking(write_end, False)
+            os.fchmod(read_end, 0o444)  # for /dev/stdin, which opens it anew as another user
+        else:
+            theirs.append(os.open(os.devnull, os.O_RDONLY))
+
+    def on_stdin(self, execution: Execution, offset: int, data: bytes) -> None:
+        """Takes bytes for standard input; what came before is not taken twice."""
+        if offset > execution.stdin_offset or len(execution.stdin_buffer) > STDIN_WINDOW_BYTES + MAX_PAYLOAD_BYTES:
+            raise FrameError("input at offset %d, wanted %d" % (offset, execution.stdin_offset))
+        fresh = data[execution.stdin_offset - offset :]
+        execution.stdin_offset += len(fresh)
+        execution.stdin_buffer += fresh
+        self.write(execution)
+
+    def on_end(self, execution: Execution) -> None:
+        """No more input comes; the program sees that when it has taken what is there."""
+        execution.stdin_ended = True
+        self.write(execution)
+
+    def begin(self, execution: Execution) -> None:
+        """Writes what came before the program ran."""
+        if execution.stdin_buffer or execution.stdin_ended:
+            self.write(execution)
+
+    def write(self, execution: Execution) -> None:
+        """Writes input as far as the program takes it, and tells the daemon."""
+        if execution.state == "queued" or execution.state == "starting":
+            return
+        fd = execution.stdin_fd
+        if fd is None:
+            execution.stdin_buffer.clear()
+        else:
+            try:
+                while execution.stdin_buffer:
+                    written = os.write(fd, execution.stdin_buffer[:MAX_PAYLOAD_BYTES])
+                    del execution.stdin_buffer[:written]
+            except BlockingIOError:
+                self.loop.watch(fd, WRITABLE, lambda _: self.write(execution))
+            except OSError:  # the program closed its input; the rest goes nowhere, as in a shell
+                execution.stdin_buffer.clear()
+                self.close(execution)
+            if not execution.stdin_buffer and execution.stdin_fd is not None:
+                self.loop.unwatch(fd)
+                if execution.stdin_ended:
+                    self.close(execution)
+        taken = execution.stdin_offset - len(execution.stdin_buffer)
+        self.link.send({"type": "stdin_taken", "execution": execution.name, "offset": taken})
+
+    def close(self, execution: Execution) -> None:
+        """Closes the input of a program; one that is closed already is fine."""
+        if execution.stdin_fd is not None:
+            self.loop.unwatch(execution.stdin_fd)
+            os.close(execution.stdin_fd)
+            execution.stdin_fd = None

@@ -1,0 +1,62 @@
+"""How executions come: a `run` frame, and the rest of a job that is too long for one."""
+
+from __future__ import annotations
+
+from .execution import Execution
+from .frames import FrameError
+from .limits import EXECUTIONS_MAX, MAX_JOB_BYTES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict
+
+    from .link import Link
+    from .readers import Readers
+    from .records import Records
+
+
+class Intake:
+    """Takes in executions. ``begin`` is called with each one whose job is complete."""
+
+    begin: Callable[[Execution], None]
+
+    def __init__(self, link: Link, records: Records, readers: Readers) -> None:
+        self.link, self.records, self.readers = link, records, readers
+
+    def on_run(self, header: Dict[str, Any], payload: bytes) -> None:
+        """Makes an execution; an id that is known is the same execution, and is not run again."""
+        name = header["execution"]
+        known = self.records.by_name.get(name)
+        if known is not None:
+            if header.get("subscribe") is not None:
+                self.readers.on_subscribe(known, header["subscribe"])
+            if known.finished is not None:
+                self.link.send(known.finished)
+            return
+        if len(self.records.by_name) >= EXECUTIONS_MAX:
+            self.link.send({"type": "refused", "execution": name, "code": "full", "message": "too many executions"})
+            return
+        execution = Execution(name, header)
+        if execution.job_size > MAX_JOB_BYTES:
+            raise FrameError("job of %d bytes" % execution.job_size)
+        self.records.by_name[name] = execution
+        if header.get("subscribe") is not None:
+            self.readers.follow(execution, header["subscribe"])
+        self.on_job(execution, payload)
+
+    def on_job(self, execution: Execution, payload: bytes) -> None:
+        """Takes the next piece of a job; the last one starts it."""
+        if execution.state != "queued" or len(execution.job) == execution.job_size:
+            return  # it came before
+        if len(execution.job) + len(payload) > execution.job_size:
+            raise FrameError("more job than announced")
+        execution.job += payload
+        if len(execution.job) == execution.job_size:
+            self.begin(execution)
+
+    def on_lost(self) -> None:
+        """The connection is gone, and with it its readers and the rest of jobs that had not come completely."""
+        for execution in list(self.records.by_name.values()):
+            execution.readers.clear()
+            if execution.state == "queued" and len(execution.job) < execution.job_size:
+                del self.records.by_name[execution.name]  # the rest is lost; the daemon sends it again

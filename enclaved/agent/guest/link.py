@@ -1,0 +1,111 @@
+"""The connection to the daemon."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+
+from .frames import FrameDecoder, FrameError, encode_frame
+from .loop import READABLE, WRITABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, Optional
+
+    from .loop import Loop
+
+
+class Link:
+    """Connects to the daemon, again and again; passes on its frames and queues ours.
+
+    ``on_connected``, ``on_frame`` and ``on_lost`` are set by whoever puts the guest together. What ``on_frame`` cannot
+    make sense of it answers with `FrameError`, KeyError, TypeError or ValueError; that ends the connection.
+    """
+
+    on_connected: Callable[[], None]
+    on_frame: Callable[[Dict[str, Any], bytes], None]
+    on_lost: Callable[[], None]
+
+    def __init__(self, loop: Loop, socket_path: str, absence_limit_s: float) -> None:
+        self.loop = loop
+        self.socket_path = socket_path
+        self.absence_limit_s = absence_limit_s  # 0: none
+        self.absent_since = time.monotonic()
+        self.daemon: Optional[socket.socket] = None
+        self.decoder = FrameDecoder()
+        self.outgoing = bytearray()
+
+    def connect(self) -> None:
+        """Connects to the daemon; tries again until it is there or has been absent for too long."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(1.0)
+            sock.connect(self.socket_path)
+        except OSError:
+            sock.close()
+            absence_s = time.monotonic() - self.absent_since
+            if self.absence_limit_s and absence_s > self.absence_limit_s:
+                os._exit(0)
+            self.loop.after(min(1.0, 0.05 + absence_s / 10), self.connect)
+            return
+        sock.setblocking(False)
+        self.daemon = sock
+        self.decoder = FrameDecoder()
+        self.outgoing = bytearray()
+        self.loop.watch(sock.fileno(), READABLE, self.on_ready)
+        self.on_connected()
+
+    def disconnect(self) -> None:
+        """Drops a connection that is gone or spoke nonsense. Executions run on."""
+        if self.daemon is None:
+            return
+        self.loop.unwatch(self.daemon.fileno())
+        self.daemon.close()
+        self.daemon = None
+        self.absent_since = time.monotonic()
+        self.on_lost()
+        self.loop.after(0.02, self.connect)
+
+    def on_ready(self, events: int) -> None:
+        """Sends and receives as far as the socket is ready for it."""
+        if events & WRITABLE:
+            self.flush()
+        if self.daemon is None or not events & ~WRITABLE:
+            return
+        try:
+            data = self.daemon.recv(256 * 1024)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.disconnect()
+            return
+        try:
+            for header, payload in self.decoder.feed(data):
+                self.on_frame(header, payload)
+        except (FrameError, KeyError, TypeError, ValueError) as error:
+            sys.stderr.write("guest: the daemon sent a frame that cannot be understood: %r\n" % error)
+            self.disconnect()
+
+    def send(self, header: Dict[str, Any], payload: bytes = b"") -> None:
+        """Queues a frame for the daemon. What is queued is bounded by the credit of the readers."""
+        if self.daemon is not None:
+            self.outgoing += encode_frame(header, payload)
+
+    def flush(self) -> None:
+        """Sends what is queued, as far as the socket takes it."""
+        if self.daemon is None or not self.outgoing:
+            return
+        try:
+            sent = self.daemon.send(self.outgoing)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.disconnect()
+            return
+        del self.outgoing[:sent]
+        events = READABLE | WRITABLE if self.outgoing else READABLE
+        self.loop.watch(self.daemon.fileno(), events, self.on_ready)

@@ -1,0 +1,96 @@
+"""The event loop of PID 1: descriptors that become ready, and times that come."""
+
+from __future__ import annotations
+
+import heapq
+import select
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, List, NoReturn, Optional
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+
+
+class Timer:
+    """Something to do at a time. Without a call it has been done or cancelled."""
+
+    __slots__ = ("call", "deadline", "number")
+
+    def __init__(self, deadline: float, number: int, call: Callable[[], None]) -> None:
+        self.deadline, self.number = deadline, number
+        self.call: Optional[Callable[[], None]] = call
+
+    def __lt__(self, other: Timer) -> bool:
+        return (self.deadline, self.number) < (other.deadline, other.number)
+
+
+class Loop:
+    """Waits for descriptors and times, one at a time."""
+
+    def __init__(self) -> None:
+        self.poll = select.epoll()
+        self.handlers: Dict[int, Callable[[int], None]] = {}
+        self.timers: List[Timer] = []
+        self.timer_count = 0
+        self.timers_cancelled = 0
+
+    def run(self, after_each_round: Callable[[], None]) -> NoReturn:
+        """Serves what is ready and what is due, round after round. Never returns."""
+        while True:
+            for fd, events in self.poll.poll(self.next_timer_s()):
+                handler = self.handlers.get(fd)
+                if handler is not None:
+                    handler(events)
+            self.run_timers()
+            after_each_round()
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        """Calls the handler when the descriptor is ready."""
+        if fd in self.handlers:
+            self.poll.modify(fd, events)
+        else:
+            self.poll.register(fd, events)
+        self.handlers[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        """Forgets a descriptor. One that is not watched is fine."""
+        if self.handlers.pop(fd, None) is not None:
+            self.poll.unregister(fd)
+
+    def after(self, delay_s: float, call: Callable[[], None]) -> Timer:
+        """Calls once, later."""
+        self.timer_count += 1
+        timer = Timer(time.monotonic() + delay_s, self.timer_count, call)
+        heapq.heappush(self.timers, timer)
+        return timer
+
+    def cancel(self, timer: Optional[Timer]) -> None:
+        """Forgets a timer. Many forgotten ones are cleared away together."""
+        if timer is None or timer.call is None:
+            return
+        timer.call = None
+        self.timers_cancelled += 1
+        if self.timers_cancelled > 256 and self.timers_cancelled * 2 > len(self.timers):
+            self.timers = [timer for timer in self.timers if timer.call is not None]
+            heapq.heapify(self.timers)
+            self.timers_cancelled = 0
+
+    def next_timer_s(self) -> Optional[float]:
+        """The time until the next timer is due; None without one."""
+        if not self.timers:
+            return None
+        return max(0.0, self.timers[0].deadline - time.monotonic())
+
+    def run_timers(self) -> None:
+        """Does what is due."""
+        now = time.monotonic()
+        while self.timers and self.timers[0].deadline <= now:
+            timer = heapq.heappop(self.timers)
+            call, timer.call = timer.call, None
+            if call is None:
+                self.timers_cancelled -= 1
+            else:
+                call()

@@ -1,0 +1,31 @@
+"""Chooses which program of the guest to be.
+
+* ``--container SOCKET SETTINGS`` (PID 1, root) or ``--child SOCKET SETTINGS`` (tests without a PID namespace): the
+  guest proper.
+* ``--template FD SETTINGS``: the template, which only the guest starts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List
+
+    from .loader import Bundle
+
+
+def main(arguments: List[str], bundle: Bundle) -> None:
+    """Starts one of the programs; each imports only what it needs, since memory counts in every sandbox."""
+    if arguments[0] == "--template":
+        from .template import template_main
+
+        template_main(int(arguments[1]), json.loads(arguments[2]), bundle)
+    elif arguments[0] in ("--container", "--child"):
+        from .guest import Guest
+
+        Guest(arguments[0], arguments[1], json.loads(arguments[2]), bundle).serve()
+    else:
+        sys.exit("guest: unknown mode %r" % arguments[0])

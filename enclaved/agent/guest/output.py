@@ -1,0 +1,187 @@
+"""From the pipes of programs to their journals."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from .limits import (
+    JOURNAL_BYTES,
+    LARGE_PIPE_BYTES,
+    LARGE_PIPES_MAX,
+    MAX_PAYLOAD_BYTES,
+    SANDBOX_JOURNAL_BYTES,
+    STDERR,
+    STDOUT,
+)
+from .loop import READABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List
+
+    from .execution import Execution
+    from .link import Link
+    from .loop import Loop
+    from .readers import Readers
+    from .records import Records
+
+_F_SETPIPE_SZ = 1031
+
+
+class Output:
+    """Reads what programs write, as long as there is room for it: then they wait.
+
+    ``on_limit`` is set by whoever puts the guest together; it ends a program that wrote more than it may.
+    """
+
+    on_limit: Callable[[Execution], None]
+
+    def __init__(self, loop: Loop, link: Link, records: Records, readers: Readers) -> None:
+        self.loop, self.link, self.records, self.readers = loop, link, records, readers
+        self.journal_bytes = 0  # of all executions
+        self.paused: Dict[str, Execution] = {}  # wait for room in their journal
+
+    def open(self, execution: Execution, theirs: List[int]) -> None:
+        """Makes the pipes of a program; its own ends are added to a list in the order of their numbers."""
+        for channel in (STDOUT, STDERR):
+            if channel == STDERR and execution.merge_stderr:
+                theirs.append(os.dup(theirs[STDOUT]))
+                continue
+            read_end, write_end = os.pipe()
+            theirs.append(write_end)
+            execution.pipes[channel] = read_end
+            os.set_blocking(read_end, False)
+            os.fchmod(write_end, 0o222)  # for /dev/stdout and /dev/stderr
+
+    def watch(self, execution: Execution) -> None:
+        """Starts to read all pipes of a program."""
+        for channel in execution.pipes:
+            self.watch_pipe(execution, channel)
+
+    def watch_pipe(self, execution: Execution, channel: int) -> None:
+        """Reads a pipe whenever something is in it."""
+        fd = execution.pipes[channel]
+        self.loop.watch(fd, READABLE, lambda _: self.on_output(execution, channel))
+
+    def on_output(self, execution: Execution, channel: int) -> None:
+        """Reads a pipe, unless the journal is full: then the program waits."""
+        journal = execution.journal
+        if journal.size >= JOURNAL_BYTES or (journal.size and not self.room()):
+            execution.paused.add(channel)
+            self.paused[execution.name] = execution
+            self.loop.unwatch(execution.pipes[channel])
+            if not execution.told_full:
+                self.tell_full(execution)
+            return
+        if not self.read_pipe(execution, channel):
+            self.close_pipe(execution, channel)
+
+    def tell_full(self, execution: Execution) -> None:
+        """Says that a program waits for room, and where its output stops until then."""
+        execution.told_full = True
+        ends = {str(channel): end for channel, end in execution.journal.end.items()}
+        self.link.send({"type": "full", "execution": execution.name, "offsets": ends})
+
+    def room(self) -> bool:
+        """Whether the journals of this sandbox may grow; old records are given up for it."""
+        if self.journal_bytes < SANDBOX_JOURNAL_BYTES:
+            return True
+        for execution in list(self.records.ended):
+            if not execution.readers and execution.journal.size:
+                self.records.forget(execution)
+                if self.journal_bytes < SANDBOX_JOURNAL_BYTES:
+                    return True
+        return False
+
+    def read_pipe(self, execution: Execution, channel: int) -> int:
+        """Moves one piece from a pipe to the journal; 0 at its end, -1 if there is nothing now."""
+        fd = execution.pipes[channel]
+        try:
+            data = os.read(fd, MAX_PAYLOAD_BYTES)
+        except BlockingIOError:
+            return -1
+        if not data:
+            return 0
+        if len(data) == MAX_PAYLOAD_BYTES:
+            self.enlarge(execution, channel)
+        self.keep(execution, channel, data)
+        return len(data)
+
+    def enlarge(self, execution: Execution, channel: int) -> None:
+        """Gives a pipe through which much comes more room, as long as few have it."""
+        if channel in execution.large_pipes:
+            return
+        if sum(len(other.large_pipes) for other in self.records.active.values()) >= LARGE_PIPES_MAX:
+            return
+        execution.large_pipes.add(channel)
+        try:
+            fcntl.fcntl(execution.pipes[channel], _F_SETPIPE_SZ, LARGE_PIPE_BYTES)
+        except OSError:  # the limit for this user is reached; slower, that is all
+            pass
+
+    def keep(self, execution: Execution, channel: int, data: bytes) -> None:
+        """Adds output to the journal of its program, up to the program's limit."""
+        journal = execution.journal
+        if execution.output_limit is not None:
+            kept = data[: max(0, execution.output_limit - sum(journal.end.values()))]
+            if len(kept) < len(data):
+                self.on_limit(execution)
+            data = kept
+        if data:
+            before = journal.size
+            journal.append(channel, data, time.monotonic() - execution.times["running"])
+            self.journal_bytes += journal.size - before
+            self.readers.note(execution)
+
+    def drain(self, execution: Execution) -> None:
+        """Takes the last output of a program and closes its pipes.
+
+        Whoever may write here is dead or has said that it is done, so what is in a pipe is all there is.
+        """
+        for channel in list(execution.pipes):
+            budget = 2 * LARGE_PIPE_BYTES
+            while budget > 0:
+                read = self.read_pipe(execution, channel)
+                if read <= 0:
+                    break
+                budget -= read
+        self.paused.pop(execution.name, None)
+        self.close(execution)
+
+    def close(self, execution: Execution) -> None:
+        """Closes the pipes of a program."""
+        for channel in list(execution.pipes):
+            self.close_pipe(execution, channel)
+
+    def close_pipe(self, execution: Execution, channel: int) -> None:
+        """Closes one pipe; one that is closed already is fine."""
+        fd = execution.pipes.pop(channel, None)
+        if fd is not None:
+            self.loop.unwatch(fd)
+            os.close(fd)
+
+    def on_acknowledge(self, execution: Execution, header: Dict[str, Any]) -> None:
+        """Releases output that has arrived."""
+        before = execution.journal.size
+        for name, offset in header["offsets"].items():
+            execution.journal.acknowledge(int(name), int(offset))
+        self.journal_bytes -= before - execution.journal.size
+        self.resume_paused()
+
+    def release(self, execution: Execution) -> None:
+        """Frees the room of an execution that is forgotten."""
+        self.journal_bytes -= execution.journal.size
+        self.resume_paused()
+
+    def resume_paused(self) -> None:
+        """Reads pipes again that had to wait for room."""
+        for execution in list(self.paused.values()):
+            if execution.journal.size < JOURNAL_BYTES:
+                del self.paused[execution.name]
+                execution.told_full = False
+                for channel in execution.paused:
+                    if channel in execution.pipes:
+                        self.watch_pipe(execution, channel)
+                execution.paused.clear()

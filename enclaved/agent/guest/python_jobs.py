@@ -1,0 +1,76 @@
+"""Python source as a job: a program that ends, or the calls of a context."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+from .claims import encode_claim
+from .handover import install, receive_job
+from .interpreter import Interpreter
+from .limits import RESERVED_FILES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, NoReturn
+
+
+def serve_context(control: socket.socket, job: Dict[str, Any], settings: Dict[str, Any]) -> NoReturn:
+    """Runs call after call in one interpreter."""
+    own_pid = os.getpid()
+    own_socket = os.fstat(control.fileno()).st_ino
+    os.environ.clear()
+    os.environ.update(job["env"])
+    interpreter = Interpreter(os.getcwd())
+    while True:
+        interpreter.spare_files(RESERVED_FILES)
+        outcome = interpreter.call(job["code"])
+        if os.getpid() != own_pid:  # a fork of user code came back to us; it has no business here
+            os._exit(outcome["exit_code"])
+        interpreter.spare_files(0)
+        null = os.open(os.devnull, os.O_RDWR)
+        install([os.dup(null), os.dup(null), null])
+        try:
+            if os.fstat(control.fileno()).st_ino != own_socket:
+                os._exit(outcome["exit_code"])
+            control.setblocking(True)  # user code may have changed that
+            control.sendall(encode_claim(outcome))
+        except OSError:  # user code closed or replaced the socket: the exit status has to speak
+            os._exit(outcome["exit_code"])
+        text, _, fds = receive_job(control)
+        install(fds)
+        job = json.loads(text)
+
+
+def run_python(control: socket.socket, job: Dict[str, Any], settings: Dict[str, Any]) -> NoReturn:
+    """Runs source once, in this process, and ends as an interpreter ends: with atexit and its threads joined."""
+    import atexit
+    import gc
+    import threading
+
+    os.environ.clear()
+    os.environ.update(job["env"])
+    interpreter = Interpreter(os.getcwd())
+    own_pid = os.getpid()
+    outcome = interpreter.call(job["code"])
+    if outcome["exception"] is not None and os.getpid() == own_pid:  # a fork of user code speaks for itself only
+        try:
+            control.sendall(encode_claim(outcome))
+        except OSError:
+            pass
+    # What the interpreter does at its end, without the dismantling of every module, which costs 10 ms: threads are
+    # joined, atexit runs, objects of the program go away, and with them the buffers of files left open.
+    last_steps: List[Callable[[], Any]] = [
+        threading._shutdown,  # type: ignore[attr-defined]
+        atexit._run_exitfuncs,
+        interpreter.namespace.clear,
+        gc.collect,
+    ]
+    for step in last_steps:
+        try:
+            step()
+        except BaseException:  # user code runs in all of these
+            pass
+    interpreter.flush()
+    os._exit(outcome["exit_code"])

@@ -1,0 +1,59 @@
+"""The executions that the guest knows: those that wait or run, and the records of those that have ended."""
+
+from __future__ import annotations
+
+import collections
+import time
+
+from .limits import RECORD_KEPT_S, RECORDS_EXPIRE_EVERY_S, RECORDS_KEPT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Deque, Dict, Optional
+
+    from .execution import Execution
+    from .loop import Loop, Timer
+
+
+class Records:
+    """Knows executions by name, and forgets those that have ended: by age, by number, or for room.
+
+    ``on_forgotten`` is set by whoever puts the guest together; it releases what else is kept of an execution.
+    """
+
+    on_forgotten: Callable[[Execution], None]
+
+    def __init__(self, loop: Loop, send: Callable[[Dict[str, Any]], None]) -> None:
+        self.loop, self.send = loop, send
+        self.by_name: Dict[str, Execution] = {}
+        self.active: Dict[str, Execution] = {}  # may have processes
+        self.ended: Deque[Execution] = collections.deque()  # oldest first
+        self.expiry: Optional[Timer] = None
+
+    def add(self, execution: Execution) -> None:
+        """Keeps the record of an execution that has ended, for a while."""
+        self.ended.append(execution)
+        if len(self.ended) > RECORDS_KEPT:
+            unread = next((other for other in self.ended if not other.readers), None)
+            if unread is not None:
+                self.forget(unread)
+        if self.expiry is None:
+            self.expiry = self.loop.after(RECORD_KEPT_S, self.expire)
+
+    def expire(self) -> None:
+        """Forgets executions whose time is over, unless somebody still reads them."""
+        now = time.monotonic()
+        for execution in list(self.ended):
+            if execution.times["ended"] + RECORD_KEPT_S <= now and not execution.readers:
+                self.forget(execution)
+        self.expiry = self.loop.after(RECORDS_EXPIRE_EVERY_S, self.expire) if self.ended else None
+
+    def forget(self, execution: Execution) -> None:
+        """Releases the record and the output of an execution that has ended."""
+        if self.by_name.get(execution.name) is execution:
+            del self.by_name[execution.name]
+            if execution in self.ended:
+                self.ended.remove(execution)
+            for reader in list(execution.readers.values()):
+                self.send({"type": "unknown", "execution": execution.name, "reader": reader.name})
+            self.on_forgotten(execution)

@@ -1,0 +1,56 @@
+"""The report of the end of an execution."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict
+
+    from .execution import Execution
+
+
+def usage_of(usage: Any) -> Dict[str, Any]:
+    """What a process used, from the kernel's own account (see getrusage(2))."""
+    return {
+        "cpu_user_s": usage.ru_utime,
+        "cpu_system_s": usage.ru_stime,
+        "memory_peak_bytes": usage.ru_maxrss * 1024,
+        "io_read_bytes": usage.ru_inblock * 512,
+        "io_write_bytes": usage.ru_oublock * 512,
+    }
+
+
+def finished_frame(execution: Execution, context_lives: bool) -> Dict[str, Any]:
+    """The `finished` frame of an execution that has ended. Where the kernel knows, its word counts, else the claim."""
+    times, status, claim, usage = execution.times, execution.status, execution.claim, execution.usage
+    exit_code = signal_number = None
+    if status is not None:
+        if os.WIFSIGNALED(status):
+            signal_number = os.WTERMSIG(status)
+        else:
+            exit_code = os.WEXITSTATUS(status)
+    elif claim is not None:
+        exit_code = claim["exit_code"]
+    if usage is None and claim is not None:
+        usage = claim["usage"]
+    return {
+        "type": "finished",
+        "execution": execution.name,
+        "exit_code": exit_code,
+        "signal": signal_number,
+        "cause": execution.cause,
+        "attested": status is not None or claim is None,
+        "exception": claim["exception"] if claim is not None else None,
+        "state_preserved": context_lives if execution.context_name is not None else None,
+        "fresh_context": execution.fresh_context,
+        "usage": usage,
+        "bytes_total": {str(channel): total for channel, total in execution.journal.end.items()},
+        "phases": {
+            "queued_s": round(times["starting"] - times["queued"], 6),
+            "starting_s": round(times["running"] - times["starting"], 6),
+            "running_s": round(times["draining"] - times["running"], 6),
+            "draining_s": round(times["ended"] - times["draining"], 6),
+        },
+    }
