@@ -72,7 +72,8 @@ class Input:
             self._base, self._taken = offset, max(0, offset - STDIN_WINDOW_BYTES - MAX_PAYLOAD_BYTES)
             self.ended = self.ended or ended
             self._known.set()
-            self._send(offset, b"")
+            if offset:
+                self._send(offset, b"")
 
     def repeat(self) -> None:
         """Sends again what the guest may not have."""

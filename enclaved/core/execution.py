@@ -13,7 +13,8 @@ from enclaved.agent.reader import OutputReader
 from enclaved.core.execution_rows import ExecutionRow, ExecutionStore
 from enclaved.core.following import expect_told, follow, gather, sampling
 from enclaved.core.record import SandboxRecord
-from enclaved.errors import ExecutionNotFound, InvalidRequest, NoSpace, SandboxLost
+from enclaved.errors import ExecutionNotFound, GuestUnavailable, InvalidRequest, NoSpace, SandboxLost
+from enclaved.metrics import Metrics
 from enclaved.model import (
     CHANNEL_NAMES,
     STDERR,
@@ -22,6 +23,7 @@ from enclaved.model import (
     Event,
     ExecutionInfo,
     Finished,
+    NoticeKind,
     OnAwaitingInput,
     ResourceUsage,
     RunResult,
@@ -53,6 +55,7 @@ class Execution:
         *,
         runtime: Runtime,
         store: ExecutionStore,
+        metrics: Metrics,
         listed: bool = True,
     ) -> None:
         self.id, self.tool, self.record, self.number, self.handle = row.id, row.tool, record, number, handle
@@ -70,10 +73,12 @@ class Execution:
         self.ended: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         self.context_reset = False
         self.killed_at_pids_limit = False
+        self.confirmed = False
+        """Whether a caller was told that it runs, and is not waiting for it."""
         self.overdue: asyncio.TimerHandle | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self._row = row
-        self._runtime, self._store = runtime, store
+        self._runtime, self._store, self._metrics = runtime, store, metrics
         self._first_reader = first_reader
         self._attached = 0
         self._detach: asyncio.TimerHandle | None = None
@@ -158,10 +163,17 @@ class Execution:
         return RunResult(self.id, stdout, outputs.get(STDERR, b""), notices, finished)
 
     async def confirm(self) -> None:
-        """Waits until the guest has it. Raises what `ended` would, if the guest refuses it."""
-        await self.record.running_link().ping(CONFIRM_DEADLINE_S)
-        if self.handle.finished.done() and self.handle.finished.exception() is not None:
-            await asyncio.shield(self.ended)
+        """Waits until the guest has taken it up. Raises what makes the guest refuse it.
+
+        What keeps it from running later is told by its verdict, since nobody may be there to hear of it.
+        """
+        try:
+            await self.record.running_link().ping(CONFIRM_DEADLINE_S)
+        except GuestUnavailable as error:  # it is told again when the guest is back
+            log.warning("not confirmed", extra={"execution_id": self.id, "reason": str(error)})
+        if self.handle.finished.done() and (refusal := self.handle.finished.exception()) is not None:
+            raise refusal
+        self.confirmed = True
 
     # -- what is said to it
 
@@ -180,6 +192,7 @@ class Execution:
         if not 1 <= number <= SIGNAL_MAX:
             raise InvalidRequest.of("signal.signal", f"must be from 1 to {SIGNAL_MAX}, is {number}")
         if not self.ended.done():
+            self._metrics.execution_signalled()
             self.handle.signal(number, leader_only=leader_only)
 
     def resize(self, size: TerminalSize) -> None:
@@ -221,6 +234,11 @@ class Execution:
             self._detach.cancel()
         self.ended.set_result(finished)
         self._store.finish(self.id, finished)
+        self._metrics.execution_finished(
+            self.tool, finished.verdict, finished.phases, finished.usage, finished.bytes_total
+        )
+        if self.context_reset:
+            self.noticed(NoticeKind.CONTEXT_RESET)
 
     def forget(self) -> None:
         """Nobody can ask for it any more."""
@@ -238,8 +256,13 @@ class Execution:
             log.warning("not written down", extra={"execution_id": self.id, "reason": str(error)})
 
     def _on_awaiting_input(self) -> None:
+        self.noticed(NoticeKind.AWAITING_INPUT)
         if self._row.on_awaiting_input is OnAwaitingInput.KILL:
             self.cancel(BY_AWAITING_INPUT)
+
+    def noticed(self, kind: NoticeKind) -> None:
+        """Counts a notice: of a gap for each reader, of the others once."""
+        self._metrics.execution_noticed(kind)
 
     # -- how others see it
 
@@ -296,12 +319,14 @@ class Execution:
 
     def _enter(self) -> None:
         self._attached += 1
+        self._metrics.execution_followed(1)
         if self._detach is not None:
             self._detach.cancel()
             self._detach = None
 
     def _leave(self) -> None:
         self._attached -= 1
+        self._metrics.execution_followed(-1)
         self.expect_client()
 
     def expect_client(self) -> None:

@@ -31,7 +31,6 @@ from enclaved.core.verdicts import conclude, failed, lost
 from enclaved.errors import (
     EnclaveError,
     ExecutionNotFound,
-    GuestUnavailable,
     InvalidRequest,
     LimitReached,
     SandboxLost,
@@ -94,10 +93,7 @@ class Executions:
         if not call.detach:
             return await execution.collect()
         execution.let_go()
-        try:
-            await execution.confirm()
-        except GuestUnavailable as error:  # it is told again when the guest is back
-            log.warning("not confirmed", extra={"execution_id": execution.id, "reason": str(error)})
+        await execution.confirm()
         return RunResult(execution.id, b"", b"", (), None)
 
     async def open(self, call: ToolCall) -> Execution:
@@ -158,10 +154,19 @@ class Executions:
             store.forget(row.id)
             raise
         execution = Execution(
-            record, row, number, handle, reader, runtime=self._runtime, store=store, listed=call is not None
+            record,
+            row,
+            number,
+            handle,
+            reader,
+            runtime=self._runtime,
+            store=store,
+            metrics=self._metrics,
+            listed=call is not None,
         )
         self._counting.begins(execution, running.values())
         record.executions_started += 1
+        self._metrics.execution_started()
         self._enter(execution)
         return execution
 
@@ -176,7 +181,6 @@ class Executions:
         self._running.setdefault(execution.record, {})[execution.id] = execution
         self._by_id[execution.id] = execution
         execution.record.active_executions += 1
-        self._metrics.execution_started()
         self._overdue.watch(execution)
         execution.handle.finished.add_done_callback(lambda report: self._on_end(execution, report))
 
@@ -195,7 +199,9 @@ class Executions:
         else:
             handle = Handle(Nobody(record.id), name, None, options)
             handle.fail(SandboxLost(record.id, record.state_reason or "it was stopped"))
-        execution = Execution(record, row, number, handle, None, runtime=self._runtime, store=self._store)
+        execution = Execution(
+            record, row, number, handle, None, runtime=self._runtime, store=self._store, metrics=self._metrics
+        )
         if row.finished is not None:
             execution.ended.set_result(row.finished)
             self._by_id[execution.id] = execution
@@ -204,6 +210,7 @@ class Executions:
         if row.oom_kills_before is not None and row.pids_limit_hits_before is not None:
             execution.before = Counters(row.oom_kills_before, row.pids_limit_hits_before)
             execution.alone_since = execution.before if row.alone else None
+        self._metrics.execution_adopted()
         self._enter(execution)
         execution.expect_client()
         return execution
@@ -286,7 +293,7 @@ class Executions:
         elif isinstance(error, ExecutionNotFound):
             why = _LOST_JOB if execution.handle.adopted else "its guest does not know it any more"
             finished = failed(why, execution.timeout_s)
-        elif execution.detached:  # nobody may be there to hear of it
+        elif execution.confirmed or execution.handle.adopted:
             finished = failed(f"it could not be started: {error}", execution.timeout_s)
         else:
             execution.ended.set_exception(error)
@@ -299,7 +306,6 @@ class Executions:
 
     def _finish(self, execution: Execution, finished: Finished) -> None:
         execution.finish(finished)
-        self._metrics.execution_finished(execution.tool, finished.verdict, finished.phases)
         log.debug(
             "execution finished",
             extra={
