@@ -212,6 +212,19 @@ async def test_an_execution_is_cancelled_by_name(edge: Edge, execution: FakeExec
     assert await execution.received.get() == ("cancel", "a caller")
 
 
+async def test_a_client_with_very_many_streams_still_gets_through_to_cancel_one(edge: Edge, execution: FakeExecution):
+    streams = [edge.execution_stub.Execute() for _ in range(200)]
+    for stream in streams:
+        await stream.write(start())
+    async with asyncio.timeout(30):
+        await edge.execution_stub.CancelExecution(execution_pb.CancelExecutionRequest(execution_id="run"))
+    assert await execution.received.get() == ("cancel", "a caller")
+    for stream in streams:
+        stream.cancel()
+    async with asyncio.timeout(30):
+        await edge.calls.wait_idle()
+
+
 async def test_an_execution_that_is_not_there_is_not_found(edge: Edge):
     with pytest.raises(aio.AioRpcError) as caught:
         await edge.execution_stub.CancelExecution(execution_pb.CancelExecutionRequest(execution_id="other"))
