@@ -72,23 +72,29 @@ class Link:
         """Sends and receives as far as the socket is ready for it."""
         if events & WRITABLE:
             self.flush()
-        if self.daemon is None or not events & ~WRITABLE:
-            return
+        if self.daemon is not None and events & ~WRITABLE:
+            self.receive()
+
+    def receive(self) -> bool:
+        """Does what the next bytes from the daemon say; returns whether there were any."""
+        if self.daemon is None:
+            return False
         try:
             data = self.daemon.recv(256 * 1024)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self.disconnect()
-            return
+            return False
         try:
             for header, payload in self.decoder.feed(data):
                 self.on_frame(header, payload)
         except (FrameError, KeyError, TypeError, ValueError) as error:
             sys.stderr.write("guest: the daemon sent a frame that cannot be understood: %r\n" % error)
             self.disconnect()
+        return True
 
     def send(self, header: Dict[str, Any], payload: bytes = b"") -> None:
         """Queues a frame for the daemon. What is queued is bounded by the credit of the readers."""
@@ -104,6 +110,8 @@ class Link:
         except BlockingIOError:
             sent = 0
         except OSError:
+            while self.receive():  # what a daemon has said before its end, such as what to run
+                pass
             self.disconnect()
             return
         del self.outgoing[:sent]
