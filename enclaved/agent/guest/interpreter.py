@@ -6,6 +6,7 @@ import collections
 import os
 import signal
 import sys
+from time import monotonic  # the program may put something else in its place
 
 from .claims import cut
 from .libc import PR_SET_DUMPABLE, prctl
@@ -14,7 +15,7 @@ from .limits import MAX_EXCEPTION_NAME_BYTES, MAX_EXCEPTION_TEXT_BYTES, SOURCES_
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any, Deque, Dict, List, Tuple
+    from typing import Any, Callable, Deque, Dict, List, Tuple
 
 _OURS = os.path.dirname(__file__) + "/"  # where the files of all our modules seem to be
 
@@ -26,6 +27,14 @@ def text_of(error: BaseException) -> str:
     except BaseException:  # user code may raise anything here
         text = "<exception without a text>"
     return cut(text, MAX_EXCEPTION_TEXT_BYTES)
+
+
+def is_usable(stream: Any) -> bool:
+    """Whether a stream is there and open, as far as what the program put in its place lets one know."""
+    try:
+        return stream is not None and not getattr(stream, "closed", False)
+    except BaseException:  # user code may raise anything here
+        return False
 
 
 def is_ours(frame: FrameType) -> bool:
@@ -72,6 +81,7 @@ class Interpreter:
         self.sources: Deque[Tuple[str, int]] = collections.deque()
         self.source_bytes = 0
         self.running = False
+        self.interrupted_at = 0.0  # when an interrupt came between two calls, by the monotonic clock
         version = "python%d.%d" % sys.version_info[:2]
         sys.path += [working_dir, os.path.join(working_dir, ".local", "lib", version, "site-packages")]
         signal.signal(signal.SIGINT, self.on_interrupt)
@@ -79,20 +89,20 @@ class Interpreter:
         prctl(PR_SET_DUMPABLE, 1)  # PR_SET_DUMPABLE: the change of user cleared it, and /proc/self would be closed
 
     def on_interrupt(self, number: int, frame: Any) -> None:
-        """Interrupts user code, and nothing else."""
+        """Interrupts user code, and nothing else; notes when it came too early or too late for that."""
         if self.running:
             raise KeyboardInterrupt
+        self.interrupted_at = monotonic()
 
     def open_streams(self) -> None:
         """Gives the program usable standard streams, whatever the call before did to them."""
         sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
         for name, fd, errors in (("stdout", 1, "surrogateescape"), ("stderr", 2, "backslashreplace")):
             stream = getattr(sys, "__%s__" % name, None)
-            if stream is None or stream.closed:
+            if not is_usable(stream):
                 stream = open(fd, "w", buffering=1, encoding="utf-8", errors=errors, closefd=False)
                 setattr(sys, "__%s__" % name, stream)
-            current = getattr(sys, name, None)
-            if current is None or getattr(current, "closed", False):
+            if not is_usable(getattr(sys, name, None)):
                 setattr(sys, name, stream)
 
     def remember_source(self, name: str, code: str) -> None:
@@ -105,8 +115,11 @@ class Interpreter:
             self.source_bytes -= size
             self.linecache.cache.pop(oldest, None)
 
-    def call(self, code: str) -> Dict[str, Any]:
-        """Runs source and tells how it went: exit code, exception, resources."""
+    def call(self, code: str, meet_signals: Callable[[], None]) -> Dict[str, Any]:
+        """Runs source and tells how it went: exit code, exception, resources.
+
+        ``meet_signals`` is called first, when an interrupt can be raised as if the source had been running.
+        """
         self.calls += 1
         name = "<call %d>" % self.calls
         self.remember_source(name, code)
@@ -116,6 +129,7 @@ class Interpreter:
         try:
             self.running = True
             try:
+                meet_signals()
                 exec(compile(code, name, "exec", dont_inherit=True), self.namespace)
             finally:
                 self.running = False
@@ -125,6 +139,7 @@ class Interpreter:
             exit_code = 1
             exception = {"type": cut(type(error).__name__, MAX_EXCEPTION_NAME_BYTES), "message": text_of(error)}
             self.show(error)
+        self.running = False  # an interrupt may have come just before this was said above
         self.flush()
         after = self.spent()
         usage = {

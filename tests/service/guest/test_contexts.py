@@ -149,6 +149,10 @@ HARMLESS = {
     "deleting the stream objects": "import sys; del sys.stdout, sys.stderr, sys.stdin",
     "deleting the hidden stream objects": "import sys; del sys.__stdout__, sys.__stderr__, sys.__stdin__",
     "taking the streams away": "import sys; sys.stdout = sys.stderr = sys.stdin = None",
+    "streams that fail at every touch": (
+        "import sys\nclass Bad:\n    def __getattribute__(self, name): raise SystemExit(0)\n"
+        "sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Bad()"
+    ),
     "deep recursion": "def f(): return f()\ntry: f()\nexcept RecursionError: pass",
     "threads that go on": "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()",
     "daemon threads that write": (
