@@ -14,9 +14,11 @@ import socket
 from .claims import encode_claim
 from .command import run_command
 from .files import run_file_job
-from .handover import install, receive_job
+from .handover import AT_TERMINAL, IN_CONTEXT, install, receive_job
 from .libc import PR_SET_NO_NEW_PRIVS, prctl
+from .masks import hold_signals
 from .python_jobs import run_python, serve_context
+from .terminal import DEFAULT_TERM, take_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,14 +42,22 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
         control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
         os._exit(70)
     control.sendall(encode_claim({"ready": True}))
-    text, is_context, fds = receive_job(control)
-    install(fds)
+    handed = receive_job(control)
+    install(handed.fds)
+    if handed.flags & AT_TERMINAL:
+        try:
+            take_terminal()
+        except OSError as error:  # another program of the sandbox was quicker
+            os.write(2, ("the terminal cannot be taken: %s\n" % error.strerror).encode())
+            os._exit(126)
     try:
         drop(settings)
     except (OSError, RuntimeError, ValueError) as error:  # never run with more
         control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
         os.kill(os.getpid(), signal.SIGKILL)
-    job = json.loads(text)
+    job = json.loads(handed.text)
+    if handed.flags & AT_TERMINAL:
+        job["env"].setdefault("TERM", DEFAULT_TERM)
     try:
         if job.get("operation") == "wipe":
             os.chmod(settings["working_dir"], 0o700)
@@ -55,7 +65,7 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
     except OSError as error:  # an earlier program closed it to itself
         os.write(2, ("%s: %s\n" % (settings["working_dir"], error.strerror)).encode())
         os._exit(126)
-    do = serve_context if is_context else JOBS[job["kind"]]
+    do = serve_context if handed.flags & IN_CONTEXT else JOBS[job["kind"]]
     do(control, job, settings)
 
 
@@ -63,6 +73,7 @@ def prepare(settings: Dict[str, Any]) -> None:
     """Becomes a process of its own, with everything done that needs no job. Any step that fails ends it."""
     import resource
 
+    hold_signals()
     os.setsid()
     os.umask(0o077)
     null = os.open(os.devnull, os.O_RDWR)

@@ -36,6 +36,7 @@ class Child:
         self.incoming = bytearray()
         self.silent = False  # it closed its end
         self.unread = False  # it died without having read all that was sent to it
+        self.was_signalled = False  # in its call that runs or was the last
         self.calls = 0  # that ended in it, where it is a context
         self.patience: Optional[Timer] = None
 
@@ -44,12 +45,14 @@ class Children:
     """Talks with all children, and collects the processes that have ended.
 
     The ``on_`` callables are set by whoever puts the guest together: a child that was asked for is ready or cannot be,
-    is silent from now on (whether before it was ready), claims that its program or call has ended, or has ended itself.
+    is silent from now on (whether before it was ready), claims that its call has begun, or that its program or call has
+    ended, or has ended itself.
     """
 
     on_ready: Callable[[Child], None]
     on_failed: Callable[[str], None]
     on_silent: Callable[[Child, bool], None]
+    on_begun: Callable[[Child], None]
     on_done: Callable[[Child, Dict[str, Any]], None]
     on_exit: Callable[[Child, int, Any], None]
 
@@ -152,6 +155,8 @@ class Children:
                 self.on_ready(child)
         elif "failed" in claim and child in self.spawning:
             self.on_failed(str(claim["failed"])[:1000])
+        elif "begun" in claim:
+            self.on_begun(child)
         elif "done" in claim and (
             child.execution is None or (child.context is not None and claim.get("call") != child.calls + 1)
         ):  # nobody asked for this end: user code plays with the socket

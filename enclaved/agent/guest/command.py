@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 
+from .masks import release_signals
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, NoReturn
@@ -21,6 +23,7 @@ def run_command(control: socket.socket, job: Dict[str, Any], settings: Dict[str,
     else:
         arguments = job["argv"]
     try:
+        release_signals()
         os.execvpe(arguments[0], arguments, job["env"])
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError)

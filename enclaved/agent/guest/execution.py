@@ -5,14 +5,17 @@ from __future__ import annotations
 import collections
 import time
 
+from .frames import FrameError
 from .journal import Journal
+from .limits import JOURNAL_BYTES, KEEP_LAST_MIN_BYTES, STDERR, STDOUT, TERMINAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Deque, Dict, Optional, Set
+    from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
     from .children import Child
     from .journal import Reader
+    from .late import Late
     from .loop import Timer
 
 
@@ -21,6 +24,7 @@ class Context:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.late: Optional[Late] = None  # what it writes between its calls, once one has ended
         self.child: Optional[Child] = None
         self.current: Optional[Execution] = None
         self.queue: Deque[Execution] = collections.deque()
@@ -35,12 +39,16 @@ class Execution:
         self.context_name: Optional[str] = header.get("context")
         self.timeout_s = float(header["timeout_s"])
         self.output_limit: Optional[int] = header.get("output_limit_bytes")
+        self.idle_timeout_s = float(header.get("idle_timeout_s") or 0)
+        self.terminal = _terminal_size(header.get("terminal"))
         self.wants_stdin = bool(header.get("stdin"))
         self.merge_stderr = bool(header.get("merge_stderr"))
         self.job_size = int(header["job_bytes"])
         self.job = bytearray()
         self.starts = 0
-        self.journal = Journal()
+        channels = (STDOUT, STDERR) if self.terminal is None else (TERMINAL,)
+        self.journal = Journal(channels, _keep_last_bytes(header.get("keep_last_bytes")))
+        self.late_bytes = 0  # of its output that was written before it
         self.readers: Dict[int, Reader] = {}
         self.state = "queued"  # then starting, running, draining, ended
         self.child: Optional[Child] = None
@@ -52,6 +60,12 @@ class Execution:
         self.stdin_buffer = bytearray()
         self.stdin_offset = 0  # next byte expected from the daemon
         self.stdin_ended = False
+        self.stdin_last = b""  # the last byte that was written
+        self.idle_since = 0.0
+        self.idle_timer: Optional[Timer] = None
+        self.begun = True  # its program can be signalled
+        self.signals: List[Tuple[int, bool, bool]] = []  # that wait for that, as `Signals` keeps them
+        self.signalled: List[int] = []
         self.cause: Optional[str] = None
         self.fresh_context = False
         self.claim: Optional[Dict[str, Any]] = None
@@ -71,3 +85,17 @@ class Execution:
         for later in order[order.index(state) :]:
             self.times[later] = now
         self.state = state
+
+
+def _terminal_size(size: Any) -> Optional[Tuple[int, int]]:
+    """Rows and columns out of a header; None where no terminal is wanted. Raises FrameError."""
+    if size is None:
+        return None
+    if not isinstance(size, list) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        raise FrameError("no size of a terminal: %r" % size)
+    return size[0], size[1]
+
+
+def _keep_last_bytes(number: Any) -> Optional[int]:
+    """How much of the last output is kept; None where output is kept until it is acknowledged."""
+    return None if number is None else max(KEEP_LAST_MIN_BYTES, min(JOURNAL_BYTES, int(number)))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import struct
+import time
 
+from .handover import AT_TERMINAL, HEADER, IN_CONTEXT, SAY_BEGUN
+from .late import Late
 from .limits import INTERRUPT_GRACE_S, MAX_PAYLOAD_BYTES, STARTS_MAX
 from .processes import kill, send_signal
 from .report import finished_frame, usage_of
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from .cleaner import Cleaner
     from .contexts import Contexts
     from .execution import Execution
+    from .idle import Idle
     from .input import Input
     from .link import Link
     from .loop import Loop
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from .output import Output
     from .readers import Readers
     from .records import Records
+    from .signals import Signals
+    from .terminal import Terminals
 
 
 class Executions:
@@ -38,13 +43,17 @@ class Executions:
         readers: Readers,
         output: Output,
         stdin: Input,
+        terminals: Terminals,
+        signals: Signals,
+        idle: Idle,
         children: Children,
         nursery: Nursery,
         contexts: Contexts,
         cleaner: Cleaner,
     ) -> None:
         self.loop, self.link, self.records, self.readers = loop, link, records, readers
-        self.output, self.stdin = output, stdin
+        self.output, self.stdin, self.terminals = output, stdin, terminals
+        self.signals, self.idle = signals, idle
         self.children, self.nursery, self.contexts, self.cleaner = children, nursery, contexts, cleaner
 
     def begin(self, execution: Execution) -> None:
@@ -68,9 +77,12 @@ class Executions:
         self.loop.cancel(execution.timer)
         theirs: List[int] = []
         try:
-            self.stdin.open(execution, theirs)
-            self.output.open(execution, theirs)
-        except OSError as error:  # out of descriptors: too much at once in this sandbox
+            if execution.terminal is not None:
+                self.terminals.open(execution, theirs)
+            else:
+                self.stdin.open(execution, theirs)
+                self.output.open(execution, theirs)
+        except OSError as error:  # out of descriptors or terminals: too much at once in this sandbox
             for fd in theirs:
                 os.close(fd)
             self.close(execution)
@@ -83,7 +95,8 @@ class Executions:
         child.execution = execution
         self.contexts.inhabit(execution, child)
         send_signal(child.pid, signal.SIGCONT)  # a stopped child would look like a program that hangs
-        header = struct.pack(">I?", len(execution.job), execution.context_name is not None)
+        self.begin_in_context(execution, child)
+        header = HEADER.pack(len(execution.job), self.flags_of(execution), time.monotonic())
         child.outgoing.append((header + bytes(execution.job), theirs))
         execution.starts += 1
         if execution.job_size > MAX_PAYLOAD_BYTES:
@@ -91,13 +104,38 @@ class Executions:
         execution.enter("running")
         if execution.timeout_s > 0:
             execution.timer = self.loop.after(execution.timeout_s, lambda: self.stop(execution, "timeout"))
+        self.idle.begin(execution)
         self.children.write(child)
         self.stdin.begin(execution)
+        if execution.begun:
+            self.signals.begin(execution)
+
+    def begin_in_context(self, execution: Execution, child: Child) -> None:
+        """Settles what the call before has left: its late output, and a signal that may have missed it."""
+        if child.context is not None and child.context.late is not None:
+            child.context.late.hand_over(lambda channel, data: self.output.keep_late(execution, channel, data))
+        execution.begun = not child.was_signalled or child.calls == 0
+        child.was_signalled = False
+
+    @staticmethod
+    def flags_of(execution: Execution) -> int:
+        """What a child must know of an execution before it reads the job."""
+        in_context = IN_CONTEXT if execution.context_name is not None else 0
+        at_terminal = AT_TERMINAL if execution.terminal is not None else 0
+        return in_context | at_terminal | (0 if execution.begun else SAY_BEGUN)
+
+    def on_begun(self, child: Child) -> None:
+        """The call of a context can be signalled from now on."""
+        execution = child.execution
+        if execution is not None and not execution.begun:
+            execution.begun = True
+            self.signals.begin(execution)
 
     def start_again(self, execution: Execution) -> None:
         """Gives a job to another child, since the one before was killed before it had read it."""
         self.close(execution)
         self.loop.cancel(execution.timer)
+        self.idle.end(execution)
         execution.child = None
         context = self.contexts.of(execution)
         if context is not None:
@@ -131,8 +169,8 @@ class Executions:
             self.cleaner.sweep_strays()
         elif execution.state == "running" and execution.cause is None:
             execution.cause = cause
-            if execution.context_name is not None and cause in ("timeout", "cancel"):
-                send_signal(execution.pid, signal.SIGINT)
+            if execution.context_name is not None and cause in ("timeout", "idle_timeout", "cancel"):
+                self.signals.interrupt(execution)
                 self.loop.after(INTERRUPT_GRACE_S, lambda: self.kill_running(execution))
             else:
                 self.kill_running(execution)
@@ -165,7 +203,7 @@ class Executions:
         self.contexts.on_exit(child, never_ran)
         if execution is None:
             return
-        if never_ran and execution.cause is None and execution.starts < STARTS_MAX:
+        if never_ran and execution.cause is None and not execution.signalled and execution.starts < STARTS_MAX:
             self.start_again(execution)
             return
         if execution.status is None:
@@ -182,13 +220,19 @@ class Executions:
     def complete(self, execution: Execution) -> None:
         """Takes the last output, writes the record of the end and frees what the execution held."""
         self.output.drain(execution)
-        self.stdin.close(execution)
+        lives = self.contexts.lives(execution)
+        context = execution.child.context if execution.child is not None else None
+        if context is not None:
+            context.late = context.late or Late(self.loop)
+            self.output.hand_over(execution, context.late, lives)
+        self.close(execution)
         self.loop.cancel(execution.timer)
+        self.idle.end(execution)
         execution.stdin_buffer.clear()
         execution.job = bytearray()
         execution.enter("ended")
         self.records.active.pop(execution.name, None)
-        execution.finished = finished_frame(execution, self.contexts.lives(execution))
+        execution.finished = finished_frame(execution, lives)
         self.link.send(execution.finished)
         self.readers.note(execution)
         child, execution.child = execution.child, None

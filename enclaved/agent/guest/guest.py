@@ -12,6 +12,7 @@ from .cleaner import Cleaner
 from .contexts import Contexts
 from .dispatch import Dispatch
 from .executions import Executions
+from .idle import Idle
 from .input import Input
 from .intake import Intake
 from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
@@ -24,6 +25,9 @@ from .parking import Parking
 from .processes import Processes
 from .readers import Readers
 from .records import Records
+from .report import holds_frame
+from .signals import Signals
+from .terminal import Terminals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +51,9 @@ class Guest:
         self.readers = readers = Readers(link)
         self.output = Output(loop, link, records, readers)
         self.stdin = Input(loop, link)
+        self.terminals = Terminals(settings["uid"])
+        self.signals = Signals(self.processes)
+        self.idle = Idle(loop)
         self.children = children = Children(loop)
         self.nursery = Nursery(loop, children, bundle, settings)
         self.contexts = Contexts()
@@ -59,6 +66,9 @@ class Guest:
             readers,
             self.output,
             self.stdin,
+            self.terminals,
+            self.signals,
+            self.idle,
             children,
             self.nursery,
             self.contexts,
@@ -76,6 +86,8 @@ class Guest:
         executions, nursery, children = self.executions, self.nursery, self.children
         self.intake.begin = executions.begin
         self.output.on_limit = executions.on_output_limit
+        self.readers.on_full = self.output.tell_full
+        self.idle.on_idle = lambda execution: executions.stop(execution, "idle_timeout")
         self.records.on_forgotten = self.output.release
         self.contexts.start, self.contexts.take_child = executions.start, executions.take_child
         nursery.start, nursery.refuse = executions.start, executions.refuse
@@ -84,6 +96,7 @@ class Guest:
             nursery.on_failed,
             nursery.on_silent,
         )
+        children.on_begun = executions.on_begun
         children.on_done, children.on_exit = executions.on_done, executions.on_exit
         self.link.on_connected, self.link.on_lost = self.greet, self.intake.on_lost
         self.link.on_frame = self.dispatch.on_frame
@@ -105,6 +118,8 @@ class Guest:
             "acknowledge": lambda execution, header, _: output.on_acknowledge(execution, header),
             "stdin": lambda execution, header, payload: stdin.on_stdin(execution, int(header["offset"]), payload),
             "end_of_input": lambda execution, *_: stdin.on_end(execution),
+            "signal": lambda execution, header, _: self.signals.on_signal(execution, header),
+            "resize": lambda execution, header, _: self.terminals.on_resize(execution, header),
             "cancel": lambda execution, *_: executions.stop(execution, "cancel"),
         }
 
@@ -151,7 +166,7 @@ class Guest:
         python = "%d.%d.%d" % sys.version_info[:3]
         send({"type": "hello", "version": PROTOCOL_VERSION, "sandbox": self.settings["sandbox_id"], "python": python})
         for execution in list(self.records.by_name.values()):
-            send({"type": "holds", "execution": execution.name, "state": execution.state})
+            send(holds_frame(execution))
             if execution.finished is not None:
                 send(execution.finished)
             elif execution.told_full:

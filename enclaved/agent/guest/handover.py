@@ -12,6 +12,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Tuple
 
+# Before a job: how many bytes it has, what is special about it, and when it was sent.
+HEADER = struct.Struct(">IBd")
+
+IN_CONTEXT = 1
+AT_TERMINAL = 2
+SAY_BEGUN = 4  # claim `begun` before user code runs: until then no signal is sent
+
+
+class Handed:
+    """A job as it comes to a child, with its three descriptors."""
+
+    __slots__ = ("fds", "flags", "sent_at", "text")
+
+    def __init__(self, text: bytes, flags: int, sent_at: float, fds: List[int]) -> None:
+        self.text, self.flags, self.sent_at, self.fds = text, flags, sent_at, fds
+
 
 def receive_fds(sock: socket.socket, size: int, count: int) -> Tuple[bytes, List[int]]:
     data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(count * 4))
@@ -22,18 +38,20 @@ def receive_fds(sock: socket.socket, size: int, count: int) -> Tuple[bytes, List
     return data, list(fds)
 
 
-def receive_job(control: socket.socket) -> Tuple[bytes, bool, List[int]]:
+def receive_job(control: socket.socket) -> Handed:
     """Waits for the bytes of a job and its three descriptors. The end of the guest is the end of this process."""
     try:
         data, fds = receive_fds(control, 64 * 1024, 3)
-        while data and (len(data) < 5 or len(data) < 5 + struct.unpack_from(">I", data)[0]):
+        size = HEADER.size
+        while data and (len(data) < size or len(data) < size + HEADER.unpack_from(data)[0]):
             more = control.recv(1024 * 1024)
             data = data + more if more else b""
     except OSError:
         data = b""
     if not data:
         os._exit(0)
-    return data[5:], bool(data[4]), fds
+    _, flags, sent_at = HEADER.unpack_from(data)
+    return Handed(data[HEADER.size :], flags, sent_at, fds)
 
 
 def install(fds: List[int]) -> None:

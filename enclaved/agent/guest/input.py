@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 from .frames import FrameError
 from .limits import MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES
 from .loop import WRITABLE
+from .terminal import end_characters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,20 +64,32 @@ class Input:
             execution.stdin_buffer.clear()
         else:
             try:
-                while execution.stdin_buffer:
-                    written = os.write(fd, execution.stdin_buffer[:MAX_PAYLOAD_BYTES])
-                    del execution.stdin_buffer[:written]
+                self.write_to(fd, execution)
+                if execution.stdin_ended:
+                    self.close(execution)
+                else:
+                    self.loop.unwatch(fd)
             except BlockingIOError:
                 self.loop.watch(fd, WRITABLE, lambda _: self.write(execution))
             except OSError:  # the program closed its input; the rest goes nowhere, as in a shell
                 execution.stdin_buffer.clear()
-                self.close(execution)
-            if not execution.stdin_buffer and execution.stdin_fd is not None:
                 self.loop.unwatch(fd)
-                if execution.stdin_ended:
+                if execution.terminal is None or execution.stdin_ended:  # a terminal may be opened again
                     self.close(execution)
         taken = execution.stdin_offset - len(execution.stdin_buffer)
         self.link.send({"type": "stdin_taken", "execution": execution.name, "offset": taken})
+
+    @staticmethod
+    def write_to(fd: int, execution: Execution) -> None:
+        """Writes all that there is, and the end of the input where a terminal is told of it. Raises OSError."""
+        buffer = execution.stdin_buffer
+        while buffer:
+            written = os.write(fd, buffer[:MAX_PAYLOAD_BYTES])
+            execution.stdin_last = bytes(buffer[written - 1 : written])
+            execution.idle_since = time.monotonic()
+            del buffer[:written]
+        if execution.stdin_ended and execution.terminal is not None:
+            os.write(fd, end_characters(fd, execution.stdin_last))
 
     def close(self, execution: Execution) -> None:
         """Closes the input of a program; one that is closed already is fine."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from .execution import Execution
 from .frames import FrameError
-from .limits import EXECUTIONS_MAX, MAX_JOB_BYTES
+from .limits import EXECUTIONS_MAX, MAX_JOB_BYTES, TERMINALS_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict
+    from typing import Any, Callable, Dict, Optional, Tuple
 
     from .link import Link
     from .readers import Readers
@@ -33,16 +33,30 @@ class Intake:
             if known.finished is not None:
                 self.link.send(known.finished)
             return
-        if len(self.records.by_name) >= EXECUTIONS_MAX:
-            self.link.send({"type": "refused", "execution": name, "code": "full", "message": "too many executions"})
-            return
         execution = Execution(name, header)
         if execution.job_size > MAX_JOB_BYTES:
             raise FrameError("job of %d bytes" % execution.job_size)
+        refusal = self.refusal(execution)
+        if refusal is not None:
+            code, message = refusal
+            self.link.send({"type": "refused", "execution": name, "code": code, "message": message})
+            return
         self.records.by_name[name] = execution
         if header.get("subscribe") is not None:
             self.readers.follow(execution, header["subscribe"])
         self.on_job(execution, payload)
+
+    def refusal(self, execution: Execution) -> Optional[Tuple[str, str]]:
+        """Why an execution cannot be taken, as code and text; None if it can."""
+        known = self.records.by_name
+        if len(known) >= EXECUTIONS_MAX:
+            return "full", "too many executions"
+        if execution.terminal is not None:
+            if execution.context_name is not None:
+                return "no_process", "a context has no terminal"
+            if sum(other.terminal is not None and other.finished is None for other in known.values()) >= TERMINALS_MAX:
+                return "full", "%d terminals are open in the sandbox already" % TERMINALS_MAX
+        return None
 
     def on_job(self, execution: Execution, payload: bytes) -> None:
         """Takes the next piece of a job; the last one starts it."""

@@ -8,7 +8,7 @@ from .limits import CHUNK_OVERHEAD_BYTES, MERGE_BYTES, MERGE_S, STDERR, STDOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Deque, Dict, Iterator
+    from typing import Deque, Dict, Iterator, Optional, Sequence
 
 
 def cost_bytes(data: bytes) -> int:
@@ -17,54 +17,76 @@ def cost_bytes(data: bytes) -> int:
 
 
 class Chunk:
-    """A piece of output as it was read from a pipe."""
+    """A piece of output as it was read from a pipe or a terminal."""
 
-    __slots__ = ("channel", "data", "offset", "time_s")
+    __slots__ = ("channel", "data", "late", "offset", "time_s")
 
-    def __init__(self, channel: int, offset: int, data: bytes, time_s: float) -> None:
-        self.channel, self.offset, self.data, self.time_s = channel, offset, data, time_s
+    def __init__(self, channel: int, offset: int, data: bytes, time_s: float, late: bool = False) -> None:
+        self.channel, self.offset, self.data, self.time_s, self.late = channel, offset, data, time_s, late
 
 
 class Journal:
     """The retained output of one execution, addressed by byte offset in each channel.
 
-    Chunks keep the order in which they were read. Acknowledged chunks are released from the front.
+    Chunks keep the order in which they were read. Acknowledged chunks are released from the front. With
+    ``keep_last_bytes`` an acknowledgement releases nothing; instead the oldest output goes as soon as all of it,
+    bookkeeping included, takes more than that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, channels: Sequence[int] = (STDOUT, STDERR), keep_last_bytes: Optional[int] = None) -> None:
         self.chunks: Deque[Chunk] = collections.deque()
         self.first = 0  # sequence number of chunks[0]
         self.size = 0
-        self.end = {STDOUT: 0, STDERR: 0}
-        self.acknowledged = {STDOUT: 0, STDERR: 0}
+        self.end = dict.fromkeys(channels, 0)
+        self.acknowledged = dict.fromkeys(channels, 0)
+        self.keep_last_bytes = keep_last_bytes
 
-    def append(self, channel: int, data: bytes, time_s: float) -> None:
+    def append(self, channel: int, data: bytes, time_s: float, late: bool = False) -> None:
         """Adds what was read from a channel. Small pieces that follow each other closely become one chunk."""
         last = self.chunks[-1] if self.chunks else None
         if (
             last is not None
             and last.channel == channel
+            and last.late == late
             and len(last.data) + len(data) <= MERGE_BYTES
             and time_s - last.time_s < MERGE_S
         ):
             last.data += data
         else:
-            self.chunks.append(Chunk(channel, self.end[channel], data, time_s))
+            self.chunks.append(Chunk(channel, self.end[channel], data, time_s, late))
             self.size += CHUNK_OVERHEAD_BYTES
         self.size += len(data)
         self.end[channel] += len(data)
+        if self.keep_last_bytes is not None:
+            self.shrink(self.keep_last_bytes)
 
     def acknowledge(self, channel: int, offset: int) -> None:
         """Notes that everything before an offset has arrived, and releases what nobody needs any more."""
         if channel in self.end and self.acknowledged[channel] < offset <= self.end[channel]:
             self.acknowledged[channel] = offset
+        if self.keep_last_bytes is not None:
+            return
         while self.chunks:
             chunk = self.chunks[0]
             if chunk.offset + len(chunk.data) > self.acknowledged[chunk.channel]:
                 break
-            self.chunks.popleft()
-            self.first += 1
-            self.size -= cost_bytes(chunk.data)
+            self._release_first()
+
+    def shrink(self, most_bytes: int) -> None:
+        """Drops the oldest output, of one chunk only as much as must be, until the rest takes no more than this."""
+        while self.size > most_bytes and self.chunks:
+            chunk = self.chunks[0]
+            excess = self.size - most_bytes
+            if excess >= len(chunk.data):
+                self._release_first()
+            else:
+                chunk.data = chunk.data[excess:]
+                chunk.offset += excess
+                self.size -= excess
+
+    def _release_first(self) -> None:
+        self.size -= cost_bytes(self.chunks.popleft().data)
+        self.first += 1
 
     def start(self) -> Dict[int, int]:
         """The first offset still kept, for each channel."""
@@ -97,7 +119,8 @@ class Reader:
             if chunk.offset + len(chunk.data) <= wanted:
                 continue
             if chunk.offset < wanted:
-                chunk = Chunk(chunk.channel, wanted, chunk.data[wanted - chunk.offset :], chunk.time_s)
+                data = chunk.data[wanted - chunk.offset :]
+                chunk = Chunk(chunk.channel, wanted, data, chunk.time_s, chunk.late)
             self._offsets[chunk.channel] = chunk.offset + len(chunk.data)
             self.credit -= cost_bytes(chunk.data)
             yield chunk
@@ -111,3 +134,13 @@ class Reader:
         last = journal.chunks[-1]
         seen = self._offsets[last.channel] >= last.offset + len(last.data)
         return seen and self._next >= journal.first + len(journal.chunks)
+
+    def skip_released(self) -> Optional[Dict[int, int]]:
+        """Moves on over output that was released where nothing follows that would show the gap.
+
+        Returns where it stands then, for all channels; None if there was no such gap.
+        """
+        if self._offsets == self._journal.end or not self.at_end:
+            return None
+        self._offsets.update(self._journal.end)
+        return dict(self._offsets)

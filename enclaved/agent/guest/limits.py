@@ -37,8 +37,13 @@ LARGE_PIPES_MAX = 4
 STOP_ROUNDS = 8
 SWEEP_ROUNDS = 1000
 RETRY_S = 0.2
+TERMINALS_MAX = 64
+SIGNALS_KEPT = 16
+KEEP_LAST_MIN_BYTES = 4096
+LATE_BYTES = 64 * 1024
 
 STDOUT = 1
 STDERR = 2
+TERMINAL = 3
 
 USAGE = ("cpu_user_s", "cpu_system_s", "memory_peak_bytes", "io_read_bytes", "io_write_bytes")

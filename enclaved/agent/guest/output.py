@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 import time
 
 from .limits import (
@@ -11,23 +12,28 @@ from .limits import (
     LARGE_PIPE_BYTES,
     LARGE_PIPES_MAX,
     MAX_PAYLOAD_BYTES,
+    RETRY_S,
     SANDBOX_JOURNAL_BYTES,
     STDERR,
     STDOUT,
+    TERMINAL,
 )
 from .loop import READABLE
+from .terminal import read_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List
 
     from .execution import Execution
+    from .late import Late
     from .link import Link
     from .loop import Loop
     from .readers import Readers
     from .records import Records
 
 _F_SETPIPE_SZ = 1031
+_FIONREAD = 0x541B
 
 
 class Output:
@@ -66,16 +72,23 @@ class Output:
         self.loop.watch(fd, READABLE, lambda _: self.on_output(execution, channel))
 
     def on_output(self, execution: Execution, channel: int) -> None:
-        """Reads a pipe, unless the journal is full: then the program waits."""
+        """Reads a pipe, unless the journal is full: then the program waits, but for one whose last output is kept."""
         journal = execution.journal
-        if journal.size >= JOURNAL_BYTES or (journal.size and not self.room()):
+        waits = journal.keep_last_bytes is None
+        if waits and (journal.size >= JOURNAL_BYTES or (journal.size and not self.room())):
             execution.paused.add(channel)
             self.paused[execution.name] = execution
             self.loop.unwatch(execution.pipes[channel])
             if not execution.told_full:
                 self.tell_full(execution)
             return
-        if not self.read_pipe(execution, channel):
+        if self.read_pipe(execution, channel):
+            return
+        if channel == TERMINAL:
+            # Closing it would kill the program (SIGHUP), which may open it again. No event tells when it does.
+            self.loop.unwatch(execution.pipes[channel])
+            self.loop.after(RETRY_S, lambda: self.resume(execution, channel))
+        else:
             self.close_pipe(execution, channel)
 
     def tell_full(self, execution: Execution) -> None:
@@ -95,16 +108,21 @@ class Output:
                     return True
         return False
 
-    def read_pipe(self, execution: Execution, channel: int) -> int:
-        """Moves one piece from a pipe to the journal; 0 at its end, -1 if there is nothing now."""
+    def read_pipe(self, execution: Execution, channel: int, most_bytes: int = MAX_PAYLOAD_BYTES) -> int:
+        """Moves one piece from a pipe to the journal; 0 at its end, -1 if there is nothing now.
+
+        The end of a terminal is that no process has it open.
+        """
         fd = execution.pipes[channel]
         try:
-            data = os.read(fd, MAX_PAYLOAD_BYTES)
+            data = read_terminal(fd) if channel == TERMINAL else os.read(fd, min(most_bytes, MAX_PAYLOAD_BYTES))
         except BlockingIOError:
             return -1
+        except OSError:
+            data = b""
         if not data:
             return 0
-        if len(data) == MAX_PAYLOAD_BYTES:
+        if len(data) == MAX_PAYLOAD_BYTES and channel != TERMINAL:
             self.enlarge(execution, channel)
         self.keep(execution, channel, data)
         return len(data)
@@ -123,32 +141,60 @@ class Output:
 
     def keep(self, execution: Execution, channel: int, data: bytes) -> None:
         """Adds output to the journal of its program, up to the program's limit."""
-        journal = execution.journal
+        execution.idle_since = now = time.monotonic()
         if execution.output_limit is not None:
-            kept = data[: max(0, execution.output_limit - sum(journal.end.values()))]
+            written = sum(execution.journal.end.values()) - execution.late_bytes
+            kept = data[: max(0, execution.output_limit - written)]
             if len(kept) < len(data):
                 self.on_limit(execution)
             data = kept
         if data:
-            before = journal.size
-            journal.append(channel, data, time.monotonic() - execution.times["running"])
-            self.journal_bytes += journal.size - before
-            self.readers.note(execution)
+            self.append(execution, channel, data, now - execution.times["running"])
+
+    def keep_late(self, execution: Execution, channel: int, data: bytes) -> None:
+        """Adds what was written before an execution to its journal."""
+        execution.late_bytes += len(data)
+        self.append(execution, channel, data, 0.0, late=True)
+
+    def append(self, execution: Execution, channel: int, data: bytes, time_s: float, late: bool = False) -> None:
+        """Adds to a journal. Where the sandbox has no room, one that keeps the last output makes it of its own."""
+        journal = execution.journal
+        before = journal.size
+        journal.append(channel, data, time_s, late)
+        if journal.keep_last_bytes is not None and journal.size > before and not self.room():
+            journal.shrink(max(before, MAX_PAYLOAD_BYTES))
+        self.journal_bytes += journal.size - before
+        self.readers.note(execution)
 
     def drain(self, execution: Execution) -> None:
-        """Takes the last output of a program and closes its pipes.
+        """Takes the last output of a program.
 
-        Whoever may write here is dead or has said that it is done, so what is in a pipe is all there is.
+        Whoever may write here is dead or has said that it is done, so what is in a pipe now is all there is. The threads
+        of a context may go on to write; that is not of this call any more.
         """
-        for channel in list(execution.pipes):
-            budget = 2 * LARGE_PIPE_BYTES
-            while budget > 0:
-                read = self.read_pipe(execution, channel)
+        for channel, fd in execution.pipes.items():
+            left = 2 * LARGE_PIPE_BYTES
+            if channel != TERMINAL:  # which does not tell; nobody who could fill it lives
+                (left,) = struct.unpack("i", fcntl.ioctl(fd, _FIONREAD, bytes(4)))
+            while left > 0:
+                read = self.read_pipe(execution, channel, left)
                 if read <= 0:
                     break
-                budget -= read
+                left -= read
         self.paused.pop(execution.name, None)
-        self.close(execution)
+
+    def hand_over(self, execution: Execution, late: Late, lives: bool) -> None:
+        """Leaves the pipes of a call that has ended to what its context, if that lives, still writes to them."""
+        if not lives:
+            late.follow({})
+            return
+        for channel in execution.large_pipes & set(execution.pipes):
+            try:
+                fcntl.fcntl(execution.pipes[channel], _F_SETPIPE_SZ, MAX_PAYLOAD_BYTES)
+            except OSError:  # there is more in it
+                pass
+        pipes, execution.pipes = execution.pipes, {}
+        late.follow(pipes)
 
     def close(self, execution: Execution) -> None:
         """Closes the pipes of a program."""
@@ -168,6 +214,8 @@ class Output:
         for name, offset in header["offsets"].items():
             execution.journal.acknowledge(int(name), int(offset))
         self.journal_bytes -= before - execution.journal.size
+        if execution.readers:
+            self.readers.note(execution)  # one that has not seen what went now may be at its end
         self.resume_paused()
 
     def release(self, execution: Execution) -> None:
@@ -181,7 +229,12 @@ class Output:
             if execution.journal.size < JOURNAL_BYTES:
                 del self.paused[execution.name]
                 execution.told_full = False
-                for channel in execution.paused:
-                    if channel in execution.pipes:
-                        self.watch_pipe(execution, channel)
-                execution.paused.clear()
+                execution.idle_since = time.monotonic()
+                paused, execution.paused = execution.paused, set()
+                for channel in paused:
+                    self.resume(execution, channel)
+
+    def resume(self, execution: Execution, channel: int) -> None:
+        """Reads a pipe again, if it is still open and there is no other reason not to."""
+        if channel in execution.pipes and channel not in execution.paused:
+            self.watch_pipe(execution, channel)

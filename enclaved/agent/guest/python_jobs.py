@@ -7,13 +7,16 @@ import os
 import socket
 
 from .claims import encode_claim
-from .handover import install, receive_job
+from .handover import SAY_BEGUN, install, receive_job
 from .interpreter import Interpreter
 from .limits import RESERVED_FILES
+from .masks import release_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, Dict, List, NoReturn
+
+    from .handover import Handed
 
 
 def serve_context(control: socket.socket, job: Dict[str, Any], settings: Dict[str, Any]) -> NoReturn:
@@ -23,14 +26,13 @@ def serve_context(control: socket.socket, job: Dict[str, Any], settings: Dict[st
     os.environ.clear()
     os.environ.update(job["env"])
     interpreter = Interpreter(os.getcwd())
+    meet_signals: Callable[[], None] = release_signals
     while True:
         interpreter.spare_files(RESERVED_FILES)
-        outcome = interpreter.call(job["code"])
+        outcome = interpreter.call(job["code"], meet_signals)
         if os.getpid() != own_pid:  # a fork of user code came back to us; it has no business here
             os._exit(outcome["exit_code"])
         interpreter.spare_files(0)
-        null = os.open(os.devnull, os.O_RDWR)
-        install([os.dup(null), os.dup(null), null])
         try:
             if os.fstat(control.fileno()).st_ino != own_socket:
                 os._exit(outcome["exit_code"])
@@ -38,9 +40,23 @@ def serve_context(control: socket.socket, job: Dict[str, Any], settings: Dict[st
             control.sendall(encode_claim(outcome))
         except OSError:  # user code closed or replaced the socket: the exit status has to speak
             os._exit(outcome["exit_code"])
-        text, _, fds = receive_job(control)
-        install(fds)
-        job = json.loads(text)
+        handed = receive_job(control)  # until then the streams stay: the guest reads what threads write
+        install(handed.fds)
+        job = json.loads(handed.text)
+        meet_signals = signals_of_call(interpreter, control, handed)
+
+
+def signals_of_call(interpreter: Interpreter, control: socket.socket, handed: Handed) -> Callable[[], None]:
+    """What a call does as its first step, for signals that are meant for it or for the call before."""
+
+    def meet_signals() -> None:
+        if handed.flags & SAY_BEGUN:  # the call before was signalled: what came up to now was not meant for this one
+            interpreter.interrupted_at = 0.0
+            control.sendall(encode_claim({"begun": interpreter.calls}))
+        elif interpreter.interrupted_at >= handed.sent_at:
+            raise KeyboardInterrupt
+
+    return meet_signals
 
 
 def run_python(control: socket.socket, job: Dict[str, Any], settings: Dict[str, Any]) -> NoReturn:
@@ -53,7 +69,7 @@ def run_python(control: socket.socket, job: Dict[str, Any], settings: Dict[str, 
     os.environ.update(job["env"])
     interpreter = Interpreter(os.getcwd())
     own_pid = os.getpid()
-    outcome = interpreter.call(job["code"])
+    outcome = interpreter.call(job["code"], release_signals)
     if outcome["exception"] is not None and os.getpid() == own_pid:  # a fork of user code speaks for itself only
         try:
             control.sendall(encode_claim(outcome))

@@ -6,14 +6,19 @@ from .journal import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any, Callable, Dict
 
     from .execution import Execution
     from .link import Link
 
 
 class Readers:
-    """Serves the readers of all executions."""
+    """Serves the readers of all executions.
+
+    ``on_full`` is set by whoever puts the guest together; it says again that a journal is full.
+    """
+
+    on_full: Callable[[Execution], None]
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -44,9 +49,13 @@ class Readers:
             offsets[channel] = offset
         reader = Reader(int(header["reader"]), journal, offsets, int(header["credit_bytes"]))
         execution.readers[reader.name] = reader
-        starts = {str(channel): offset for channel, offset in offsets.items()}
-        self.link.send({"type": "subscribed", "execution": execution.name, "reader": reader.name, "offsets": starts})
+        self.tell_place(execution, reader, offsets)
         self.note(execution)
+
+    def tell_place(self, execution: Execution, reader: Reader, offsets: Dict[int, int]) -> None:
+        """Says which offsets a reader gets next."""
+        places = {str(channel): offset for channel, offset in offsets.items()}
+        self.link.send({"type": "subscribed", "execution": execution.name, "reader": reader.name, "offsets": places})
 
     def on_credit(self, execution: Execution, header: Dict[str, Any]) -> None:
         """Lets a reader have more."""
@@ -69,17 +78,29 @@ class Readers:
         """Sends the readers of one execution what their credit allows."""
         for reader in list(execution.readers.values()):
             for chunk in reader.chunks():
-                self.link.send(
-                    {
-                        "type": "output",
-                        "execution": execution.name,
-                        "reader": reader.name,
-                        "channel": chunk.channel,
-                        "offset": chunk.offset,
-                        "time_s": round(chunk.time_s, 6),
-                    },
-                    chunk.data,
-                )
+                header = {
+                    "type": "output",
+                    "execution": execution.name,
+                    "reader": reader.name,
+                    "channel": chunk.channel,
+                    "offset": chunk.offset,
+                    "time_s": round(chunk.time_s, 6),
+                }
+                if chunk.late:
+                    header["late"] = True
+                self.link.send(header, chunk.data)
+            self.tell_released(execution, reader)
             if execution.state == "ended" and reader.at_end:
                 self.link.send({"type": "end", "execution": execution.name, "reader": reader.name})
                 del execution.readers[reader.name]
+
+    def tell_released(self, execution: Execution, reader: Reader) -> None:
+        """Tells a reader of output that went before it came to it, where no chunk follows that would show that.
+
+        It may wait for just that output to know that it has seen all of a full journal.
+        """
+        places = reader.skip_released()
+        if places is not None:
+            self.tell_place(execution, reader, places)
+            if execution.told_full:
+                self.on_full(execution)

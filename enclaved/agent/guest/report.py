@@ -46,6 +46,7 @@ def finished_frame(execution: Execution, context_lives: bool) -> Dict[str, Any]:
         "state_preserved": context_lives if execution.context_name is not None else None,
         "fresh_context": execution.fresh_context,
         "usage": usage,
+        "signalled": execution.signalled,
         "bytes_total": {str(channel): total for channel, total in execution.journal.end.items()},
         "phases": {
             "queued_s": round(times["starting"] - times["queued"], 6),
@@ -53,4 +54,18 @@ def finished_frame(execution: Execution, context_lives: bool) -> Dict[str, Any]:
             "running_s": round(times["draining"] - times["running"], 6),
             "draining_s": round(times["ended"] - times["draining"], 6),
         },
+    }
+
+
+def holds_frame(execution: Execution) -> Dict[str, Any]:
+    """The `holds` frame of an execution: all that a daemon needs to take it up that has never seen it."""
+    first, end = execution.journal.start(), execution.journal.end
+    return {
+        "type": "holds",
+        "execution": execution.name,
+        "state": execution.state,
+        "stdin_offset": execution.stdin_offset,
+        "stdin_ended": execution.stdin_ended,
+        "first_offsets": {str(channel): offset for channel, offset in first.items()},
+        "end_offsets": {str(channel): offset for channel, offset in end.items()},
     }
