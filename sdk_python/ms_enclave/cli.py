@@ -1,30 +1,30 @@
-"""The command ``ms-enclave``: runs programs in sandboxes, and shows and removes sandboxes."""
+"""The command ``ms-enclave``: runs programs in sandboxes, follows them, and shows and removes sandboxes."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO
 
 import click
 from pydantic import ValidationError
 
 from ms_enclave import __version__
-from ms_enclave._cli import exits, listing, programs, streams
+from ms_enclave._cli import execution_commands, exits, listing, programs, streams
+from ms_enclave._cli.context_commands import context
 from ms_enclave._cli.exits import ExitCode
+from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
 from ms_enclave._cli.programs import say
 from ms_enclave._local import process_daemons
 from ms_enclave._model import DockerSandboxConfig
-from ms_enclave._transports.grpc import GrpcTransport
 from ms_enclave.errors import EnclaveError, Unavailable
 
-_CallableT = TypeVar("_CallableT", bound=Callable[..., Any])
-
 RUN = "run"
+LIKE_PROGRAMS = (RUN, "exec", "attach", "wait")
+"""Commands that end as a program did, so that their own failures have a code of their own."""
 API_KEY_VARIABLE = "MS_ENCLAVE_API_KEY"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LIFE_MARGIN_S = 300
@@ -34,12 +34,15 @@ LIFE_MARGIN_S = 300
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits. What goes wrong is one line on standard error."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    failed = ExitCode.NOT_RUN if given[:1] == [RUN] else ExitCode.FAILED
+    failed = ExitCode.NOT_RUN if _is_like_a_program(given) else ExitCode.FAILED
     try:
         code = ms_enclave.main(args=given, prog_name="ms-enclave", standalone_mode=False)
     except click.UsageError as error:
         hint = f" (try {error.ctx.command_path} --help)" if error.ctx is not None else ""
-        _exit(ExitCode.NOT_RUN if given[:1] == [RUN] else ExitCode.USAGE, f"{error.format_message().rstrip('.')}{hint}")
+        _exit(
+            ExitCode.NOT_RUN if _is_like_a_program(given) else ExitCode.USAGE,
+            f"{error.format_message().rstrip('.')}{hint}",
+        )
     except (click.Abort, KeyboardInterrupt):
         _exit(ExitCode.INTERRUPTED, "interrupted")
     except BrokenPipeError:
@@ -52,25 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 
+def _is_like_a_program(arguments: Sequence[str]) -> bool:
+    return any(arguments[:1] == [name] for name in LIKE_PROGRAMS)
+
+
 def _exit(code: int, line: str) -> NoReturn:
     say(line)
     sys.exit(code)
-
-
-def _address_option(command: _CallableT) -> _CallableT:
-    text = (
-        "Daemon to use: unix:/path/to/socket or host:port. Default: MS_ENCLAVE_ADDRESS, else this machine's, "
-        "else one of our own where that makes sense."
-    )
-    return click.option("--address", metavar="ADDRESS", help=text)(command)
-
-
-def _json_option(command: _CallableT) -> _CallableT:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead.")(command)
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
 
 
 @click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,6 +75,8 @@ def ms_enclave() -> None:
       ms-enclave run -c 'print(40 + 2)'       run a line
       sort -u words | ms-enclave run -c 'print(len(list(open(0))))'
       ms-enclave ps                           list sandboxes
+      ms-enclave exec -it box -- bash         a shell in one of them
+      ms-enclave logs -f EXECUTION            watch what runs there
       ms-enclave server                       serve the HTTP API on port 8000
 
     \b
@@ -92,7 +85,7 @@ def ms_enclave() -> None:
       1    it failed; the last line says why
       2    the command line is wrong
       130  interrupted
-    "ms-enclave run" has those of the program; see "ms-enclave run --help".
+    "run", "exec", "attach" and "wait" have those of the program; see "ms-enclave run --help".
     """
 
 
@@ -106,8 +99,8 @@ def ms_enclave() -> None:
 @click.option("--cpu", type=float, metavar="CORES", help="CPU time per wall time, such as 0.5.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on ours. Repeatable.")
 @click.option("-i", "--interactive", is_flag=True, help="Feed it standard input although that is a terminal.")
-@_address_option
-@_json_option
+@address_option
+@json_option
 @click.pass_context
 def run(
     context: click.Context,
@@ -157,8 +150,8 @@ def run(
     started = programs.Run(program, live=not as_json)
     exit_code = asyncio.run(started.to_the_end())
     if as_json and started.result.finished is not None:
-        _print_json(started.result.as_json())
-    elif reason := started.reason():
+        print_json(started.result.as_json())
+    elif reason := started.result.reason():
         say(reason)
     return exit_code
 
@@ -209,8 +202,8 @@ def _variables(texts: Sequence[str]) -> dict[str, str]:
 
 
 @ms_enclave.command()
-@_address_option
-@_json_option
+@address_option
+@json_option
 def ps(address: str | None, as_json: bool) -> None:
     """Lists the sandboxes of a daemon, oldest first.
 
@@ -221,11 +214,11 @@ def ps(address: str | None, as_json: bool) -> None:
     """
 
     async def found() -> list[Any]:
-        return await (await _running_daemon(address)).list_sandboxes({})
+        return await (await running_daemon(address)).list_sandboxes({})
 
     infos = asyncio.run(found())
     if as_json:
-        _print_json([listing.as_json(info) for info in infos])
+        print_json([listing.as_json(info) for info in infos])
     else:
         listing.show(infos)
 
@@ -234,8 +227,8 @@ def ps(address: str | None, as_json: bool) -> None:
 @click.argument("ids", nargs=-1, metavar="ID...")
 @click.option("--all", "everything", is_flag=True, help="Remove every sandbox of the daemon.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before removing all.")
-@_address_option
-@_json_option
+@address_option
+@json_option
 @click.pass_context
 def rm(
     context: click.Context, ids: Sequence[str], everything: bool, yes: bool, address: str | None, as_json: bool
@@ -255,7 +248,7 @@ def rm(
 
 
 async def _remove(ids: Sequence[str], address: str | None, as_json: bool) -> int:
-    transport = await _running_daemon(address)
+    transport = await running_daemon(address)
     wanted = ids or [info.id for info in await transport.list_sandboxes({})]
     removed, failures = [], {}
     for sandbox_id in wanted:
@@ -271,15 +264,15 @@ async def _remove(ids: Sequence[str], address: str | None, as_json: bool) -> int
             if not as_json:
                 click.echo(sandbox_id)
     if as_json:
-        _print_json({"removed": removed, "failed": failures})
+        print_json({"removed": removed, "failed": failures})
     return ExitCode.FAILED if failures else ExitCode.OK
 
 
 @ms_enclave.command()
 @click.argument("image", required=False, default="")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
-@_address_option
-@_json_option
+@address_option
+@json_option
 def pull(image: str, quiet: bool, address: str | None, as_json: bool) -> None:
     """Makes sure that the engine has an image (the default one if none is named), and prints its id there.
 
@@ -296,7 +289,7 @@ def pull(image: str, quiet: bool, address: str | None, as_json: bool) -> None:
 
     image_id = asyncio.run(pulled())
     if as_json:
-        _print_json({"image": image or None, "image_id": image_id})
+        print_json({"image": image or None, "image_id": image_id})
     else:
         click.echo(image_id)
 
@@ -331,8 +324,8 @@ def server(host: str, port: int, api_key_file: TextIO | None, pool_size: int, lo
 
 
 @ms_enclave.command()
-@_address_option
-@_json_option
+@address_option
+@json_option
 def version(address: str | None, as_json: bool) -> None:
     """Prints our version, and that of the daemon if one runs.
 
@@ -343,7 +336,7 @@ def version(address: str | None, as_json: bool) -> None:
 
     async def daemon() -> dict[str, Any] | None:
         try:
-            transport = await _running_daemon(address)
+            transport = await running_daemon(address)
             found = await transport.health(timeout_s=2.0)
         except (Unavailable, TimeoutError):
             return None
@@ -351,14 +344,14 @@ def version(address: str | None, as_json: bool) -> None:
 
     found = asyncio.run(daemon())
     if as_json:
-        _print_json({"version": __version__, "daemon": found})
+        print_json({"version": __version__, "daemon": found})
         return
     click.echo(f"ms-enclave {__version__}")
     click.echo("daemon: none runs" if found is None else f"daemon {found['version']} at {found['address']}")
 
 
-async def _running_daemon(address: str | None) -> GrpcTransport:
-    return await process_daemons().connect(address, may_start=False)
+for _command in (*execution_commands.COMMANDS, context):
+    ms_enclave.add_command(_command)
 
 
 if __name__ == "__main__":

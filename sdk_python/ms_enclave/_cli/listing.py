@@ -1,4 +1,4 @@
-"""Shows sandboxes: as a table for a person, as JSON for a program."""
+"""Shows sandboxes, executions and contexts: as a table for a person, as JSON for a program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ms_enclave._model import SandboxInfo
+from ms_enclave._model import ContextInfo, ExecutionInfo, SandboxInfo
 
 _COLORS = {"running": "green", "error": "red", "stopped": "yellow"}
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -35,12 +35,7 @@ def as_json(info: SandboxInfo) -> dict[str, Any]:
 
 def show(infos: Sequence[SandboxInfo]) -> None:
     """Prints a table. Where no person reads, its columns are as wide as they need to be, and never coloured."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000, no_color=True)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("ID", "STATUS", "IMAGE", "MEMORY", "CPU", "RUNS", "CREATED"):
-        table.add_column(name, no_wrap=name != "STATUS")
+    table = _table("ID", "STATUS", "IMAGE", "MEMORY", "CPU", "RUNS", "CREATED")
     for info in infos:
         shown = as_json(info)
         status = info.status.value
@@ -54,6 +49,45 @@ def show(infos: Sequence[SandboxInfo]) -> None:
             str(shown["active_executions"]),
             _ago(info.created_at),
         )
+    _print(table)
+
+
+def show_executions(infos: Sequence[ExecutionInfo]) -> None:
+    """Prints a table of executions."""
+    table = _table("ID", "SANDBOX", "TOOL", "STATUS", "CONTEXT", "READERS", "STARTED")
+    for info in infos:
+        if info.finished is not None:
+            status = Text(info.finished.verdict.value, style="" if info.finished.exit_code == 0 else "red")
+        else:
+            status = Text("waits for input" if info.awaiting_input else "running", style="green")
+        table.add_row(
+            info.id, info.sandbox_id, Text(info.tool), status, info.context, str(info.readers), _ago(info.created_at)
+        )
+    _print(table)
+
+
+def show_contexts(infos: Sequence[ContextInfo]) -> None:
+    """Prints a table of contexts."""
+    table = _table("NAME", "STATUS", "CALLS", "RUNS", "WAITING", "OPENED")
+    for info in infos:
+        status = Text("alive", style="green") if info.alive else Text("dead", style="red")
+        table.add_row(
+            Text(info.name), status, str(info.calls), info.execution_id, str(info.queued), _ago(info.created_at)
+        )
+    _print(table)
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=name != "STATUS")
+    return table
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000, no_color=True)
     console.print(table)
 
 

@@ -35,7 +35,7 @@ LABELS: Final = {"ms-enclave/made-by": "ms-enclave run"}
 INTERRUPT: Final = {"command": "kill -INT -1", "timeout": 5}
 """What a terminal does at Ctrl-C, to everything that runs in the sandbox: it is this program's alone."""
 
-_FDS = {Channel.STDOUT: STDOUT, Channel.STDERR: STDERR, Channel.TERMINAL: STDOUT}
+FDS = {Channel.STDOUT: STDOUT, Channel.STDERR: STDERR, Channel.TERMINAL: STDOUT}
 _SAID_BY_ITSELF = (Verdict.EXITED, Verdict.EXCEPTION)
 
 
@@ -77,17 +77,23 @@ class Result:
             "exit_code": finished.exit_code,
             "signal": finished.signal,
             "message": "" if finished.verdict in _SAID_BY_ITSELF else results.ending(finished),
-            "stdout": text.get(Channel.STDOUT, ""),
+            "stdout": text.get(Channel.STDOUT, "") + text.get(Channel.TERMINAL, ""),
             "stderr": text.get(Channel.STDERR, ""),
             "truncated": self.truncated or finished.verdict is Verdict.OUTPUT_LIMIT,
             "exception": asdict(exception) if isinstance(exception, ExceptionInfo) else None,
             "timeout_s": finished.timeout_s,
             "limits_hit": dict(finished.limits_hit),
-            "usage": asdict(finished.usage),
+            "usage": results.usage_values(finished.usage),
             "phases": asdict(finished.phases),
             "sandbox_id": self.sandbox_id,
             "execution_id": self.execution_id,
         }
+
+    def reason(self) -> str:
+        """Says why the program ended, if it did not end by itself and so said nothing about it."""
+        if self.finished is None or self.finished.verdict in _SAID_BY_ITSELF:
+            return ""
+        return results.ending(self.finished)
 
 
 class Run:
@@ -163,7 +169,7 @@ class Run:
                         case Started():
                             self.result.execution_id = event.execution_id
                         case Output() if self._live:
-                            await streams.write(_FDS[event.channel], event.data)
+                            await streams.write(FDS[event.channel], event.data)
                         case Output():
                             self.result.keep(event)
                         case Notice(kind=NoticeKind.GAP):
@@ -177,13 +183,6 @@ class Run:
                 self._interrupting.cancel()
             with contextlib.suppress(SandboxNotFound):
                 await transport.delete_sandbox(sandbox_id)
-
-    def reason(self) -> str:
-        """Says why the program ended, if it did not end by itself and so said nothing about it."""
-        finished = self.result.finished
-        if finished is None or finished.verdict in _SAID_BY_ITSELF:
-            return ""
-        return results.ending(finished)
 
 
 def own_stdin(*, from_terminal: bool) -> AsyncIterator[bytes] | None:
