@@ -169,8 +169,8 @@ class Output:
     def drain(self, execution: Execution) -> None:
         """Takes the last output of a program.
 
-        Whoever may write here is dead or has said that it is done, so what is in a pipe now is all there is. The threads
-        of a context may go on to write; that is not of this call any more.
+        Whoever may write here is dead or has said that it is done, so what is in a pipe now is all there is. Whatever
+        threads of a context still write is not of this call any more.
         """
         for channel, fd in execution.pipes.items():
             left = 2 * LARGE_PIPE_BYTES

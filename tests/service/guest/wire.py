@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -141,8 +142,6 @@ class WireGuest:
 
     def start(self, job: dict[str, Any], *, context: str | None = None, follow: bool = True, **fields: Any) -> Run:
         """Starts an execution, by default with a reader that always has credit."""
-        import json
-
         run = self.runs[f"e{len(self.runs)}"] = Run(f"e{len(self.runs)}")
         document = json.dumps({"env": ENV, **job}).encode()
         header: Header = {
