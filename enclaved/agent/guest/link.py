@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 
+# What comes of a field that is missing, of another type, or out of range.
+NONSENSE = (FrameError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
 class Link:
     """Connects to the daemon, again and again; passes on its frames and queues ours.
 
     ``on_connected``, ``on_frame`` and ``on_lost`` are set by whoever puts the guest together. What ``on_frame`` cannot
-    make sense of it answers with `FrameError`, KeyError, TypeError or ValueError; that ends the connection.
+    make sense of it answers with one of `NONSENSE`; that ends the connection.
     """
 
     on_connected: Callable[[], None]
@@ -91,7 +95,7 @@ class Link:
         try:
             for header, payload in self.decoder.feed(data):
                 self.on_frame(header, payload)
-        except (FrameError, KeyError, TypeError, ValueError) as error:
+        except NONSENSE as error:
             sys.stderr.write("guest: the daemon sent a frame that cannot be understood: %r\n" % error)
             self.disconnect()
         return True
