@@ -47,7 +47,7 @@ class Guest:
         self.loop = loop = Loop()
         self.link = link = Link(loop, socket_path, float(settings["daemon_absence_s"]))
         self.processes = Processes(settings["uid"], owns_namespace)
-        self.records = records = Records(loop, link.send)
+        self.records = records = Records(loop, link)
         self.readers = readers = Readers(link)
         self.output = Output(loop, link, records, readers)
         self.stdin = Input(loop, link)

@@ -37,6 +37,7 @@ class Link:
         self.socket_path = socket_path
         self.absence_limit_s = absence_limit_s  # 0: none
         self.absent_since = time.monotonic()
+        self.connected_at = 0.0
         self.daemon: Optional[socket.socket] = None
         self.decoder = FrameDecoder()
         self.outgoing = bytearray()
@@ -55,11 +56,15 @@ class Link:
             self.loop.after(min(1.0, 0.05 + absence_s / 10), self.connect)
             return
         sock.setblocking(False)
-        self.daemon = sock
+        self.daemon, self.connected_at = sock, time.monotonic()
         self.decoder = FrameDecoder()
         self.outgoing = bytearray()
         self.loop.watch(sock.fileno(), READABLE, self.on_ready)
         self.on_connected()
+
+    def present_since(self, moment: float) -> Optional[float]:
+        """Since when a daemon has been there that can know what was so at a moment; None while there is none."""
+        return None if self.daemon is None else max(moment, self.connected_at)
 
     def disconnect(self) -> None:
         """Drops a connection that is gone or spoke nonsense. Executions run on."""
