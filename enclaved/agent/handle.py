@@ -319,7 +319,7 @@ class Handle:
 
     def _refusal(self, code: str, message: str) -> EnclaveError:
         sandbox = f"sandbox/{self.link.sandbox_id}"
-        if code == "not_found":
+        if code == "no_context":
             text = f"{message or 'the context is not open'}; open it first (OpenContext), or leave `context` out"
             return WrongState(f"{sandbox}/context", "not open", "open", text)
         return LimitReached(sandbox, "executions" if code == "full" else "processes", message)
