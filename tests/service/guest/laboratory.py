@@ -108,6 +108,7 @@ async def laboratory(runtime: SubprocessRuntime | None = None, *, most: int = 10
     finally:
         await sandboxes.close(PATIENCE_S)
         await background.close(PATIENCE_S)
+        executions.settle()
         state.close()
         await runtime.close()
         shutil.rmtree(state_dir)

@@ -32,6 +32,7 @@ async def killed(world: World, **call: Any) -> Execution:
 
 async def again(world: World) -> None:
     """Kills the daemon, and lets the next one take up what is written down."""
+    world.executions.settle()
     await world.kill()
     world.restart()
     for row in sorted(world.ledger.rows.values(), key=lambda row: row.created_at):
@@ -70,6 +71,7 @@ async def test_one_that_runs_goes_on_and_is_not_sent_again(world: World) -> None
     assert finished.verdict is Verdict.EXITED
     assert world.metrics.value("enclaved_executions_adopted_total") == 1
     assert world.metrics.value("enclaved_executions_active") == 1  # the earlier daemon never heard of its end
+    world.executions.settle()
     assert world.ledger.rows["mine"].finished == finished
 
 
