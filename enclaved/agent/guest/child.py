@@ -14,11 +14,10 @@ import socket
 from .claims import encode_claim
 from .command import run_command
 from .files import run_file_job
-from .handover import AT_TERMINAL, IN_CONTEXT, install, receive_job
+from .handover import AT_TERMINAL, DEFAULT_TERM, IN_CONTEXT, install, receive_job, take_terminal
 from .libc import PR_SET_NO_NEW_PRIVS, prctl
 from .masks import hold_signals
 from .python_jobs import run_python, serve_context
-from .terminal import DEFAULT_TERM, take_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

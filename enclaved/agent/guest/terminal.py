@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from .execution import Execution
 
-DEFAULT_TERM = "xterm-256color"
-
 _TIOCGPTN = 0x80045430  # which terminal a master belongs to; the termios module knows neither
 _TIOCSPTLCK = 0x40045431
 _IUTF8 = 0o40000  # erasing takes away a whole character; nor does it know this
@@ -104,13 +102,6 @@ def end_characters(ours: int, last: bytes) -> bytes:
     character: bytes = settings[6][termios.VEOF]
     in_line = bool(settings[3] & termios.ICANON) and last not in (b"", b"\n", character)
     return character * 2 if in_line else character
-
-
-def take_terminal() -> None:
-    """Makes standard input the controlling terminal of this process, which leads its session. Raises OSError."""
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Terminals:
