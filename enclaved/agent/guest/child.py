@@ -36,7 +36,7 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
         control = socket.socket(fileno=os.dup2(control.detach(), 3))
     os.set_inheritable(3, False)  # no command may have it
     try:
-        prepare(settings)
+        status = prepare(settings)
     except (OSError, RuntimeError, ValueError) as error:
         control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
         os._exit(70)
@@ -50,10 +50,11 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
             os.write(2, ("the terminal cannot be taken: %s\n" % error.strerror).encode())
             os._exit(126)
     try:
-        drop(settings)
+        drop(settings, status)
     except (OSError, RuntimeError, ValueError) as error:  # never run with more
         control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
         os.kill(os.getpid(), signal.SIGKILL)
+    os.close(status)
     job = json.loads(handed.text)
     if handed.flags & AT_TERMINAL:
         job["env"].setdefault("TERM", DEFAULT_TERM)
@@ -68,8 +69,11 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
     do(control, job, settings)
 
 
-def prepare(settings: Dict[str, Any]) -> None:
-    """Becomes a process of its own, with everything done that needs no job. Any step that fails ends it."""
+def prepare(settings: Dict[str, Any]) -> int:
+    """Becomes a process of its own, with everything done that needs no job. Any step that fails ends it.
+
+    Returns a descriptor that tells what this process is allowed at the time when it is read.
+    """
     import resource
 
     hold_signals()
@@ -89,10 +93,11 @@ def prepare(settings: Dict[str, Any]) -> None:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
     prctl(PR_SET_NO_NEW_PRIVS, 1)  # the container has it already
+    return os.open("/proc/self/status", os.O_RDONLY)
 
 
-def drop(settings: Dict[str, Any]) -> None:
-    """Becomes the sandbox's user, without any capability, and makes sure of it."""
+def drop(settings: Dict[str, Any], status: int) -> None:
+    """Becomes the sandbox's user, without any capability, and makes sure of it in its status."""
     if os.getuid() != 0:
         return  # tests without root: there is nothing to drop
     uid = settings["uid"]
@@ -101,8 +106,7 @@ def drop(settings: Dict[str, Any]) -> None:
     os.setresuid(uid, uid, uid)
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid) or os.getgroups():
         raise RuntimeError("could not become user %d" % uid)
-    with open("/proc/self/status") as status:
-        for line in status:
-            name, _, value = line.partition(":")
-            if name in ("CapInh", "CapPrm", "CapEff", "CapAmb") and int(value, 16) != 0:
-                raise RuntimeError("%s is %s after the drop" % (name, value.strip()))
+    for line in os.pread(status, 16 * 1024, 0).splitlines():
+        name, _, value = line.partition(b":")
+        if name in (b"CapInh", b"CapPrm", b"CapEff", b"CapAmb") and int(value, 16) != 0:
+            raise RuntimeError("%s is %s after the drop" % (name.decode(), value.decode().strip()))
