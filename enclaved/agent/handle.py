@@ -191,7 +191,8 @@ class Handle:
             self.input.take_up(hold.stdin_offset, hold.stdin_ended)
             if hold.report is not None:
                 self.on_frame("finished", hold.report, b"")
-            elif self.options.has_input and self.adopted:
+            elif self.options.has_input:
+                self.awaiting_input = False  # if it still waits, the guest says so again
                 self.send("watch_input")
         for reader in readers:
             self.send("subscribe", **reader.subscription())
