@@ -81,7 +81,8 @@ class Nursery:
         os.set_inheritable(self.bundle.fd, True)
         os.chdir("/")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        arguments = [sys.executable] + self.bundle.arguments()
+        # Without the user's own packages (-s): they lie where user code may write, and could name code to run at once.
+        arguments = [sys.executable, "-s"] + self.bundle.arguments()
         arguments += ["--template", str(requests.fileno()), json.dumps(self.settings)]
         env = {"PATH": _PATH, "LANG": "C.UTF-8", "HOME": self.settings["working_dir"]}
         os.execve(sys.executable, arguments, env)
