@@ -17,6 +17,7 @@ from .files import run_file_job
 from .handover import AT_TERMINAL, DEFAULT_TERM, IN_CONTEXT, install, receive_job, take_terminal
 from .libc import PR_SET_NO_NEW_PRIVS, prctl
 from .masks import hold_signals
+from .observer import serve_observer
 from .python_jobs import run_python, serve_context
 
 TYPE_CHECKING = False
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
     DoJob = Callable[[socket.socket, Dict[str, Any], Dict[str, Any]], NoReturn]
 
 # What a process of its own can be asked to do: called with the socket to the guest, the job and the settings.
-JOBS: Dict[str, DoJob] = {"python": run_python, "command": run_command, "file": run_file_job}
+JOBS: Dict[str, DoJob] = {
+    "python": run_python,
+    "command": run_command,
+    "file": run_file_job,
+    "observer": serve_observer,
+}
 
 
 def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import time
 from .frames import FrameError
 from .journal import Journal
 from .limits import JOURNAL_BYTES, KEEP_LAST_MIN_BYTES, STDERR, STDOUT, TERMINAL
+from .usage import Used
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .journal import Reader
     from .late import Late
     from .loop import Timer
+    from .openings import Opening
 
 
 class Context:
@@ -29,6 +31,19 @@ class Context:
         self.current: Optional[Execution] = None
         self.queue: Deque[Execution] = collections.deque()
         self.died = False  # an earlier interpreter of this name is gone, and with it its variables
+        self.opening: Optional[Opening] = None  # its interpreter is being started; calls wait for that
+        self.closed = False  # it has given up its name
+        self.since = time.monotonic()  # it was opened or got its interpreter
+
+    def is_alive(self) -> bool:
+        """Whether it has an interpreter that can take calls."""
+        return self.child is not None and not self.child.silent
+
+    def settle(self, child: Child) -> None:
+        """A child is its interpreter from now on."""
+        if self.child is not child:
+            self.child, child.context = child, self
+            self.since = time.monotonic()
 
 
 class Execution:
@@ -37,6 +52,7 @@ class Execution:
     def __init__(self, name: str, header: Dict[str, Any]) -> None:
         self.name = name
         self.context_name: Optional[str] = header.get("context")
+        self.context: Optional[Context] = None  # of that name, as it was when the job was complete
         self.timeout_s = float(header["timeout_s"])
         self.output_limit: Optional[int] = header.get("output_limit_bytes")
         self.idle_timeout_s = float(header.get("idle_timeout_s") or 0)
@@ -71,6 +87,9 @@ class Execution:
         self.claim: Optional[Dict[str, Any]] = None
         self.status: Optional[int] = None
         self.usage: Optional[Dict[str, Any]] = None
+        self.used = Used()  # as far as anybody has looked
+        self.sampled_at = 0.0
+        self.disks_full = 0
         self.kill_rounds = 0
         self.timer: Optional[Timer] = None
         self.told_full = False
