@@ -200,9 +200,6 @@ async def test_an_execution_is_followed_from_one_event_loop_after_the_other(plac
     """Each loop takes up where the one before was; the first ones are closed by then."""
     sandbox = place.sandbox
 
-    def in_a_loop_of_its_own(coroutine: object) -> object:
-        return asyncio.run(coroutine)  # type: ignore[arg-type]
-
     command = "for i in $(seq 1 9); do echo $i; done; read word; echo $word"
     execution = await sandbox.start_execution("bash", command=command, options=ExecutionOptions(stdin=True))
 
@@ -213,8 +210,8 @@ async def test_an_execution_is_followed_from_one_event_loop_after_the_other(plac
         await execution.write("end\n")
         return text(await events_of(execution))
 
-    said = [await asyncio.to_thread(in_a_loop_of_its_own, part()) for part in (first_lines, the_rest)]
-    assert "".join(str(one) for one in said) == "1\n2\n3\n4\n5\n6\n7\n8\n9\nend\n"
+    said = [await asyncio.to_thread(asyncio.run, part()) for part in (first_lines, the_rest)]
+    assert "".join(said) == "1\n2\n3\n4\n5\n6\n7\n8\n9\nend\n"
 
 
 async def test_a_program_shows_what_it_uses(sandbox: DockerSandbox) -> None:
@@ -261,22 +258,22 @@ async def test_contexts_keep_their_variables_apart(sandbox: DockerSandbox) -> No
         await sandbox.contexts.close("one")
 
 
-async def test_a_cancelled_caller_leaves_nothing_behind(sandbox: DockerSandbox) -> None:
-    for tool, options in (("stream", ExecutionOptions()), ("run", ExecutionOptions(stdin=b""))):
+@pytest.mark.parametrize("way", ["stream", "run"])
+async def test_a_cancelled_caller_leaves_nothing_behind(sandbox: DockerSandbox, way: str) -> None:
+    options = ExecutionOptions(execution_id="mine", stdin=b"")
+    command = "touch begun; sleep 60"
 
-        async def work(tool: str = tool, options: ExecutionOptions = options) -> None:
-            if tool == "stream":
-                await events_of(sandbox.stream("bash", command="sleep 60", options=options))
-            else:
-                await sandbox.execute_tool("bash", {"command": "sleep 60"}, options=options)
+    async def work() -> None:
+        if way == "stream":
+            await events_of(sandbox.stream("bash", command=command, options=options))
+        else:
+            await sandbox.execute_tool("bash", {"command": command}, options=options)
 
-        task = asyncio.create_task(work())
-        async with asyncio.timeout(PATIENCE_S):
-            while not (running := await sandbox.list_executions(running=True)):
-                await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        ended = await (await sandbox.get_execution(running[0].id)).wait(PATIENCE_S)
-        assert ended is not None
-        assert ended.verdict is Verdict.CANCELLED
+    task = asyncio.create_task(work())
+    await sandbox.execute_command("while [ ! -e begun ]; do sleep 0.02; done")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    ended = await (await sandbox.get_execution("mine")).wait(PATIENCE_S)
+    assert ended is not None
+    assert ended.verdict is Verdict.CANCELLED
