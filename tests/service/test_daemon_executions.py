@@ -169,7 +169,7 @@ async def test_a_signal_by_name_reaches_the_whole_tree(running: Running):
 
 async def test_a_signal_on_the_stream_reaches_the_leader_alone(running: Running):
     command = (
-        "trap 'echo leader; exit 5' USR1; (trap 'echo child' USR1; while :; do sleep 0.1; done) & echo ready; wait"
+        "trap 'echo leader; exit 5' USR1; (trap 'echo child' USR1; while :; do sleep 0.1; done) 2>&- & echo ready; wait"
     )
     stream = await Stream.started(running, bash(command))
     await stream.until(b"ready")
