@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import time
 
+from .fields import count, seconds, text
 from .frames import FrameError
 from .journal import Journal
 from .limits import JOURNAL_BYTES, KEEP_LAST_MIN_BYTES, STDERR, STDOUT, TERMINAL
@@ -51,19 +52,19 @@ class Execution:
 
     def __init__(self, name: str, header: Dict[str, Any]) -> None:
         self.name = name
-        self.context_name: Optional[str] = header.get("context")
+        self.context_name = text(header, "context")
         self.context: Optional[Context] = None  # of that name, as it was when the job was complete
-        self.timeout_s = float(header["timeout_s"])
-        self.output_limit: Optional[int] = header.get("output_limit_bytes")
-        self.idle_timeout_s = float(header.get("idle_timeout_s") or 0)
+        self.timeout_s = seconds(header, "timeout_s")
+        self.output_limit = count(header, "output_limit_bytes")
+        self.idle_timeout_s = seconds(header, "idle_timeout_s")
         self.terminal = _terminal_size(header.get("terminal"))
         self.wants_stdin = bool(header.get("stdin"))
         self.merge_stderr = bool(header.get("merge_stderr"))
-        self.job_size = int(header["job_bytes"])
+        self.job_size = count(header, "job_bytes") or 0
         self.job = bytearray()
         self.starts = 0
         channels = (STDOUT, STDERR) if self.terminal is None else (TERMINAL,)
-        self.journal = Journal(channels, _keep_last_bytes(header.get("keep_last_bytes")))
+        self.journal = Journal(channels, _keep_last_bytes(count(header, "keep_last_bytes")))
         self.late_bytes = 0  # of its output that was written before it
         self.readers: Dict[int, Reader] = {}
         self.state = "queued"  # then starting, running, draining, ended
@@ -110,11 +111,12 @@ def _terminal_size(size: Any) -> Optional[Tuple[int, int]]:
     """Rows and columns out of a header; None where no terminal is wanted. Raises FrameError."""
     if size is None:
         return None
-    if not isinstance(size, list) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+    sides = size if isinstance(size, list) else []
+    if len(sides) != 2 or any(type(side) is not int or not 0 < side < 65536 for side in sides):
         raise FrameError("no size of a terminal: %r" % size)
     return size[0], size[1]
 
 
-def _keep_last_bytes(number: Any) -> Optional[int]:
+def _keep_last_bytes(number: Optional[int]) -> Optional[int]:
     """How much of the last output is kept; None where output is kept until it is acknowledged."""
-    return None if number is None else max(KEEP_LAST_MIN_BYTES, min(JOURNAL_BYTES, int(number)))
+    return None if number is None else max(KEEP_LAST_MIN_BYTES, min(JOURNAL_BYTES, number))

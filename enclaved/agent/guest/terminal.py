@@ -122,7 +122,7 @@ class Terminals:
     def on_resize(self, execution: Execution, header: Dict[str, Any]) -> None:
         """Sets the size of a terminal, also of one that is still to be made. Others have no size."""
         rows, columns = int(header["rows"]), int(header["columns"])
-        if rows < 1 or columns < 1:
+        if not (0 < rows < 65536 and 0 < columns < 65536):
             raise ValueError("a terminal of %d rows and %d columns" % (rows, columns))
         if execution.terminal is not None:
             execution.terminal = rows, columns

@@ -15,6 +15,8 @@ from tests.mutations import Frame, mutated
 from tests.service.guest.laboratory import PATIENCE_S, Box, Laboratory, laboratory, printed
 
 BOXES = 4
+CASES_AT_ONCE = 1000
+"""So many conversations until there are new sandboxes."""
 LOOK_EVERY = 50
 """After so many conversations it is tried whether the guest works."""
 GROWTH_BYTES = 32 * 1024 * 1024
@@ -73,10 +75,10 @@ _LATER = (
 
 @pytest.mark.timeout(3000)
 async def test_no_conversation_harms_the_guest() -> None:
-    count = cases(1000) // BOXES
-    async with laboratory() as lab, asyncio.timeout(None), asyncio.TaskGroup() as group:
-        for number in range(BOXES):
-            group.create_task(survive(lab, range(number * count, (number + 1) * count)))
+    for start in range(0, cases(CASES_AT_ONCE), CASES_AT_ONCE):
+        async with laboratory() as lab, asyncio.TaskGroup() as group:
+            for number in range(BOXES):
+                group.create_task(survive(lab, range(start + number, start + CASES_AT_ONCE, BOXES)))
 
 
 async def survive(lab: Laboratory, seeds: range) -> None:
@@ -84,34 +86,31 @@ async def survive(lab: Laboratory, seeds: range) -> None:
     box = await lab.box()
     assert printed(await box.python("x = 'kept'")) == ""
     before = resident_bytes(box)
-    for seed in seeds:
+    assert box.record.container_id is not None
+    last_words = lab.runtime._containers[box.record.container_id].tail
+    for number, seed in enumerate(seeds, 1):
         chance = random.Random(seed)
-        await speak(box, mutated(conversation(chance, seed % 64), chance), seed)
-        if seed % LOOK_EVERY == LOOK_EVERY - 1:
+        try:
+            await speak(box, mutated(conversation(chance, seed % 64), chance))
+        except TimeoutError as error:
+            raise AssertionError(
+                f"with seed {seed} the guest does not come back: {last_words.text()[-1500:]}"
+            ) from error
+        if number % LOOK_EVERY == 0:
             await works(box, seed)
     await works(box, seeds.stop)
     assert resident_bytes(box) - before <= GROWTH_BYTES
 
 
-async def speak(box: Box, data: bytes, seed: int) -> None:
+async def speak(box: Box, data: bytes) -> None:
     """Sends bytes to the guest, drops the connection if it has not, and waits until the guest is back."""
     link = box.record.link
     assert link is not None
     assert link._peer is not None
     link._peer.write(data)
     link._peer.abort()
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            await link.wait_connected()
-    except TimeoutError as error:
-        raise AssertionError(f"the guest does not come back, with seed {seed}: {last_words(box)}") from error
-
-
-def last_words(box: Box) -> str:
-    """What the guest wrote last on its standard error."""
-    assert box.record.container_id is not None
-    container = box.lab.runtime._containers.get(box.record.container_id)
-    return container.tail.text() if container is not None else "its container is gone"
+    async with asyncio.timeout(PATIENCE_S):
+        await link.wait_connected()
 
 
 async def works(box: Box, seed: int) -> None:
