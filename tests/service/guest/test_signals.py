@@ -169,7 +169,7 @@ async def test_an_interrupt_hits_the_call_that_it_was_meant_for_however_early(gu
 async def test_an_interrupt_at_the_end_of_a_call_never_hits_the_next_one(guest: WireGuest) -> None:
     await guest.end(guest.python("pass", context="default"))
     for _ in range(200):
-        run, following = guest.python("pass", context="default"), guest.python("print('in peace')", context="c")
+        run, following = guest.python("pass", context="default"), guest.python("print('in peace')", context="default")
         signal(guest, run, 2)
         assert (await guest.end(following))["exception"] is None, "it was interrupted for another one"
         assert following.output() == b"in peace\n"
@@ -206,3 +206,28 @@ async def test_a_timeout_shorter_than_a_start_still_interrupts(guest: WireGuest)
     finished = await guest.end(run)
     assert (finished["cause"], finished["exception"]["type"]) == ("timeout", "KeyboardInterrupt")
     assert finished["state_preserved"] is True
+
+
+async def test_a_context_that_never_says_that_it_has_begun_can_be_killed(guest: WireGuest) -> None:
+    """Its threads keep the interpreter to themselves, so the call that follows an interrupted one cannot begin."""
+    code = (
+        "import ctypes, threading, time\n"
+        "def keep():\n"
+        "    time.sleep(.2)\n"
+        "    ctypes.PyDLL(None).sleep(1000)\n"
+        "threading.Thread(target=keep, daemon=True).start()\n"
+        "print('in', flush=True)\n"
+        "while True: time.sleep(.01)\n"
+    )
+    first = guest.python(code, context="default")
+    await guest.written(first, b"in")
+    signal(guest, first, 2)
+    await guest.end(first)
+    await guest.end(guest.command("sleep", "0.5"))
+    stuck = guest.python("print('begun')", context="default")
+    signal(guest, stuck, 2)
+    await guest.ping()
+    signal(guest, stuck, 9)
+    finished = await guest.end(stuck)
+    assert (finished["signal"], finished["signalled"], stuck.output()) == (9, [9], b"")
+    assert (await guest.end(guest.python("pass", context="default")))["fresh_context"] is True
