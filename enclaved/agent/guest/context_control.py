@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 
 from .execution import Context
-from .limits import CONTEXTS_MAX, DEFAULT_CONTEXT, KILL_DEADLINE_S
+from .fields import count, text
+from .frames import FrameError
+from .limits import CONTEXT_NAME_BYTES, CONTEXTS_MAX, DEFAULT_CONTEXT, KILL_DEADLINE_S
 from .openings import Opening
 from .processes import belongs, kill_all, stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Set
+    from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
     from .children import Children
     from .cleaner import Cleaner
@@ -52,8 +55,8 @@ class ContextControl:
         context = self.contexts.by_name.get(name)
         if context is None:
             if name != DEFAULT_CONTEXT and self.contexts.named() >= CONTEXTS_MAX:
-                text = "%d contexts are open in this sandbox; close one of them first" % CONTEXTS_MAX
-                self.refuse(number, "full", text)
+                why = "%d contexts are open in this sandbox; close one of them first" % CONTEXTS_MAX
+                self.refuse(number, "full", why)
                 return
             context = self.contexts.add(name)
         if context.opening is not None:
@@ -66,7 +69,7 @@ class ContextControl:
     def on_list(self, header: Header, payload: bytes) -> None:
         """Tells of all contexts, by name."""
         listed = [self.describe(context) for _, context in sorted(self.contexts.by_name.items())]
-        self.link.send({"type": "contexts", "number": header["number"], "contexts": listed})
+        self.link.send({"type": "contexts", "number": count(header, "number"), "contexts": listed})
 
     def on_close(self, header: Header, payload: bytes) -> None:
         """Ends a context, with everything that runs or waits in it."""
@@ -168,8 +171,9 @@ class ContextControl:
 _NOT_FOUND = "no context %r is open in this sandbox"
 
 
-def _asked(header: Header) -> Any:
-    number, name = header["number"], header["name"]
-    if not isinstance(name, str) or not 0 < len(name) <= 128:
-        raise ValueError("context name %r" % (name,))
+def _asked(header: Header) -> Tuple[int, str]:
+    """The number and the name in a wish. Raises FrameError."""
+    number, name = count(header, "number"), text(header, "name")
+    if number is None or not name or len(json.dumps(name)) > CONTEXT_NAME_BYTES:
+        raise FrameError("no wish about a context: %r" % header)
     return number, name

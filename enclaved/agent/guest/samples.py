@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from .fields import count
 from .limits import SAMPLE_DEADLINE_S, SAMPLE_KEPT_S
 
 TYPE_CHECKING = False
@@ -26,7 +27,7 @@ class Samples:
 
     def on_sample(self, execution: Execution, header: Dict[str, Any], payload: bytes) -> None:
         """Answers with `sampled`: as it is now or was within 50 ms, and after the end as it was then."""
-        number, now = header["number"], time.monotonic()
+        number, now = count(header, "number"), time.monotonic()
         if execution.name in self.pending:
             self.pending[execution.name].append(number)
         elif execution.state != "running" or now - execution.sampled_at < SAMPLE_KEPT_S:

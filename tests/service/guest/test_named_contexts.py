@@ -255,7 +255,26 @@ while time.monotonic() < deadline:
     assert wire.ask("open_context", name="after")["alive"] is True
 
 
-def test_a_name_that_is_none_ends_the_connection(wire: Conversation) -> None:
-    wire.send("open_context", number=1, name=["a"])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("open_context", {"number": 1, "name": ["a"]}),
+        ("open_context", {"number": 1, "name": ""}),
+        ("open_context", {"number": 1, "name": "a" * 400}),
+        ("close_context", {"number": "1", "name": "a"}),
+        ("reset_context", {"number": None, "name": "a"}),
+        ("list_contexts", {"number": {}}),
+        ("list_contexts", {"number": -1}),
+        ("sample", {"number": [1], "execution": "runs"}),
+    ],
+)
+def test_a_wish_that_makes_no_sense_ends_the_connection_and_nothing_else(
+    wire: Conversation, kind: str, fields: dict[str, object]
+) -> None:
+    wire.shell("runs", "echo .; sleep 1000")
+    wire.follow("runs")
+    wire.output_of("runs", 1)
+    wire.send(kind, **fields)
     wire.accept()
     assert names(wire) == []
+    assert wire.ask("sample", execution="runs")["usage"]["pids"] >= 1
