@@ -213,6 +213,8 @@ class Executions:
             execution.alone_since = execution.before if row.alone else None
         self._metrics.execution_adopted()
         self._enter(execution)
+        if row.cancelled_by:
+            handle.cancel()  # it may not have reached the guest
         execution.expect_client()
         return execution
 

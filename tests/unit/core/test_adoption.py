@@ -264,3 +264,15 @@ async def test_pages_go_on_across_the_restart(world: World) -> None:
     await again(world)
     rest_of_it = world.executions.list(page_size=10, page_token=page.next_page_token)
     assert [execution.id for execution in (*page.executions, *rest_of_it.executions)] == ids
+
+
+async def test_a_cancel_that_did_not_reach_the_guest_is_sent_by_the_next_daemon(world: World) -> None:
+    guest = await world.guest()
+    execution = await world.open(execution_id="mine")
+    await guest.hear_of("run")
+    await guest.leave()
+    await soon(world.link.wait_away())
+    execution.cancel("a caller")
+    await again(world)
+    guest = await world.guest(held(world.executions.get("mine")))
+    await guest.hear_of("cancel")
