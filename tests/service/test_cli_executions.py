@@ -225,3 +225,13 @@ async def test_a_terminal_is_given_back_when_the_command_is_ended(command: Comma
     assert not screen.is_raw
     (ended,) = await command.json("executions", "box")
     assert ended["verdict"] == "CANCELLED"
+
+
+async def test_what_runs_shows_with_what_it_uses(command: Command) -> None:
+    script = "while :; do :; done"
+    execution = (await command.run("exec", "-d", "box", "--", "sh", "-c", script)).out.strip()
+    (found,) = await command.json("top", "box")
+    assert found["execution_id"] == execution
+    assert found["cores"] > 0
+    assert found["execution"]["pids"] == 1
+    assert execution in (await command.run("top", "box")).out
