@@ -13,17 +13,17 @@ import struct
 import time
 
 from .limits import WATCH_AGAIN_S, WATCH_EVERY_S
-from .usage import tree_of
+from .usage import trees_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional, Tuple
+    from typing import Any, Dict, List, Optional, Tuple
 
     from .execution import Execution
     from .link import Link
     from .loop import Loop, Timer
     from .observation import Answer, Observer, Target
-    from .usage import Sampler
+    from .usage import Process, Sampler
 
 _FIONREAD = 0x541B
 _TIOCGPTN = 0x80045430  # which terminal a master belongs to
@@ -69,23 +69,27 @@ class InputWatch:
 
     def tick(self) -> None:
         """Looks at each execution that may wait."""
+        awaiting = {}
         for watch in list(self.watches.values()):
-            if watch.execution.state in ("draining", "ended"):
-                del self.watches[watch.execution.name]
-            elif watch.execution.state == "running" and not watch.asking:
-                self.look(watch)
+            execution = watch.execution
+            if execution.state in ("draining", "ended"):
+                del self.watches[execution.name]
+            elif execution.state == "running" and not watch.asking:
+                target = awaited(execution)
+                if target is not None:
+                    awaiting[execution.pid] = watch, target
+                elif watch.waiting:
+                    self.say(watch, False)
+        if awaiting:
+            table = self.sampler.look(max(awaiting))
+            trees = trees_of(table, awaiting)
+            for leader, (watch, target) in awaiting.items():
+                self.look(watch, target, table, trees[leader])
         self.timer = self.loop.after(WATCH_EVERY_S, self.tick) if self.watches else None
 
-    def look(self, watch: Watch) -> None:
+    def look(self, watch: Watch, target: Target, table: Dict[int, Process], tree: List[int]) -> None:
         """Asks about an execution that has become quiet, or is thought to wait; about a quiet one again each second."""
         execution = watch.execution
-        target = awaited(execution)
-        if target is None:
-            if watch.waiting:
-                self.say(watch, False)
-            return
-        table = self.sampler.look(execution.pid)
-        tree = tree_of(table, execution.pid)
         ticks = sum(table[pid].user_ticks + table[pid].system_ticks for pid in tree)
         looks = (tree, ticks, execution.stdin_offset, sum(execution.journal.end.values()))
         quiet = looks == watch.looks

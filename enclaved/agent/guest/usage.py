@@ -15,7 +15,7 @@ from .procfs import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Optional, Set
+    from typing import Any, Callable, Dict, Iterable, List, Optional, Set
 
     from .execution import Execution
 
@@ -50,25 +50,31 @@ def read_process(pid: int) -> Optional[Process]:
         return None
 
 
-def tree_of(table: Dict[int, Process], leader: int) -> List[int]:
-    """The processes in the session of a leader and all that descend from them, in order of their numbers."""
-    known: Dict[int, bool] = {leader: leader in table}
-    for pid in table:
+def trees_of(table: Dict[int, Process], leaders: Iterable[int]) -> Dict[int, List[int]]:
+    """The processes in the session of each leader and all that descend from them, in order of their numbers."""
+    trees: Dict[int, List[int]] = {leader: [] for leader in leaders}
+    known = {leader: leader for leader in trees}  # process: whose it is; 0: nobody's
+    for pid in sorted(table):
         path = []
-        while pid not in known:
-            known[pid] = False
-            path.append(pid)
-            process = table.get(pid)
+        above = pid
+        while above not in known:
+            known[above] = 0  # which also ends a circle
+            path.append(above)
+            process = table.get(above)
             if process is None:
                 break
-            if process.session == leader:
-                known[pid] = True
-                break
-            pid = process.parent
-        if known[pid]:
-            for each in path:
-                known[each] = True
-    return sorted(pid for pid, belongs in known.items() if belongs and pid in table)
+            above = process.session if process.session in trees else process.parent
+        owner = known[above]
+        for each in path:
+            known[each] = owner
+        if owner:
+            trees[owner].append(pid)
+    return trees
+
+
+def tree_of(table: Dict[int, Process], leader: int) -> List[int]:
+    """The processes of one leader, as `trees_of` tells of many."""
+    return trees_of(table, (leader,))[leader]
 
 
 class Used:
