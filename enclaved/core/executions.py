@@ -20,7 +20,7 @@ from enclaved.agent.jobs import encode_job
 from enclaved.core.bookkeeping import Bookkeeping
 from enclaved.core.calls import Calls
 from enclaved.core.counting import Counting
-from enclaved.core.execution import Execution, options_of
+from enclaved.core.execution import BY_PIDS_LIMIT, Execution, options_of
 from enclaved.core.execution_rows import ExecutionRow, ExecutionStore, NoStore
 from enclaved.core.following import RUN_OUTPUT_BYTES
 from enclaved.core.overdue import Overdue
@@ -213,6 +213,7 @@ class Executions:
             execution.alone_since = execution.before if row.alone else None
         self._metrics.execution_adopted()
         self._enter(execution)
+        execution.killed_at_pids_limit = row.cancelled_by == BY_PIDS_LIMIT
         if row.cancelled_by:
             handle.cancel()  # it may not have reached the guest
         execution.expect_client()

@@ -276,3 +276,15 @@ async def test_a_cancel_that_did_not_reach_the_guest_is_sent_by_the_next_daemon(
     await again(world)
     guest = await world.guest(held(world.executions.get("mine")))
     await guest.hear_of("cancel")
+
+
+async def test_a_kill_at_the_limit_of_processes_stays_one(world: World) -> None:
+    guest = await world.guest()
+    execution = await world.open(execution_id="mine")
+    execution.cancel_at_pids_limit()
+    await guest.hear_of("cancel")
+    await again(world)
+    adopted = world.executions.get("mine")
+    guest = await world.guest(held(adopted))
+    ends(guest, adopted, exit_code=None, signal=9, cause="cancel")
+    assert (await soon(adopted.ended)).verdict is Verdict.PIDS_LIMIT
