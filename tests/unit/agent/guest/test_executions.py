@@ -73,6 +73,9 @@ def test_records_go_by_age_and_number_but_not_from_under_a_reader(
     later = time.monotonic() + RECORD_KEPT_S
     monkeypatch.setattr(time, "monotonic", lambda: later)
     guest.records.expire()
+    assert list(guest.records.by_name) == ["1", "4", "5"]  # no daemon has heard of their ends
+    monkeypatch.setattr(guest.link, "present_since", lambda moment: moment)
+    guest.records.expire()
     assert list(guest.records.by_name) == ["1"]
     made[1].readers.clear()
     guest.records.expire()
