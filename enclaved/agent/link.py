@@ -179,6 +179,7 @@ class GuestLink:
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(error)
+                answer.exception()  # who asked may still wait for the guest, and not for this
 
     async def close(self) -> None:
         """Stops listening, drops the guest and removes the socket. Executions are lost."""
