@@ -85,6 +85,7 @@ class Executions:
             else:
                 self.stdin.open(execution, theirs)
                 self.output.open(execution, theirs)
+            self.nursery.descriptors.check(max(theirs))
         except OSError as error:  # out of descriptors or terminals: too much at once in this sandbox
             for fd in theirs:
                 os.close(fd)

@@ -12,6 +12,7 @@ from .children import Children
 from .cleaner import Cleaner
 from .context_control import ContextControl
 from .contexts import Contexts
+from .descriptors import Descriptors
 from .dispatch import Dispatch
 from .executions import Executions
 from .idle import Idle
@@ -60,7 +61,8 @@ class Guest:
         self.signals = Signals(self.processes)
         self.idle = Idle(loop)
         self.children = children = Children(loop)
-        self.nursery = Nursery(loop, children, bundle, settings)
+        self.descriptors = Descriptors()
+        self.nursery = Nursery(loop, children, bundle, settings, self.descriptors)
         self.contexts = Contexts()
         self.cleaner = Cleaner(loop, self.processes, children, records)
         self.intake = Intake(link, records, readers)
@@ -145,6 +147,7 @@ class Guest:
             "unsubscribe": lambda execution, header, _: readers.on_unsubscribe(execution, header),
             "acknowledge": lambda execution, header, _: output.on_acknowledge(execution, header),
             "stdin": lambda execution, header, payload: stdin.on_stdin(execution, int(header["offset"]), payload),
+            "may_go": lambda execution, *_: output.on_may_go(execution),
             "end_of_input": lambda execution, *_: stdin.on_end(execution),
             "signal": lambda execution, header, _: self.signals.on_signal(execution, header),
             "resize": lambda execution, header, _: self.terminals.on_resize(execution, header),
@@ -157,6 +160,7 @@ class Guest:
         """Runs until the sandbox ends. Never returns."""
         os.set_inheritable(self.bundle.fd, False)
         wake, wakeup = socket.socketpair()
+        self.descriptors.raise_limit()
         wake.setblocking(False)
         wakeup.setblocking(False)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
