@@ -154,6 +154,7 @@ class Executions:
         self.link.send({"type": "refused", "execution": execution.name, "code": code, "message": message})
         self.records.by_name.pop(execution.name, None)
         self.records.active.pop(execution.name, None)
+        self.output.release(execution)  # it may have been given late output
         self.contexts.leave(execution)
         self.cleaner.sweep_strays()
 

@@ -32,6 +32,7 @@ from .records import Records
 from .samples import Samples
 from .usage import Sampler, distinct_file_systems
 from .report import holds_frame
+from .room import Room
 from .signals import Signals
 from .terminal import Terminals
 
@@ -55,7 +56,7 @@ class Guest:
         self.processes = Processes(settings["uid"], owns_namespace)
         self.records = records = Records(loop, link)
         self.readers = readers = Readers(link)
-        self.output = Output(loop, link, records, readers)
+        self.output = Output(loop, link, readers, Room(link, records))
         self.stdin = Input(loop, link)
         self.terminals = Terminals(settings["uid"])
         self.signals = Signals(self.processes)
@@ -146,6 +147,7 @@ class Guest:
             "credit": lambda execution, header, _: readers.on_credit(execution, header),
             "unsubscribe": lambda execution, header, _: readers.on_unsubscribe(execution, header),
             "acknowledge": lambda execution, header, _: output.on_acknowledge(execution, header),
+            "may_go": lambda execution, *_: output.on_may_go(execution),
             "stdin": lambda execution, header, payload: stdin.on_stdin(execution, int(header["offset"]), payload),
             "may_go": lambda execution, *_: output.on_may_go(execution),
             "end_of_input": lambda execution, *_: stdin.on_end(execution),
