@@ -80,6 +80,7 @@ class Execution:
         self.stdin_offset = 0  # next byte expected from the daemon
         self.stdin_ended = False
         self.stdin_last = b""  # the last byte that was written
+        self.ended_in_lines: Optional[bool] = None  # how its terminal was read when it was told of the end of the input
         self.idle_since = 0.0
         self.idle_timer: Optional[Timer] = None
         self.begun = True  # its program can be signalled

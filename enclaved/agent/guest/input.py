@@ -6,9 +6,9 @@ import os
 import time
 
 from .frames import FrameError
-from .limits import MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES
+from .limits import END_AGAIN_S, MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES
 from .loop import WRITABLE
-from .terminal import end_characters
+from .terminal import end_characters, reads_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,10 +72,9 @@ class Input:
         else:
             try:
                 self.write_to(fd, execution)
-                if execution.stdin_ended:
+                self.loop.unwatch(fd)
+                if execution.stdin_ended and execution.terminal is None:
                     self.close(execution)
-                else:
-                    self.loop.unwatch(fd)
             except BlockingIOError:
                 self.loop.watch(fd, WRITABLE, lambda _: self.write(execution))
             except OSError:  # the program closed its input; the rest goes nowhere, as in a shell
@@ -86,8 +85,7 @@ class Input:
         taken = execution.stdin_offset - len(execution.stdin_buffer)
         self.link.send({"type": "stdin_taken", "execution": execution.name, "offset": taken})
 
-    @staticmethod
-    def write_to(fd: int, execution: Execution) -> None:
+    def write_to(self, fd: int, execution: Execution) -> None:
         """Writes all that there is, and the end of the input where a terminal is told of it. Raises OSError."""
         buffer = execution.stdin_buffer
         while buffer:
@@ -95,8 +93,29 @@ class Input:
             execution.stdin_last = bytes(buffer[written - 1 : written])
             execution.idle_since = time.monotonic()
             del buffer[:written]
-        if execution.stdin_ended and execution.terminal is not None:
+        if execution.stdin_ended and execution.terminal is not None and execution.ended_in_lines is None:
+            in_lines = reads_lines(fd)
             os.write(fd, end_characters(fd, execution.stdin_last))
+            execution.ended_in_lines = in_lines
+            self.loop.after(END_AGAIN_S, lambda: self.end_again(execution))
+
+    def end_again(self, execution: Execution) -> None:
+        """Ends the input of a terminal once more where its program reads in another way than before.
+
+        A program that takes line editing over, as interpreters do, loses an end that was written before. Nor is the end
+        of one that gave it back seen by what it starts.
+        """
+        fd = execution.stdin_fd
+        if fd is None:
+            return
+        try:
+            in_lines = reads_lines(fd)
+            if in_lines != execution.ended_in_lines:
+                os.write(fd, end_characters(fd, b""))
+                execution.ended_in_lines = in_lines
+        except OSError:  # no process has it open now, or it takes nothing
+            pass
+        self.loop.after(END_AGAIN_S, lambda: self.end_again(execution))
 
     def close(self, execution: Execution) -> None:
         """Closes the input of a program; one that is closed already is fine."""

@@ -100,8 +100,11 @@ class Link:
         try:
             for header, payload in self.decoder.feed(data):
                 self.on_frame(header, payload)
-        except NONSENSE as error:
-            sys.stderr.write("guest: the daemon sent a frame that cannot be understood: %r\n" % error)
+        except FrameError as error:
+            sys.stderr.write("guest: the daemon sent a frame that cannot be understood: %s\n" % error)
+            self.disconnect()
+        except NONSENSE:  # a field that is no such thing, or a mistake of ours: the log must show which
+            sys.excepthook(*sys.exc_info())
             self.disconnect()
         return True
 

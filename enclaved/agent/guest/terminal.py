@@ -91,6 +91,13 @@ def read_terminal(ours: int) -> bytes:
     return data
 
 
+def reads_lines(ours: int) -> bool:
+    """Whether a terminal gives its program whole lines, as the kernel edits them, and not single keys."""
+    import termios
+
+    return bool(termios.tcgetattr(ours)[3] & termios.ICANON)
+
+
 def end_characters(ours: int, last: bytes) -> bytes:
     """What tells a program at a terminal that its input ends, when ``last`` came before.
 
