@@ -34,6 +34,31 @@ CALLS = {
         128: "poll",
     },
 }
+# How a thread waits that does not wait for input: for a time, or for others.
+CALLS_THAT_WAIT = {
+    "x86_64": {
+        **dict.fromkeys((35, 230), "sleep"),
+        **dict.fromkeys((7, 271), "poll"),
+        **dict.fromkeys((23, 270), "select"),
+        **dict.fromkeys((61, 247, 34, 130), "wait"),  # wait4, waitid, pause, rt_sigsuspend
+        **dict.fromkeys((0, 1, 19, 20), "pipe"),  # read, write, readv, writev
+        202: "lock",  # futex
+        128: "signal",  # rt_sigtimedwait
+    },
+    "aarch64": {
+        **dict.fromkeys((101, 115), "sleep"),
+        73: "poll",
+        72: "select",
+        **dict.fromkeys((260, 95, 133), "wait"),
+        **dict.fromkeys((63, 64, 65, 66), "pipe"),
+        98: "lock",
+        137: "signal",
+    },
+}
+_WAITS_FOR_OTHERS = (
+    *("do_wait", "sigsuspend", "do_signal_stop", "futex_wait_queue", "futex_wait_queue_me", "n_tty_read", "wait_woken"),
+    *("pipe_read", "pipe_write", "anon_pipe_read", "anon_pipe_write", "pipe_wait_readable", "pipe_wait_writable"),
+)
 _ADDRESS = (1 << 56) - 1  # arm64 programs may keep a tag in the highest byte
 _READ_EVENTS = 0x1 | 0x40  # POLLIN, POLLRDNORM; the same bits in epoll
 _WRITE_EVENTS = 0x4 | 0x100
@@ -65,19 +90,71 @@ class Target:
 
 
 def awaits_input(pids: List[int], target: Target) -> bool:
-    """Whether a thread of these processes is blocked until something comes from the target.
+    """Whether these processes are blocked until something comes from the target.
 
-    In doubt it says no: where a thread waits for several things, one of which could be a program that computes.
+    A thread of one must wait for it, and nothing else may go on by itself: in its own process no thread may run or
+    sleep for a time, and every other process must wait for one of them (its child, a pipe, a lock), or for the target,
+    too. In doubt it says no.
     """
-    threads = 0
+    threads, waiting = 0, False
     for pid in pids:
+        lazy, waits, idle = False, False, True
         for thread in numbers("/proc/%d/task" % pid):
             threads += 1
             if threads > THREADS_MAX:
                 return False
-            if _thread_waits(pid, "/proc/%d/task/%d" % (pid, thread), target):
-                return True
-    return False
+            folder = "/proc/%d/task/%d" % (pid, thread)
+            if _is_dead(folder):
+                continue
+            if _thread_waits(pid, folder, target):
+                waits = True
+            else:
+                lazy = lazy or _runs_or_sleeps(folder)
+                idle = idle and _waits_for_others(pid, folder, target)
+        if lazy or not (waits or idle):
+            return False
+        waiting = waiting or waits
+    return waiting
+
+
+def _is_dead(folder: str) -> bool:
+    text = text_of(folder + "/stat")
+    return text is None or text[text.rindex(")") + 2 :][:1] in "ZX"
+
+
+def _runs_or_sleeps(folder: str) -> bool:
+    """Whether a thread goes on by itself: now, or at a time that it has set."""
+    numbered = CALLS_THAT_WAIT.get(os.uname().machine)
+    text = text_of(folder + "/syscall") if numbered is not None else None
+    if text is None or numbered is None:
+        where = (text_of(folder + "/wchan") or "").split(".")[0]
+        return where in ("", "0") or "nanosleep" in where
+    fields = text.split()
+    if len(fields) < 7:
+        return fields[:1] == ["running"]
+    kind = numbered.get(int(fields[0]))
+    return kind == "sleep" or (kind in ("select", "poll") and int(fields[1 + (kind == "poll")], 16) == 0)
+
+
+def _waits_for_others(pid: int, folder: str, target: Target) -> bool:
+    """Whether a thread waits without a time limit for what another process or thread of the tree may do."""
+    numbered = CALLS_THAT_WAIT.get(os.uname().machine)
+    text = text_of(folder + "/syscall") if numbered is not None else None
+    if text is None or numbered is None:
+        return (text_of(folder + "/wchan") or "").split(".")[0] in _WAITS_FOR_OTHERS
+    fields = text.split()
+    if len(fields) < 7:
+        return False
+    kind = numbered.get(int(fields[0]))
+    arguments = [int(field, 16) for field in fields[1:7]]
+    if kind == "pipe":
+        descriptors = _Descriptors(pid, folder, target)
+        return descriptors.link(arguments[0] & 0xFFFFFFFF).startswith(("pipe:", "/dev/pts/", "/dev/tty"))
+    if kind == "lock":
+        return arguments[3] == 0
+    if kind == "signal":
+        return arguments[2] == 0
+    return kind == "wait"
 
 
 def _thread_waits(pid: int, folder: str, target: Target) -> bool:
