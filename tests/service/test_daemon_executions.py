@@ -11,6 +11,7 @@ import pytest
 from grpc import aio
 from ms_enclave.v1 import execution_service_pb2 as pb
 
+from enclaved.core import retention
 from tests.service.daemons import PATIENCE_S, Running, daemon, settings_in, short_directory
 from tests.service.edge import reason
 
@@ -118,6 +119,30 @@ async def test_the_same_id_is_never_a_second_run(running: Running):
     spec = bash("echo x >> runs; cat runs")
     first, second = await run(running, spec), await run(running, spec)
     assert (first.stdout, second.stdout) == (b"x\n", b"x\n")
+
+
+async def test_an_id_whose_record_went_is_answered_with_its_verdict_and_what_is_missing(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 0)
+    monkeypatch.setattr(retention, "RECORDS_MOST", 0)
+    spec = bash("echo x >> runs; cat runs; exit 3")
+    assert (await run(running, spec)).stdout == b"x\n"
+    other = bash("true")
+    other.execution_id = "other"
+    await run(running, other)  # the record of the one before makes room for it
+    again = await run(running, spec)
+    assert (again.stdout, again.finished.exit_code) == (b"", 3)
+    assert [(notice.kind, notice.length_bytes) for notice in again.notices] == [(pb.Notice.KIND_GAP, 2)]
+
+
+async def test_an_acknowledgement_beyond_what_was_sent_is_refused(running: Running):
+    stream = await Stream.started(running, bash("echo one; read line", stdin=True))
+    await stream.next("output")
+    await stream.send(acknowledge=pb.Acknowledge(offsets=[pb.ChannelOffset(channel=pb.CHANNEL_STDOUT, offset=10**15)]))
+    with pytest.raises(aio.AioRpcError, match="is beyond what was sent") as caught:
+        await stream.rest()
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_wait_that_is_over_says_that_it_still_runs(running: Running):

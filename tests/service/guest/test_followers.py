@@ -163,8 +163,9 @@ async def test_who_attaches_when_the_record_is_gone_is_told(lab: Laboratory, mon
     gone = await box.open_shell("echo gone")
     await follow(gone)
     await box.shell("true")
-    with pytest.raises(ExecutionNotFound):
-        await follow(gone)
+    story = await follow(gone)
+    assert (story.stdout, story.finished) == (b"", gone.finished)
+    assert [notice.length_bytes for notice in story.notices] == [5]
     assert gone.handle.readers == {}
 
 
