@@ -150,7 +150,6 @@ class Guest:
             "acknowledge": lambda execution, header, _: output.on_acknowledge(execution, header),
             "may_go": lambda execution, *_: output.on_may_go(execution),
             "stdin": lambda execution, header, payload: stdin.on_stdin(execution, int(header["offset"]), payload),
-            "may_go": lambda execution, *_: output.on_may_go(execution),
             "end_of_input": lambda execution, *_: stdin.on_end(execution),
             "signal": lambda execution, header, _: self.signals.on_signal(execution, header),
             "resize": lambda execution, header, _: self.terminals.on_resize(execution, header),
