@@ -223,22 +223,25 @@ async def test_explicit_acknowledgements_alone_release(box: Box) -> None:
 
 async def test_records_are_kept_for_those_who_come_late_and_not_without_bound(lab: Laboratory) -> None:
     box = await lab.box()
-    first = await box.open_shell("echo first")
-    await first.ended
+    read, unread = [await box.open_shell("echo first") for _ in range(2)]
+    await follow(read)
+    await unread.ended
     for _ in range(257):
         await box.python("pass")
     with pytest.raises(ExecutionNotFound):
-        lab.executions.get(first.id)
+        lab.executions.get(read.id)
     assert len(lab.executions._by_id) == 256
+    assert (await follow(lab.executions.get(unread.id))).stdout == b"first\n"
 
 
-async def test_old_records_make_room_for_new_output(box: Box) -> None:
-    """Sixteen MiB of journals is all that a sandbox has; ended executions nobody reads give theirs up first."""
+async def test_output_that_was_read_makes_room_for_new_output_and_unread_output_lets_it_wait(box: Box) -> None:
+    """Sixteen MiB of journals is all that a sandbox has."""
     for seed in range(6):
-        execution = await box.open_python(writes_noise(3 * MIB, seed), isolated=True)
-        assert (await execution.ended).bytes_total[STDOUT] == 3 * MIB
-    story = await follow(execution)
-    assert sha256(story.stdout) == sha256(noise(3 * MIB, 5))
+        read = await box.open_python(writes_noise(3 * MIB, seed), isolated=True)
+        assert sha256((await follow(read)).stdout) == sha256(noise(3 * MIB, seed))
+    made = [await box.open_python(writes_noise(3 * MIB, seed), isolated=True) for seed in range(6)]
+    for seed, execution in enumerate(made):
+        assert sha256((await follow(execution)).stdout) == sha256(noise(3 * MIB, seed))
 
 
 # -- input
