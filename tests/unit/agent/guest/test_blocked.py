@@ -16,6 +16,7 @@ import pytest
 from enclaved.agent.guest import blocked
 from enclaved.agent.guest.blocked import Target, awaits_input
 from enclaved.agent.guest.procfs import text_of
+from enclaved.agent.guest.usage import Sampler, tree_of
 
 PATIENCE_S = 20.0
 
@@ -174,3 +175,35 @@ def test_a_stopped_poll_that_was_continued_is_still_one(start: Start) -> None:
 def test_processes_that_are_gone_do_not_wait(start: Start) -> None:
     program = start(READ)
     assert not awaits_input([2**22 - 1, 2**22 - 2], program.target)
+
+
+@pytest.mark.parametrize(
+    ("beside", "waiting"),
+    [
+        ("while :; do :; done", False),
+        ("sleep 600", False),
+        ("wait", True),
+        ("cat", True),
+    ],
+)
+def test_a_tree_waits_only_where_nothing_of_it_goes_on(beside: str, waiting: bool) -> None:
+    """One process reads its standard input all the time; it is another one that goes on, or not."""
+    command = f"exec 3<&0; cat <&3 & {beside} <&3"
+    with subprocess.Popen(["sh", "-c", command], stdin=subprocess.PIPE, start_new_session=True) as program:
+        assert program.stdin is not None
+        target = Target("pipe", os.fstat(program.stdin.fileno()).st_ino)
+
+        def settled() -> bool:
+            known = tree_of(Sampler(lambda: {int(n) for n in os.listdir("/proc") if n.isdigit()}).look(0), program.pid)
+            shells = [pid for pid in known if text_of(f"/proc/{pid}/comm") == "cat\n"]
+            return bool(shells) and awaits_input(shells, target) and awaits_input(known, target) is waiting
+
+        try:
+            for _ in range(2000):
+                if settled():
+                    break
+                time.sleep(0.005)
+            else:
+                raise AssertionError("it never looked as it should")
+        finally:
+            os.killpg(program.pid, signal.SIGKILL)
