@@ -60,13 +60,15 @@ class FakeGuest:
     async def silence(self) -> None:
         """Makes sure that the daemon has said nothing else up to now, but whose output may go."""
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.02):
-                while True:
-                    data = await self._reader.read(65536)
-                    assert data, "the daemon hung up"
-                    self._frames += self._decoder.feed(data)
+            await asyncio.wait_for(self._listens(), 0.02)
         self._frames = [frame for frame in self._frames if frame[0]["type"] != "may_go"]
         assert self._frames == []
+
+    async def _listens(self) -> None:
+        while True:
+            data = await self._reader.read(65536)
+            assert data, "the daemon hung up"
+            self._frames += self._decoder.feed(data)
 
     async def hung_up(self) -> None:
         """Waits until the daemon has dropped the connection."""
