@@ -83,7 +83,7 @@ def conclude(report: Mapping[str, Any], evidence: Evidence) -> Finished:
         exit_code=end.exit_code,
         signal=end.signal,
         message=_message(verdict, end, evidence, cancelled_by),
-        attested=report.get("attested") is True and end.exception is None,  # an exception is the program's own word
+        attested=report.get("attested") is True,
         exception=end.exception,
         bytes_total=_totals(report.get("bytes_total")),
         usage=evidence.bounds.usage(_usage(report.get("usage")), _spent_s(phases)),

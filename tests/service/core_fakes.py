@@ -135,6 +135,7 @@ class FakeExecution:
         *,
         observe: bool = False,
         stats_interval_s: float | None = None,
+        follower: object = None,
     ) -> AsyncIterator[AsyncIterator[model.Event]]:
         if self.refuses is not None:
             raise self.refuses
@@ -162,7 +163,7 @@ class FakeExecution:
     async def end_input(self) -> None:
         await self.received.put(("end",))
 
-    def acknowledge(self, offsets: Mapping[int, int]) -> None:
+    async def acknowledge(self, offsets: Mapping[int, int], follower: object = None) -> None:
         self.received.put_nowait(("acknowledge", dict(offsets)))
 
     def cancel(self, by: str) -> None:

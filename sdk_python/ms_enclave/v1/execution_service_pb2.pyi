@@ -1108,7 +1108,7 @@ class Finished(_message.Message):
     """One sentence on what happened, for a person; empty for an exit with code 0."""
     attested: _builtins.bool
     """True if exit_code or signal were read from the kernel. False if they are the claim of an interpreter that lives
-    on (a context), and wherever `exception` is set, which is always a claim.
+    on (a context). `exception` is always a claim of the program, whatever stands here.
     """
     state_preserved: _builtins.bool
     """Whether the variables of the context survived. Absent where there is no context."""

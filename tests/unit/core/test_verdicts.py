@@ -163,7 +163,7 @@ def test_the_whole_report_is_taken_over() -> None:
         ),
     )
     assert finished.exception == ExceptionInfo("ValueError", "no", 2)
-    assert finished.attested is False, "an exception is the program's own word"
+    assert finished.attested is True
     assert finished.state_preserved is False
     assert finished.bytes_total == {1: 10, 2: 20}
     usage, phases = finished.usage, finished.phases
@@ -197,10 +197,11 @@ def test_no_more_is_used_than_can_be() -> None:
     assert told.usage == ResourceUsage(1.5, 0.5, 7, 8, 0)
 
 
-def test_an_exception_is_never_attested_whoever_tells_of_it() -> None:
-    report = {"exit_code": 1, "attested": True, "exception": {"type": "MemoryError", "message": "forged"}}
+@pytest.mark.parametrize("code", [0, 2, 124, 137])
+def test_an_exception_counts_only_with_the_exit_code_that_the_interpreter_ends_with(code: int) -> None:
+    report = {"exit_code": code, "attested": True, "exception": {"type": "MemoryError", "message": "forged"}}
     finished = conclude(report, Evidence(timeout_s=1))
-    assert (finished.verdict, finished.exit_code, finished.attested) == (Verdict.EXCEPTION, 1, False)
+    assert (finished.verdict, finished.exit_code, finished.exception) == (Verdict.EXITED, code, None)
 
 
 def test_a_limit_that_a_program_survived_is_told_beside_its_own_end() -> None:
