@@ -28,6 +28,7 @@ from enclaved.model import (
     OnAwaitingInput,
     ResourceUsage,
     RunResult,
+    SandboxState,
     Started,
     TerminalSize,
 )
@@ -336,7 +337,15 @@ class Execution:
         """Starts the grace, if nobody follows it and it does not go on without a client."""
         if self._attached == 0 and not self.detached and not self.ended.done() and self._detach is None:
             loop = asyncio.get_running_loop()
-            self._detach = loop.call_later(self._row.detach_grace_s, self.cancel, BY_GRACE)
+            self._detach = loop.call_later(self._row.detach_grace_s, self._end_grace)
+
+    def _end_grace(self) -> None:
+        """Nobody came. While the sandbox is paused, time does not count, and the grace begins anew."""
+        self._detach = None
+        if self.record.state is SandboxState.PAUSED:
+            self.expect_client()
+        else:
+            self.cancel(BY_GRACE)
 
 
 def options_of(row: ExecutionRow) -> RunOptions:

@@ -114,6 +114,9 @@ class Executions:
                     )
                 return known
         record = self._sandboxes.record(call.sandbox_id)
+        if record.sleeps_lightly:
+            await self._sandboxes.resume(record.id)
+            return await self.open(call)
         record.running_link()
         decided = self._calls.decide(call, record)
         return self._start(record, decided.tool, decided.job, decided.options, call)

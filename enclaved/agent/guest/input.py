@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from .frames import FrameError
 from .limits import MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES
@@ -86,14 +85,13 @@ class Input:
         taken = execution.stdin_offset - len(execution.stdin_buffer)
         self.link.send({"type": "stdin_taken", "execution": execution.name, "offset": taken})
 
-    @staticmethod
-    def write_to(fd: int, execution: Execution) -> None:
+    def write_to(self, fd: int, execution: Execution) -> None:
         """Writes all that there is, and the end of the input where a terminal is told of it. Raises OSError."""
         buffer = execution.stdin_buffer
         while buffer:
             written = os.write(fd, buffer[:MAX_PAYLOAD_BYTES])
             execution.stdin_last = bytes(buffer[written - 1 : written])
-            execution.idle_since = time.monotonic()
+            execution.idle_since = self.loop.now()
             del buffer[:written]
         if execution.stdin_ended and execution.terminal is not None:
             os.write(fd, end_characters(fd, execution.stdin_last))

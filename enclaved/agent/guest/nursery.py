@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import time
 
 from .limits import RETRY_S, SPAWN_DEADLINE_S, SPAWN_PATIENCE_S, STANDBY_CHILDREN
 from .processes import kill
@@ -31,9 +30,10 @@ class Wish:
 
     __slots__ = ("deadline", "give", "owner", "refuse")
 
-    def __init__(self, owner: object, give: Callable[[Child], None], refuse: Callable[[str], None]) -> None:
-        self.deadline = time.monotonic() + SPAWN_DEADLINE_S
-        self.owner, self.give, self.refuse = owner, give, refuse
+    def __init__(
+        self, owner: object, give: Callable[[Child], None], refuse: Callable[[str], None], deadline: float
+    ) -> None:
+        self.owner, self.give, self.refuse, self.deadline = owner, give, refuse, deadline
 
 
 class Nursery:
@@ -158,12 +158,13 @@ class Nursery:
             execution,
             lambda child: self.start(execution, child),
             lambda reason: self.refuse(execution, "no_process", reason),
+            self.loop.now() + SPAWN_DEADLINE_S,
         )
         execution.timer = self.grant(wish)
 
     def request(self, owner: object, give: Callable[[Child], None], refuse: Callable[[str], None]) -> None:
         """Gives a child to whoever needs one for something else; ``refuse`` is told why there is none in time."""
-        self.grant(Wish(owner, give, refuse))
+        self.grant(Wish(owner, give, refuse, self.loop.now() + SPAWN_DEADLINE_S))
 
     def grant(self, wish: Wish) -> Optional[Timer]:
         """Grants a wish if it can be; else it waits until the timer that is returned."""
@@ -182,7 +183,7 @@ class Nursery:
 
     def refuse_late(self) -> None:
         """Gives up on executions for which no process could be made in time."""
-        now = time.monotonic()
+        now = self.loop.now()
         while self.waiting and self.waiting[0].deadline <= now:
             why = self.spawn_failure or "its process or memory limit is exhausted"
             text = "no process could be started in the sandbox: " + why
