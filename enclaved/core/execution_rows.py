@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from enclaved.agent.handle import RunOptions
 from enclaved.model import Finished, OnAwaitingInput, TerminalSize
 
 
@@ -35,6 +36,8 @@ class ExecutionRow:
     oom_kills_before: int | None
     """The control group's counters when it started; ``None``: not known."""
     pids_limit_hits_before: int | None
+    chosen: bool = False
+    """Whether its caller chose the id. Then that must not run again, also when nothing else is kept any more."""
     alone: bool = True
     """Whether nothing else ran in the sandbox at the same time."""
     explicit_acknowledgements: bool = False
@@ -70,3 +73,16 @@ class NoStore:
 
     def settle(self, settled: Mapping[str, Finished | None]) -> None:
         """See `ExecutionStore.settle`."""
+
+
+def options_of(row: ExecutionRow) -> RunOptions:
+    """How the guest was asked to run what is written down."""
+    return RunOptions(
+        timeout_s=row.timeout_s,
+        output_limit_bytes=row.output_limit_bytes,
+        stdin=row.stdin,
+        merge_stderr=row.merge_stderr,
+        idle_timeout_s=row.idle_timeout_s,
+        terminal=row.terminal,
+        keep_last_bytes=row.keep_last_bytes,
+    )
