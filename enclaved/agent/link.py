@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,7 @@ SMALL_TALK_MOST_BYTES = 1024 * 1024
 _SOCKET_PATH_MAX = 107
 _BOUNDED = frozenset({"run", "job", "stdin", "credit", "park"})
 """Frames of which there cannot be many: one for each execution, within a window, or one at a time."""
-_ANSWERS = frozenset({"pong", "parked", "context", "contexts", "context_refused"})
+_ANSWERS = frozenset({"pong", "parked", "paused", "context", "contexts", "context_refused"})
 
 
 class GuestLink:
@@ -48,6 +48,8 @@ class GuestLink:
         self.directory = directory
         self.handles: dict[str, Handle] = {}
         self.python_version = ""
+        self.on_ready: Callable[[], None] | None = None
+        """Called each time when the guest is there."""
         self._group_id = group_id
         self._guest_uids = guest_uids
         self._server: asyncio.Server | None = None
@@ -246,6 +248,8 @@ class GuestLink:
             self._ready.set()
             for handle in list(self.handles.values()):
                 handle.resume(self._held.get(handle.name))
+            if self.on_ready is not None:
+                self.on_ready()
         elif kind in _ANSWERS:
             answer = self._answers.get(integer(header, "number"))
             if kind == "parked":

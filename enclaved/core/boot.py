@@ -29,6 +29,9 @@ STATUS_EVERY_S = 0.5
 PING_EVERY_S = 2.0
 PING_PATIENCE_S = 3.0
 RECONNECT_DEADLINE_S = 5.0
+PAUSE_DEADLINE_S = 5.0
+PAUSED_PING_S = 3600.0
+PAUSED_STATUS_EVERY_S = 2.0
 REJOIN_PATIENCE_S = 1.2
 """Guests look for their daemon at least each second: so long, the engine need not be asked for any of them."""
 REJOIN_DEADLINE_S = 10.0
@@ -149,9 +152,23 @@ class Boot:
             await self._await_guest(record, record.container_id, link, stderr)
         record.counted = self._runtime.counters(record.container_id)
 
+    def _make_link(self, record: SandboxRecord) -> GuestLink:
+        directory = record.directory / "socket"
+        link = GuestLink(record.id, directory, group_id=os.getegid(), guest_uids={0, os.geteuid()})
+        link.on_ready = lambda: self.tell_expiry(record)
+        return link
+
     @staticmethod
-    def _make_link(record: SandboxRecord) -> GuestLink:
-        return GuestLink(record.id, record.directory / "socket", group_id=os.getegid(), guest_uids={0, os.geteuid()})
+    def tell_expiry(record: SandboxRecord) -> None:
+        """Tells the guest when it is to end by itself, should nobody remove it. While it is away it is not told."""
+        left_s = record.born + record.spec.ttl_s - asyncio.get_running_loop().time()
+        if record.link is not None:
+            record.link.send({"type": "expire", "in_s": max(0.0, left_s)})
+
+    async def limit(self, record: SandboxRecord) -> None:
+        """Gives the container, if there is one, the limits of its spec."""
+        if record.container_id is not None:
+            await self._runtime.update(record.container_id, record.spec)
 
     async def _await_guest(self, record: SandboxRecord, container_id: str, link: GuestLink, stderr: StderrTail) -> None:
         """Waits for the hello; a container that ends before says why on its standard error."""
@@ -185,10 +202,29 @@ class Boot:
             record.link = None
         await asyncio.to_thread(shutil.rmtree, record.directory, True)
 
-    async def rejoin(self, record: SandboxRecord) -> str:
+    async def freeze(self, record: SandboxRecord) -> None:
+        """Freezes a running sandbox, once its guest has stopped its clock. If that fails it runs on."""
+        link, container_id = record.running_link(), record.container_id
+        if container_id is None:
+            raise GuestUnavailable(f"the container of sandbox {record.id!r} is not known yet; try again")
+        await link.ask("pause", PAUSE_DEADLINE_S)
+        try:
+            await self._runtime.pause(container_id)
+        except BaseException:
+            link.send({"type": "resume"})
+            raise
+
+    async def thaw(self, record: SandboxRecord) -> None:
+        """Lets a frozen sandbox go on."""
+        if record.container_id is not None:
+            await self._runtime.unpause(record.container_id)
+        if record.link is not None:
+            record.link.send({"type": "resume"})
+
+    async def rejoin(self, record: SandboxRecord, seen: Callable[[SandboxRecord, bool], None]) -> str:
         """Listens for the guest of a sandbox that was taken up; returns why it is lost, or nothing once it is there.
 
-        While the engine is away, or the container paused from outside, there is no hurry.
+        While the engine is away, or the container paused, there is no hurry. ``seen`` is told whether it is.
         """
         link, container_id = record.link, record.container_id
         if link is None or container_id is None:
@@ -200,6 +236,7 @@ class Boot:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await link.wait_connected()
+                    seen(record, False)
                     return ""
             patience_s = STATUS_EVERY_S
             try:
@@ -210,6 +247,9 @@ class Boot:
                 continue
             if status is None or not status.running:
                 return _end(status)
+            if status.paused:
+                seen(record, True)
+                patience_s = PAUSED_STATUS_EVERY_S
             if deadline is None or status.paused:
                 deadline = loop.time() + REJOIN_DEADLINE_S
             elif loop.time() > deadline:
@@ -227,29 +267,71 @@ class Boot:
             else:
                 return
 
-    async def watch(self, record: SandboxRecord, on_lost: Callable[[SandboxRecord, str], None]) -> None:
-        """Watches over a running sandbox until it is lost."""
+    async def watch(
+        self,
+        record: SandboxRecord,
+        on_lost: Callable[[SandboxRecord, str], None],
+        seen: Callable[[SandboxRecord, bool], None],
+    ) -> None:
+        """Watches over a sandbox that runs or is paused until it is lost. ``seen`` is told when it is paused or not."""
         link, container_id = record.link, record.container_id
         if link is None or container_id is None:
             return
         while True:
+            if record.state is SandboxState.PAUSED and link.connected:
+                await self._await_thaw(record, link, container_id, seen)
+                continue
             try:
                 async with asyncio.timeout(PING_EVERY_S):
                     await link.wait_away()
             except TimeoutError:
-                reason = await self._frozen(record, link, container_id)
+                reason = await self._frozen(record, link, container_id, seen)
             else:
-                reason = await self._gone(link, container_id)
+                reason = await self._gone(record, link, container_id, seen)
             if reason:
                 on_lost(record, reason)
                 return
 
-    async def _frozen(self, record: SandboxRecord, link: GuestLink, container_id: str) -> str:
-        """Why a connected guest must be given up; empty if it answers, or is paused from outside."""
+    async def _await_thaw(
+        self,
+        record: SandboxRecord,
+        link: GuestLink,
+        container_id: str,
+        seen: Callable[[SandboxRecord, bool], None],
+    ) -> None:
+        """Waits until a paused guest answers or is gone. No engine need be asked for that."""
+        signs = [asyncio.ensure_future(link.ping(PAUSED_PING_S)), asyncio.ensure_future(link.wait_away())]
+        try:
+            await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
+            answered = signs[0].done() and signs[0].exception() is None
+        finally:
+            for sign in signs:
+                sign.cancel()
+            await asyncio.gather(*signs, return_exceptions=True)
+        async with record.lock:
+            pass  # whoever changes it may have been the one who let it go on
+        if answered and record.state is SandboxState.PAUSED:
+            try:
+                status = await self._runtime.status(container_id)
+            except EngineUnavailable:
+                await asyncio.sleep(STATUS_EVERY_S)
+            else:
+                if status is not None and not status.paused:
+                    seen(record, False)
+
+    async def _frozen(
+        self,
+        record: SandboxRecord,
+        link: GuestLink,
+        container_id: str,
+        seen: Callable[[SandboxRecord, bool], None],
+    ) -> str:
+        """Why a connected guest must be given up; empty if it answers, or is paused."""
+        asked_at = asyncio.get_running_loop().time()
         try:
             await link.ping(PING_PATIENCE_S)
         except GuestUnavailable:
-            if not link.connected:
+            if not link.connected or record.state is SandboxState.PAUSED:
                 return ""
             try:
                 status = await self._runtime.status(container_id)
@@ -257,11 +339,20 @@ class Boot:
                 return "its guest stopped answering, and so did the engine"
             if status is not None and status.paused:
                 record.paused_at = asyncio.get_running_loop().time()
+                seen(record, True)
                 return ""
+            if record.lock.locked() or record.paused_at >= asked_at:
+                return ""  # it was paused in between, on request
             return f"its guest did not answer for {PING_PATIENCE_S:g} s"
         return ""
 
-    async def _gone(self, link: GuestLink, container_id: str) -> str:
+    async def _gone(
+        self,
+        record: SandboxRecord,
+        link: GuestLink,
+        container_id: str,
+        seen: Callable[[SandboxRecord, bool], None],
+    ) -> str:
         """Why a guest that is away must be given up; empty if it came back."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + RECONNECT_DEADLINE_S
@@ -275,6 +366,9 @@ class Boot:
                 dead = status is None or not status.running
             if dead:
                 return _end(status)
+            if status is not None and status.paused:
+                seen(record, True)
+                deadline = loop.time() + RECONNECT_DEADLINE_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_EVERY_S):
                     await link.wait_connected()

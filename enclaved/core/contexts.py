@@ -53,7 +53,7 @@ class Contexts:
 
     async def list(self, sandbox_id: str) -> tuple[ContextInfo, ...]:
         """Lists the contexts that are open, by name."""
-        record = self._sandboxes.record(sandbox_id)
+        record = await self._sandboxes.awake(sandbox_id)
         answer = await record.running_link().ask("list_contexts", ASK_DEADLINE_S)
         found = answer.get("contexts")
         if not isinstance(found, list) or not all(isinstance(context, dict) for context in found):
@@ -79,7 +79,7 @@ class Contexts:
         self, kind: str, sandbox_id: str, name: str, deadline_s: float
     ) -> tuple[SandboxRecord, Mapping[str, Any]]:
         check_context_name(name)
-        record = self._sandboxes.record(sandbox_id)
+        record = await self._sandboxes.awake(sandbox_id)
         answer = await record.running_link().ask(kind, deadline_s, name=name)
         if answer.get("type") == "context_refused":
             raise _refusal(record, name, answer)

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 
 from enclaved.errors import EngineUnavailable
 from enclaved.metrics import Metrics
-from enclaved.model import EngineInfo, PullProgress, ResourceUsage
+from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import ContainerPlan, ContainerRecord, ContainerStatus, Counters, Image, Runtime, StderrTail
 
 _log = logging.getLogger(__name__)
@@ -103,6 +103,21 @@ class WatchedRuntime:
         """See `Runtime.status`."""
         with self._calling("status"):
             return await self._runtime.status(container_id)
+
+    async def pause(self, container_id: str) -> None:
+        """See `Runtime.pause`."""
+        with self._calling("pause"):
+            await self._runtime.pause(container_id)
+
+    async def unpause(self, container_id: str) -> None:
+        """See `Runtime.unpause`."""
+        with self._calling("unpause"):
+            await self._runtime.unpause(container_id)
+
+    async def update(self, container_id: str, spec: SandboxSpec) -> None:
+        """See `Runtime.update`."""
+        with self._calling("update"):
+            await self._runtime.update(container_id, spec)
 
     async def remove(self, container_id: str) -> None:
         """See `Runtime.remove`."""

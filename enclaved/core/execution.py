@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from enclaved.agent.handle import Handle, RunOptions
+from enclaved.agent.handle import Handle
 from enclaved.agent.reader import OutputReader
 from enclaved.core.bookkeeping import Bookkeeping
 from enclaved.core.execution_rows import ExecutionRow
@@ -30,6 +30,7 @@ from enclaved.model import (
     OnAwaitingInput,
     ResourceUsage,
     RunResult,
+    SandboxState,
     Started,
     TerminalSize,
 )
@@ -383,17 +384,12 @@ class Execution:
         """Starts the grace, if nobody follows it and it does not go on without a client."""
         if self._attached == 0 and not self.detached and not self.ended.done() and self._detach is None:
             loop = asyncio.get_running_loop()
-            self._detach = loop.call_later(self._row.detach_grace_s, self.cancel, BY_GRACE)
+            self._detach = loop.call_later(self._row.detach_grace_s, self._end_grace)
 
-
-def options_of(row: ExecutionRow) -> RunOptions:
-    """How the guest was asked to run what is written down."""
-    return RunOptions(
-        timeout_s=row.timeout_s,
-        output_limit_bytes=row.output_limit_bytes,
-        stdin=row.stdin,
-        merge_stderr=row.merge_stderr,
-        idle_timeout_s=row.idle_timeout_s,
-        terminal=row.terminal,
-        keep_last_bytes=row.keep_last_bytes,
-    )
+    def _end_grace(self) -> None:
+        """Nobody came. While the sandbox is paused, time does not count, and the grace begins anew."""
+        self._detach = None
+        if self.record.state is SandboxState.PAUSED:
+            self.expect_client()
+        else:
+            self.cancel(BY_GRACE)

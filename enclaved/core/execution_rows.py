@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from enclaved.agent.handle import RunOptions
 from enclaved.model import Finished, OnAwaitingInput, TerminalSize
 
 
@@ -72,3 +73,16 @@ class NoStore:
 
     def settle(self, settled: Mapping[str, Finished | None]) -> None:
         """See `ExecutionStore.settle`."""
+
+
+def options_of(row: ExecutionRow) -> RunOptions:
+    """How the guest was asked to run what is written down."""
+    return RunOptions(
+        timeout_s=row.timeout_s,
+        output_limit_bytes=row.output_limit_bytes,
+        stdin=row.stdin,
+        merge_stderr=row.merge_stderr,
+        idle_timeout_s=row.idle_timeout_s,
+        terminal=row.terminal,
+        keep_last_bytes=row.keep_last_bytes,
+    )

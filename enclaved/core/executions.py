@@ -22,8 +22,8 @@ from enclaved.agent.sender import Nobody
 from enclaved.core.bookkeeping import Bookkeeping
 from enclaved.core.calls import Calls
 from enclaved.core.counting import Counting
-from enclaved.core.execution import BY_PIDS_LIMIT, Execution, options_of
-from enclaved.core.execution_rows import ExecutionRow, ExecutionStore, NoStore
+from enclaved.core.execution import BY_PIDS_LIMIT, Execution
+from enclaved.core.execution_rows import ExecutionRow, ExecutionStore, NoStore, options_of
 from enclaved.core.following import RUN_OUTPUT_BYTES
 from enclaved.core.new_row import new_row, number_at
 from enclaved.core.overdue import Overdue
@@ -120,6 +120,9 @@ class Executions:
                     )
                 return known
         record = self._sandboxes.record(call.sandbox_id)
+        if record.sleeps_lightly:
+            await self._sandboxes.resume(record.id)
+            return await self.open(call)
         record.running_link()
         decided = self._calls.decide(call, record)
         return self._start(record, decided.tool, decided.job, decided.options, call)

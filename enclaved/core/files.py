@@ -45,7 +45,7 @@ class Files:
         """
         if offset < 0 or length < 0:
             raise InvalidRequest.of("offset" if offset < 0 else "length", "must not be negative")
-        record = self._sandboxes.record(sandbox_id)
+        record = await self._sandboxes.awake(sandbox_id)
         job = FileJob(FileOperation.READ, _checked(path), offset=offset, length=length or None)
         execution = self._start(record, job, stdin=False)
         try:
@@ -69,7 +69,7 @@ class Files:
         """
         if not 0 <= mode <= MODE_MAX:
             raise InvalidRequest.of("open.mode", f"must be permission bits from 0 to {MODE_MAX:#o}")
-        record = self._sandboxes.record(sandbox_id)
+        record = await self._sandboxes.awake(sandbox_id)
         job = FileJob(FileOperation.WRITE, _checked(path), mode=mode or 0o644, create_parents=create_parents)
         execution = self._start(record, job, stdin=True)
         size = 0

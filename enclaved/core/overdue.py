@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from enclaved.core.execution import Execution
 from enclaved.core.record import SandboxRecord
+from enclaved.model import SandboxState
 
 TIMEOUT_MARGIN_S = 15.0
 WHY = "its guest did not end an execution at its timeout"
@@ -40,6 +41,8 @@ class Overdue:
     def look(self, execution: Execution) -> None:
         """Gives the sandbox up if the execution should long have ended."""
         now = asyncio.get_running_loop().time()
+        if execution.record.state is SandboxState.PAUSED:
+            execution.record.paused_at = now
         if self._is_in_line(execution):
             execution.since = now
         if now < _due(execution):

@@ -24,7 +24,7 @@ from enclaved.core.spec_fields import (
     shown,
 )
 from enclaved.errors import FieldViolation, InvalidRequest, PolicyDenied, ToolNotFound
-from enclaved.model import Adjustment, SandboxRequest, SandboxSpec
+from enclaved.model import Adjustment, SandboxRequest, SandboxSpec, SandboxUpdate
 
 HEAP_RESERVE_BYTES = 48 * MIB
 """Memory that tmpfs may never take: the guest, its journal and one interpreter."""
@@ -158,9 +158,38 @@ class Policy:
             timeout_max_s=float(limits.timeout_max_s),
             ttl_s=float(resources.grant("ttl_s", limits.ttl_default_s, limits.ttl_max_s)),
             remove_on_exit=request.remove_on_exit is not False,
+            auto_resume=request.auto_resume is True,
             kill_at_pids_limit=limits.kill_at_pids_limit,
         )
         return Admission(spec, tuple(adjustments))
+
+    def change(self, spec: SandboxSpec, update: SandboxUpdate) -> SandboxSpec:
+        """Decides on changes of a sandbox that exists; its time to live is only checked, since it counts from now.
+
+        Raises `InvalidRequest` naming each malformed field, or `PolicyDenied`.
+        """
+        asked = {name: getattr(update, name) for name in ("memory_limit_bytes", "cpu_limit", "pids_limit")}
+        request = SandboxRequest(**asked, ttl_s=update.ttl_s)
+        violations = [replace(each, field=each.field.removeprefix("spec.")) for each in malformed(request)]
+        if violations:
+            raise InvalidRequest(*violations)
+        limits = self.limits
+        for name, most in (
+            ("memory_limit_bytes", limits.memory_max_bytes),
+            ("cpu_limit", limits.cpu_max),
+            ("pids_limit", limits.pids_max),
+            ("ttl_s", limits.ttl_max_s),
+        ):
+            wanted = getattr(update, name)
+            if wanted is not None and wanted > most:
+                text = f"{name} is {wanted}, and at most {most} is granted; ask for less"
+                raise PolicyDenied("resources", name, text, limit=str(most))
+        changed = replace(spec, **{name: value for name, value in asked.items() if value is not None})
+        needed = spec.working_dir_size_bytes + spec.tmp_size_bytes + spec.shm_size_bytes + HEAP_RESERVE_BYTES
+        if update.memory_limit_bytes is not None and changed.memory_limit_bytes < min(needed, spec.memory_limit_bytes):
+            text = f"its file systems are memory and need {needed} bytes with a reserve for programs; ask for more"
+            raise InvalidRequest.of("memory_limit_bytes", text)
+        return changed
 
     def _enabled_tools(self, request: SandboxRequest) -> tuple[dict[str, dict[str, Any]] | None, list[FieldViolation]]:
         """Finds the wanted tools by their canonical names, with their options."""

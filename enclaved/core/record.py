@@ -57,7 +57,7 @@ class SandboxRecord:
     born: float = 0.0
     """Monotonic time of its creation. The time to live counts from there."""
     paused_at: float = 0.0
-    """Monotonic time at which it was last seen paused from outside; 0: never."""
+    """Monotonic time at which it was last seen paused; 0: never."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -85,12 +85,18 @@ class SandboxRecord:
             return self.link
         hint = {
             SandboxState.STOPPED: "start it again first (StartSandbox)",
+            SandboxState.PAUSED: "resume it first (ResumeSandbox)",
             SandboxState.INITIALIZING: "wait until it has been created",
             SandboxState.ERROR: "delete it and create another one",
         }.get(self.state, "try again")
         why = f" ({self.state_reason})" if self.state_reason else ""
         text = f"sandbox {self.id!r} is {self.state.value}{why}, not running; {hint}"
         raise WrongState(f"sandbox/{self.id}", self.state.value, SandboxState.RUNNING.value, text)
+
+    @property
+    def sleeps_lightly(self) -> bool:
+        """Whether it is paused, and to be resumed when it is used."""
+        return self.state is SandboxState.PAUSED and self.spec.auto_resume
 
     def row(self) -> SandboxRow:
         """The sandbox as it is written down."""

@@ -59,7 +59,16 @@ class Recovery:
         self._doomed.clear()
 
     async def _rejoin(self, record: SandboxRecord) -> None:
-        reason = await self._boot.rejoin(record)
+        counted = False
+
+        def seen(record: SandboxRecord, paused: bool) -> None:
+            nonlocal counted
+            self._sandboxes.seen(record, paused)
+            if paused and not counted:  # its guest cannot come before somebody resumes it
+                counted = True
+                self._adopted(record)
+
+        reason = await self._boot.rejoin(record, seen)
         if reason:
             self._metrics.sandbox_recovered(RecoveryOutcome.LOST)
             self._sandboxes.lose(record, reason)  # which logs it
@@ -68,10 +77,14 @@ class Recovery:
             strangers = record.link.end_strangers()
             if strangers:
                 log.warning("unknown executions ended", extra={"sandbox_id": record.id, "executions": strangers})
+        if not counted:
+            self._adopted(record)
+        if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
+            await self._boot.watch(record, self._sandboxes.lose, self._sandboxes.seen)
+
+    def _adopted(self, record: SandboxRecord) -> None:
         self._metrics.sandbox_recovered(RecoveryOutcome.ADOPTED)
         log.info("sandbox adopted", extra={"sandbox_id": record.id, "executions": record.active_executions})
-        if record.state is SandboxState.RUNNING:
-            await self._boot.watch(record, self._sandboxes.lose)
 
 
 def _is_doomed(row: SandboxRow) -> bool:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import secrets
-import zlib
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot
-from enclaved.core.pages import checked_size, start_after
+from enclaved.core.endings import Endings
+from enclaved.core.listing import page_of
+from enclaved.core.pausing import Pausing
 from enclaved.core.policy import Policy, check_id, check_labels
 from enclaved.core.record import SandboxRecord
 from enclaved.core.state import SandboxTable
+from enclaved.core.updating import Updating
 from enclaved.errors import (
     EnclaveError,
-    EngineUnavailable,
     LimitReached,
     PolicyDenied,
     SandboxExists,
@@ -29,13 +29,12 @@ from enclaved.errors import (
     WrongState,
 )
 from enclaved.metrics import Metrics
-from enclaved.model import EMPTY, Sandbox, SandboxPage, SandboxRequest, SandboxState, ToolDescription
+from enclaved.model import EMPTY, Sandbox, SandboxPage, SandboxRequest, SandboxState, SandboxUpdate, ToolDescription
 from enclaved.tools.registry import ToolRegistry
 
 log = logging.getLogger(__name__)
 
 REMOVALS_AT_ONCE = 8
-RETRY_S = 2.0
 
 
 class Sandboxes:
@@ -56,6 +55,11 @@ class Sandboxes:
         self._records: dict[str, SandboxRecord] = {}
         self._count = 0
         self._closing = asyncio.Event()
+        self._pausing = Pausing(boot, self._enter)
+        self._endings = Endings(
+            boot=boot, background=background, table=table, known=self.known, enter=self._enter, delete=self.delete
+        )
+        self._updating = Updating(boot=boot, policy=policy, table=table, renewed=self._endings.expire_later)
 
     # -- looking
 
@@ -79,19 +83,7 @@ class Sandboxes:
         page_token: str = "",
     ) -> SandboxPage:
         """Lists sandboxes, oldest first, a page at a time. Raises `InvalidRequest` for a bad size or token."""
-        size = checked_size(page_size)
-        query = zlib.crc32(repr((sorted(labels.items()), sorted(states))).encode())
-        after = start_after(page_token, query)
-        found = [
-            record
-            for record in self._records.values()
-            if record.number > after
-            and (not states or record.state in states)
-            and all(record.labels.get(name) == value for name, value in labels.items())
-        ]
-        page = found[:size]
-        token = f"{page[-1].number}-{query:x}" if len(found) > len(page) else ""
-        return SandboxPage(tuple(record.snapshot() for record in page), token)
+        return page_of(self._records.values(), labels=labels, states=states, page_size=page_size, page_token=page_token)
 
     def tools(self, sandbox_id: str = "") -> tuple[ToolDescription, ...]:
         """Lists the tools of a sandbox, or all of the daemon. Raises `SandboxNotFound`."""
@@ -159,9 +151,9 @@ class Sandboxes:
                 self._forget(record)
             else:  # what was made could not be removed yet; the id stays taken until it is
                 self._enter(record, SandboxState.ERROR, f"it could not be created: {error}")
-                self._background.spawn(self._delete_for_certain(record), f"undo {record.id}")
+                self._endings.delete_later(record, "undo")
             raise
-        self._expire_later(record)
+        self._endings.expire_later(record)
         log.info("sandbox created", extra={"sandbox_id": sandbox_id, "image": record.spec.image})
         return record.snapshot()
 
@@ -197,10 +189,13 @@ class Sandboxes:
     def _run(self, record: SandboxRecord) -> None:
         record.enter(SandboxState.RUNNING)
         self._stop_watching(record)
-        record.watcher = self._background.spawn(self._boot.watch(record, self.lose), f"watch {record.id}")
+        record.watcher = self._background.spawn(self._boot.watch(record, self.lose, self.seen), f"watch {record.id}")
 
     async def start(self, sandbox_id: str) -> Sandbox:
-        """Starts a stopped sandbox again. Raises `WrongState` if it was lost, `SandboxNotFound`, `NoSpace`."""
+        """Starts a stopped sandbox again, and resumes a paused one.
+
+        Raises `WrongState` if it was lost, `SandboxNotFound`, `NoSpace`.
+        """
         record = self.record(sandbox_id)
         async with record.lock:
             self._still_known(record)
@@ -218,9 +213,11 @@ class Sandboxes:
                         if record.container_id is None:
                             record.enter(SandboxState.STOPPED, "it could not be started again")
                         else:  # what was made could not be removed yet
-                            self._give_up(record, f"it could not be started again: {error}")
+                            self._endings.give_up(record, f"it could not be started again: {error}")
                         raise
                 self._table.note(record.row())
+            elif record.state is SandboxState.PAUSED:
+                await self._pausing.resume(record)
             elif record.state is not SandboxState.RUNNING:
                 text = f"sandbox {sandbox_id!r} is {record.state.value}: {record.state_reason}; delete it"
                 raise WrongState(f"sandbox/{sandbox_id}", record.state.value, SandboxState.STOPPED.value, text)
@@ -236,7 +233,9 @@ class Sandboxes:
     async def _stop(self, record: SandboxRecord) -> None:
         async with record.lock:
             self._still_known(record)
-            if record.state is SandboxState.RUNNING:
+            if record.state is SandboxState.PAUSED and not record.spec.remove_on_exit:
+                await self._pausing.resume(record)  # its guest is to end what runs
+            if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
                 await self._stop_running(record)
 
     async def _stop_running(self, record: SandboxRecord) -> None:
@@ -248,10 +247,44 @@ class Sandboxes:
             else:
                 await record.link.park()
         except EnclaveError as error:
-            self._give_up(record, f"it could not be stopped: {error}")
+            self._endings.give_up(record, f"it could not be stopped: {error}")
             raise
         self._enter(record, SandboxState.STOPPED, "stopped on request")
         log.info("sandbox stopped", extra={"sandbox_id": record.id})
+
+    async def pause(self, sandbox_id: str) -> Sandbox:
+        """Freezes a running sandbox. Raises `SandboxNotFound`, and what `Pausing.pause` raises."""
+        return await self._changed(sandbox_id, self._pausing.pause)
+
+    async def resume(self, sandbox_id: str) -> Sandbox:
+        """Lets a paused sandbox go on. Raises `SandboxNotFound`, and what `Pausing.resume` raises."""
+        return await self._changed(sandbox_id, self._pausing.resume)
+
+    async def awake(self, sandbox_id: str) -> SandboxRecord:
+        """Finds a sandbox that is to be used; resumes one that is paused and wants that. Raises as `resume`."""
+        if (record := self.record(sandbox_id)).sleeps_lightly:
+            await self.resume(sandbox_id)
+        return record
+
+    async def _changed(self, sandbox_id: str, change: Callable[[SandboxRecord], Coroutine[Any, Any, None]]) -> Sandbox:
+        """Changes a sandbox under its lock, to the end even if the caller leaves."""
+        record = self.record(sandbox_id)
+
+        async def locked() -> None:
+            async with record.lock:
+                self._still_known(record)
+                await change(record)
+
+        await self._background.finish(locked(), f"change {sandbox_id}")
+        return record.snapshot()
+
+    async def update(self, sandbox_id: str, update: SandboxUpdate) -> Sandbox:
+        """Changes a sandbox: all that is asked for, or nothing. Raises `SandboxNotFound`, and as `Updating.update`."""
+        return await self._changed(sandbox_id, lambda record: self._updating.update(record, update))
+
+    def seen(self, record: SandboxRecord, paused: bool) -> None:
+        """Somebody looked at the container of a sandbox. See `Pausing.seen`."""
+        self._pausing.seen(record, paused)
 
     async def delete(self, sandbox_id: str) -> None:
         """Kills and removes a sandbox. Raises `SandboxNotFound`, `EngineUnavailable` (it can be tried again)."""
@@ -281,44 +314,10 @@ class Sandboxes:
 
     def lose(self, record: SandboxRecord, why: str) -> None:
         """Gives a sandbox up: its executions are lost, its container goes, its record says why."""
-        if record.state is SandboxState.RUNNING or (
+        if record.state in (SandboxState.RUNNING, SandboxState.PAUSED) or (
             record.state is SandboxState.STOPPED and record.container_id is not None
         ):
-            self._give_up(record, why)
-
-    def _give_up(self, record: SandboxRecord, why: str) -> None:
-        log.error("sandbox lost", extra={"sandbox_id": record.id, "reason": why})
-        self._enter(record, SandboxState.ERROR, why)
-        if record.link is not None:
-            record.link.fail(SandboxLost(record.id, why))
-        self._background.spawn(self._clear(record), f"clear {record.id}")
-
-    async def _clear(self, record: SandboxRecord) -> None:
-        while record.container_id is not None:
-            try:
-                async with record.lock:
-                    await self._boot.down(record)
-                    if self._records.get(record.id) is record:
-                        self._table.note(record.row())
-            except EngineUnavailable:
-                await asyncio.sleep(RETRY_S)
-
-    def _expire_later(self, record: SandboxRecord) -> None:
-        end = record.born + record.spec.ttl_s
-        record.expiry = asyncio.get_running_loop().call_at(end, self._expire, record, context=contextvars.Context())
-
-    def _expire(self, record: SandboxRecord) -> None:
-        log.info("sandbox expired", extra={"sandbox_id": record.id, "ttl_s": record.spec.ttl_s})
-        self._background.spawn(self._delete_for_certain(record), f"expire {record.id}")
-
-    async def _delete_for_certain(self, record: SandboxRecord) -> None:
-        while self._records.get(record.id) is record:
-            try:
-                await self.delete(record.id)
-            except EngineUnavailable:
-                await asyncio.sleep(RETRY_S)
-            except SandboxNotFound:
-                return
+            self._endings.give_up(record, why)
 
     def _enter(self, record: SandboxRecord, state: SandboxState, reason: str = "") -> None:
         """Changes the state, and writes it down."""
@@ -352,9 +351,9 @@ class Sandboxes:
         self._records[record.id] = record
         self._count = max(self._count, record.number)
         self._boot.take_up(record)
-        self._expire_later(record)
+        self._endings.expire_later(record)
         if record.state is SandboxState.ERROR:
-            self._background.spawn(self._clear(record), f"clear {record.id}")
+            self._endings.clear_later(record)
         elif record.container_id is not None:
             record.watcher = self._background.spawn(rejoin(record), f"rejoin {record.id}")
 

@@ -15,6 +15,8 @@ def status_of(sandbox: Sandbox, role: Literal["idle", "busy"] | None) -> Sandbox
     """Says where a sandbox is in its life. Members of a pool are idle or busy while they run."""
     if role is not None and sandbox.state is SandboxState.RUNNING:
         return SandboxStatus(role)
+    if sandbox.state is SandboxState.PAUSED:
+        return SandboxStatus.IDLE
     return SandboxStatus(sandbox.state.value)
 
 

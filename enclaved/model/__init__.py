@@ -44,6 +44,7 @@ from enclaved.model.sandboxes import (
     SandboxRequest,
     SandboxSpec,
     SandboxState,
+    SandboxUpdate,
     Volume,
 )
 from enclaved.model.tools import CommandJob, FileJob, FileOperation, Job, PythonJob, ToolDescription
@@ -87,6 +88,7 @@ __all__ = [
     "SandboxRequest",
     "SandboxSpec",
     "SandboxState",
+    "SandboxUpdate",
     "SignalSender",
     "Started",
     "StatsSample",

@@ -20,6 +20,7 @@ class SandboxState(enum.StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     ERROR = "error"
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class SandboxRequest:
     platform: str | None = None
     command: tuple[str, ...] = ()
     privileged: bool | None = None
+    auto_resume: bool | None = None
     documented_defaults: frozenset[str] = frozenset()
 
 
@@ -92,8 +94,23 @@ class SandboxSpec:
     """Longest timeout that policy grants to an execution in this sandbox."""
     ttl_s: float
     remove_on_exit: bool
+    auto_resume: bool = False
+    """Whether it is resumed by itself when it is used while it is paused."""
     kill_at_pids_limit: bool = False
     """Whether an execution that meets the limit of processes is killed (`Verdict.PIDS_LIMIT`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxUpdate:
+    """What a caller wants changed of a sandbox. ``None``: it stays."""
+
+    ttl_s: float | None = None
+    """Time to live from now on."""
+    labels: Mapping[str, str] | None = None
+    """All labels that it is to have."""
+    memory_limit_bytes: int | None = None
+    cpu_limit: float | None = None
+    pids_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,21 @@ class Runtime(Protocol):
         """Looks at a container; ``None`` if it is gone."""
         ...
 
+    async def pause(self, container_id: str) -> None:
+        """Freezes every process of a running container. One that is frozen is fine. Raises `EngineRefused`."""
+        ...
+
+    async def unpause(self, container_id: str) -> None:
+        """Lets a frozen container go on. One that runs is fine. Raises `EngineRefused` for one that is gone."""
+        ...
+
+    async def update(self, container_id: str, spec: SandboxSpec) -> None:
+        """Gives a container the limits of memory, CPU and processes that a spec names, also while it runs.
+
+        Raises `EngineRefused`, such as where more memory is in use than there is to be.
+        """
+        ...
+
     async def remove(self, container_id: str) -> None:
         """Kills a container at once and removes it with its anonymous volumes. One that is gone is fine."""
         ...

@@ -11,10 +11,16 @@ from ms_enclave.v1.sandbox_service_pb2 import (
     GetSandboxResponse,
     ListSandboxesRequest,
     ListSandboxesResponse,
+    PauseSandboxRequest,
+    PauseSandboxResponse,
+    ResumeSandboxRequest,
+    ResumeSandboxResponse,
     StartSandboxRequest,
     StartSandboxResponse,
     StopSandboxRequest,
     StopSandboxResponse,
+    UpdateSandboxRequest,
+    UpdateSandboxResponse,
 )
 
 from enclaved.core.sandboxes import Sandboxes
@@ -70,3 +76,19 @@ class SandboxService:
         """Stops a sandbox."""
         sandbox = await self._sandboxes.stop(fields.sandbox_id(request.sandbox_id))
         return StopSandboxResponse(sandbox=convert.sandbox(sandbox))
+
+    async def pause_sandbox(self, request: PauseSandboxRequest, context: Context) -> PauseSandboxResponse:
+        """Freezes a sandbox."""
+        sandbox = await self._sandboxes.pause(fields.sandbox_id(request.sandbox_id))
+        return PauseSandboxResponse(sandbox=convert.sandbox(sandbox))
+
+    async def resume_sandbox(self, request: ResumeSandboxRequest, context: Context) -> ResumeSandboxResponse:
+        """Lets a frozen sandbox go on."""
+        sandbox = await self._sandboxes.resume(fields.sandbox_id(request.sandbox_id))
+        return ResumeSandboxResponse(sandbox=convert.sandbox(sandbox))
+
+    async def update_sandbox(self, request: UpdateSandboxRequest, context: Context) -> UpdateSandboxResponse:
+        """Changes a sandbox."""
+        sandbox_id = fields.sandbox_id(request.sandbox_id)
+        sandbox = await self._sandboxes.update(sandbox_id, convert.sandbox_update(request))
+        return UpdateSandboxResponse(sandbox=convert.sandbox(sandbox))

@@ -22,7 +22,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -289,6 +289,46 @@ class RuntimeContract:
         never = secrets.token_hex(32)
         await bench.runtime.remove(never)
         assert await bench.runtime.status(never) is None
+
+    async def test_a_paused_container_does_nothing_and_then_goes_on(self, bench: Bench) -> None:
+        site = await bench.site()
+        async with bench.running(site) as container_id:
+            for _ in range(2):  # a second time changes nothing
+                await bench.runtime.pause(container_id)
+                status = await bench.runtime.status(container_id)
+                assert status is not None
+                assert (status.running, status.paused) == (True, True)
+            answer = asyncio.create_task(site.link.ping(PATIENCE_S))
+            await asyncio.wait([answer], timeout=0.3)
+            assert not answer.done()
+            for _ in range(2):
+                await bench.runtime.unpause(container_id)
+            await answer
+            status = await bench.runtime.status(container_id)
+            assert status is not None
+            assert not status.paused
+            assert await site.run(_sh("echo on")) == "on\n"
+
+    async def test_a_paused_container_can_be_removed_and_what_is_gone_cannot_be_paused(self, bench: Bench) -> None:
+        site = await bench.site()
+        async with bench.running(site) as container_id:
+            await bench.runtime.pause(container_id)
+            await bench.runtime.remove(container_id)
+            assert await bench.runtime.status(container_id) is None
+            for change in (bench.runtime.pause, bench.runtime.unpause):
+                with pytest.raises(EngineRefused):
+                    await change(container_id)
+
+    async def test_limits_can_change_while_a_container_runs(self, bench: Bench) -> None:
+        site = await bench.site()
+        async with bench.running(site) as container_id:
+            spec = site.plan.spec
+            more = replace(spec, memory_limit_bytes=spec.memory_limit_bytes + 64 * _MIB, cpu_limit=0.5, pids_limit=99)
+            await bench.runtime.update(container_id, more)
+            await bench.runtime.update(container_id, spec)
+            assert await site.run(_sh("echo on")) == "on\n"
+        with pytest.raises(EngineRefused):
+            await bench.runtime.update(container_id, spec)
 
     async def test_what_is_gone_cannot_be_started(self, bench: Bench) -> None:
         container_id = await bench.runtime.create((await bench.site()).plan)

@@ -17,12 +17,12 @@ import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from enclaved.errors import EngineRefused, ImageNotFound
-from enclaved.model import EngineInfo, PullProgress, ResourceUsage
+from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     LABEL_ID,
     STDERR_TAIL_BYTES,
@@ -64,6 +64,7 @@ class _Container:
     process: Process | None = None
     tail: _Tail = field(default_factory=_Tail)
     drain: asyncio.Task[None] | None = None
+    paused: bool = False
 
 
 class SubprocessRuntime:
@@ -153,7 +154,36 @@ class SubprocessRuntime:
             return None
         code = container.process.returncode if container.process is not None else None
         running = container.process is not None and code is None
-        return ContainerStatus(running=running, paused=False, exit_code=code, oom_killed=False, error="")
+        return ContainerStatus(running=running, paused=container.paused, exit_code=code, oom_killed=False, error="")
+
+    async def pause(self, container_id: str) -> None:
+        """Stops every process below the child process."""
+        container = self._running(container_id, "pause")
+        container.paused = True
+        stopped: set[int] = set()
+        while found := {*_tree(container)} - stopped:  # again, for those that were made meanwhile
+            _signal(found, signal.SIGSTOP)
+            stopped |= found
+
+    async def unpause(self, container_id: str) -> None:
+        """Lets them go on."""
+        container = self._running(container_id, "unpause")
+        if container.paused:
+            container.paused = False
+            _signal(_tree(container), signal.SIGCONT)
+
+    async def update(self, container_id: str, spec: SandboxSpec) -> None:
+        """Has no limits, and remembers them."""
+        container = self._containers.get(container_id)
+        if container is None:
+            raise EngineRefused("change the limits of the sandbox", "it is gone")
+        container.plan = replace(container.plan, spec=spec)
+
+    def _running(self, container_id: str, what: str) -> _Container:
+        container = self._containers.get(container_id)
+        if container is None or container.process is None or container.process.returncode is not None:
+            raise EngineRefused(f"{what} the sandbox", "it does not run")
+        return container
 
     async def remove(self, container_id: str) -> None:
         """Kills the child process with all its own, and removes the working directory."""
@@ -193,6 +223,25 @@ class SubprocessRuntime:
         if self._base is not None:
             await asyncio.to_thread(shutil.rmtree, self._base, True)
             self._base = None
+
+
+def _tree(container: _Container) -> list[int]:
+    """The child process and all below it, parents first."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(entry.name))
+    found = [container.process.pid] if container.process is not None else []
+    for pid in found:
+        found += parents.get(pid, [])
+    return found
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _labels(container: _Container) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 from ms_enclave import errors
-from ms_enclave._transports.base import SandboxPlan, ToolCall, Transport
+from ms_enclave._transports.base import SandboxChange, SandboxPlan, ToolCall, Transport
 from ms_enclave.sandbox.model import (
     DockerSandboxConfig,
     ExecutionStatus,
@@ -72,6 +72,13 @@ class TransportContract:
             assert [info.id for info in await transport.list_sandboxes({"who": "me"})] == ["box"]
             assert await transport.list_sandboxes({"who": "else"}) == []
         assert (await transport.start_sandbox("box")).status is SandboxStatus.RUNNING
+        with self.unless_it_cannot("pause"):
+            paused = await transport.lifecycle.pause("box")
+            assert (paused.status, paused.metadata["paused"]) == (SandboxStatus.IDLE, True)
+            assert (await transport.lifecycle.resume("box")).status is SandboxStatus.RUNNING
+        with self.unless_it_cannot("update"):
+            changed = await transport.lifecycle.update("box", SandboxChange(labels={"who": "else"}, cpu_limit=0.5))
+            assert (changed.metadata["labels"], changed.config["cpu_limit"]) == ({"who": "else"}, 0.5)
         assert (await transport.stop_sandbox("box")).status is SandboxStatus.STOPPED
         assert (await transport.stop_sandbox("box")).status is SandboxStatus.STOPPED
         with pytest.raises(errors.WrongState):

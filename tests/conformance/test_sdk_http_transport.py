@@ -13,7 +13,7 @@ from tests.service.daemons import daemon, settings_in, short_directory
 
 
 class _OverHttp(TransportContract):
-    cannot = frozenset({"labels", "start", "stream", "read", "tools of the daemon", "delete a pool"})
+    cannot = frozenset({"labels", "pause", "update", "start", "stream", "read", "tools of the daemon", "delete a pool"})
 
 
 class TestHttpTransportOverASocket(_OverHttp):

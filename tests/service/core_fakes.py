@@ -105,6 +105,18 @@ class FakeSandboxes:
         self._note("stop", sandbox_id)
         return BOX
 
+    async def pause(self, sandbox_id: str) -> model.Sandbox:
+        self._note("pause", sandbox_id)
+        return BOX
+
+    async def resume(self, sandbox_id: str) -> model.Sandbox:
+        self._note("resume", sandbox_id)
+        return BOX
+
+    async def update(self, sandbox_id: str, update: model.SandboxUpdate) -> model.Sandbox:
+        self._note("update", sandbox_id, update)
+        return BOX
+
     async def delete(self, sandbox_id: str) -> None:
         self._note("delete", sandbox_id)
 

@@ -208,7 +208,7 @@ async def test_without_an_engine_the_daemon_is_up_and_says_so(folder: Path, capl
 
 
 async def test_without_an_engine_the_daemon_ends_and_does_not_wait_for_its_next_look(folder: Path, monkeypatch):
-    monkeypatch.setattr("enclaved.core.sandboxes.RETRY_S", 3600)
+    monkeypatch.setattr("enclaved.core.endings.RETRY_S", 3600)
     monkeypatch.setattr("enclaved.daemon._serve.REMOVE_SANDBOXES_S", 3600)
     async with daemon(settings_in(folder, engine__url=f"unix://{folder}/none"), runtime=None) as running:
         await running.ended()

@@ -83,6 +83,27 @@ async def test_the_other_calls_of_a_sandbox_name_it(edge: Edge):
     await edge.sandbox_stub.StopSandbox(sandbox_pb.StopSandboxRequest(sandbox_id="box"))
     await edge.sandbox_stub.DeleteSandbox(sandbox_pb.DeleteSandboxRequest(sandbox_id="box"))
     assert edge.sandboxes.asked == [("get", "box"), ("start", "box"), ("stop", "box"), ("delete", "box")]
+    edge.sandboxes.asked.clear()
+    await edge.sandbox_stub.PauseSandbox(sandbox_pb.PauseSandboxRequest(sandbox_id="box"))
+    await edge.sandbox_stub.ResumeSandbox(sandbox_pb.ResumeSandboxRequest(sandbox_id="box"))
+    assert edge.sandboxes.asked == [("pause", "box"), ("resume", "box")]
+
+
+async def test_a_sandbox_is_changed_in_what_is_set(edge: Edge):
+    everything = sandbox_pb.UpdateSandboxRequest(
+        sandbox_id="box",
+        ttl_s=60,
+        labels=sandbox_pb.Labels(labels={"a": "b"}),
+        memory_limit_bytes=2**28,
+        cpu_limit=0.5,
+        pids_limit=64,
+    )
+    await edge.sandbox_stub.UpdateSandbox(everything)
+    await edge.sandbox_stub.UpdateSandbox(sandbox_pb.UpdateSandboxRequest(sandbox_id="box"))
+    assert edge.sandboxes.asked == [
+        ("update", "box", model.SandboxUpdate(60, {"a": "b"}, 2**28, 0.5, 64)),
+        ("update", "box", model.SandboxUpdate()),
+    ]
 
 
 async def test_tools_come_sorted_with_their_schema_as_json(edge: Edge):

@@ -74,7 +74,7 @@ class Engine(SubprocessRuntime):
         self._ask()
         self.looks += 1
         found = await super().status(container_id)
-        return replace(found, paused=self.paused) if found is not None else None
+        return replace(found, paused=found.paused or self.paused) if found is not None else None
 
     def _ask(self) -> None:
         if self.away:

@@ -230,7 +230,15 @@ def channel_values() -> list[Any]:
     return [value for value in execution_pb.Channel.DESCRIPTOR.values if value.number]
 
 
-MESSAGES_FROM_THE_WIRE = {"SandboxSpec", "ToolSelection", "ToolConfig", "Volume", "PortMapping", "ExecutionSpec"}
+MESSAGES_FROM_THE_WIRE = {
+    "SandboxSpec",
+    "ToolSelection",
+    "ToolConfig",
+    "Volume",
+    "PortMapping",
+    "ExecutionSpec",
+    "Labels",
+}
 MESSAGES_ONTO_THE_WIRE = {
     *("Sandbox", "Adjustment", "Tool", "EngineInfo", "Started", "Output", "Notice", "Finished", "ExceptionInfo"),
     *("Phases", "LimitHit", "ResourceUsage", "ChannelOffset", "ExecutionEvent", "StatsSample", "Execution", "Context"),

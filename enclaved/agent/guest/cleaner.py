@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 
 from .limits import KILL_DEADLINE_S, SWEEP_ROUNDS
 from .processes import belongs, kill_all, real_uid, stat
@@ -35,7 +34,8 @@ class Cleaner:
         if not left:
             done(execution)
             return
-        if time.monotonic() - execution.times["draining"] > KILL_DEADLINE_S:
+        execution.kill_deadline = execution.kill_deadline or self.loop.now() + KILL_DEADLINE_S
+        if self.loop.now() > execution.kill_deadline:
             sys.stderr.write("guest: processes cannot be killed: %s\n" % sorted(left)[:20])
             os._exit(70)
         kill_all(left, lambda: self.left_behind(execution))

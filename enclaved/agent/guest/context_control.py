@@ -122,7 +122,7 @@ class ContextControl:
             self.executions.stop(context.current, cause)
         if context.opening is not None:
             context.opening.end("the context was closed before its interpreter was ready")
-        self.next_round(context, leader, time.monotonic() + KILL_DEADLINE_S, done)
+        self.next_round(context, leader, self.loop.now() + KILL_DEADLINE_S, done)
 
     def next_round(self, context: Context, leader: int, deadline: float, done: Callable[[], None]) -> None:
         """Kills what there is of a context, until nothing is left."""
@@ -133,7 +133,7 @@ class ContextControl:
                 context.late.close()
             self.cleaner.sweep_strays()
             done()
-        elif time.monotonic() > deadline:
+        elif self.loop.now() > deadline:
             sys.stderr.write("guest: processes of a context cannot be killed: %s\n" % sorted(victims)[:20])
             os._exit(70)
         else:

@@ -96,6 +96,7 @@ class Execution:
         self.sampled_at = 0.0
         self.disks_full = 0
         self.kill_rounds = 0
+        self.kill_deadline = 0.0  # of the loop, once killing has begun
         self.timer: Optional[Timer] = None
         self.told_full = False
         self.finished: Optional[Dict[str, Any]] = None

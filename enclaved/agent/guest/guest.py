@@ -15,11 +15,13 @@ from .contexts import Contexts
 from .descriptors import Descriptors
 from .dispatch import Dispatch
 from .executions import Executions
+from .expiry import Expiry
+from .fields import seconds
 from .idle import Idle
 from .input import Input
 from .intake import Intake
 from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
-from .limits import EXPIRY_MARGIN_S, PROTOCOL_VERSION
+from .limits import PROTOCOL_VERSION
 from .link import Link
 from .loop import READABLE, Loop
 from .nursery import Nursery
@@ -34,6 +36,7 @@ from .usage import Sampler, distinct_file_systems
 from .report import holds_frame
 from .room import Room
 from .signals import Signals
+from .standstill import Standstill
 from .terminal import Terminals
 
 TYPE_CHECKING = False
@@ -83,6 +86,8 @@ class Guest:
             self.cleaner,
             distinct_file_systems([settings["working_dir"]] + list(settings["scratch_dirs"])),
         )
+        self.expiry = Expiry(loop)
+        self.standstill = Standstill(loop, link, self.expiry, self.nursery)
         self.observer = observer = Observer(loop, children, self.nursery)
         sampler = Sampler(self.processes.listed)
         self.samples = Samples(loop, link, sampler, observer)
@@ -126,7 +131,7 @@ class Guest:
         children.on_begun = executions.on_begun
         children.on_done, children.on_exit = executions.on_done, executions.on_exit
         children.on_misuse, children.on_unprepared = executions.on_misuse, executions.on_unprepared
-        self.link.on_connected, self.link.on_lost = self.greet, self.intake.on_lost
+        self.link.on_connected, self.link.on_lost = self.greet, self.on_lost
         self.link.on_frame = self.dispatch.on_frame
 
     def fill_dispatch(self) -> None:
@@ -136,6 +141,9 @@ class Guest:
         self.dispatch.for_sandbox = {
             "run": intake.on_run,
             "park": self.parking.on_park,
+            "expire": lambda header, _: self.expiry.expire_in(seconds(header, "in_s")),
+            "pause": self.standstill.on_pause,
+            "resume": self.standstill.on_resume,
             "open_context": control.on_open,
             "close_context": control.on_close,
             "reset_context": control.on_reset,
@@ -174,7 +182,7 @@ class Guest:
             prctl(PR_SET_CHILD_SUBREAPER, 1)
         prctl(PR_SET_DUMPABLE, 0)  # nobody may look into PID 1
         self.nursery.start_template()
-        self.loop.after(float(self.settings["expires_in_s"]) + EXPIRY_MARGIN_S, self.expire)
+        self.expiry.expire_in(float(self.settings["expires_in_s"]))
         self.link.connect()
         self.loop.run(self.after_each_round)
 
@@ -192,9 +200,10 @@ class Guest:
             pass
         self.children.reap()
 
-    def expire(self) -> None:
-        """The daemon should have removed this sandbox by now."""
-        os._exit(0)
+    def on_lost(self) -> None:
+        """The connection to the daemon is gone."""
+        self.standstill.end()
+        self.intake.on_lost()
 
     def greet(self) -> None:
         """Tells a daemon that has just been reached who we are and what we hold."""

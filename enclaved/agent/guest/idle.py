@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable
@@ -26,7 +24,7 @@ class Idle:
 
     def begin(self, execution: Execution) -> None:
         """Watches a program that starts to run, if it may not be idle for ever."""
-        execution.idle_since = time.monotonic()
+        execution.idle_since = self.loop.now()
         if execution.idle_timeout_s > 0:
             self.look_again(execution, execution.idle_timeout_s)
 
@@ -40,7 +38,7 @@ class Idle:
             return
         left_s = execution.idle_timeout_s
         if not execution.paused:
-            left_s += execution.idle_since - time.monotonic()
+            left_s += execution.idle_since - self.loop.now()
         if left_s > 0:
             self.look_again(execution, left_s)
         else:

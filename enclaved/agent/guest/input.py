@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from .frames import FrameError
 from .limits import END_AGAIN_S, MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES
@@ -91,7 +90,7 @@ class Input:
         while buffer:
             written = os.write(fd, buffer[:MAX_PAYLOAD_BYTES])
             execution.stdin_last = bytes(buffer[written - 1 : written])
-            execution.idle_since = time.monotonic()
+            execution.idle_since = self.loop.now()
             del buffer[:written]
         if execution.stdin_ended and execution.terminal is not None and execution.ended_in_lines is None:
             in_lines = reads_lines(fd)

@@ -36,6 +36,24 @@ class Loop:
         self.timers: List[Timer] = []
         self.timer_count = 0
         self.timers_cancelled = 0
+        self.still_s = 0.0  # how long the clock has stood still in all
+        self.still_since: Optional[float] = None
+
+    def now(self) -> float:
+        """The time by which timers go: monotonic, less what the clock stood still. Other deadlines go by it too."""
+        real = time.monotonic() if self.still_since is None else self.still_since
+        return real - self.still_s
+
+    def stand_still(self) -> None:
+        """No timer comes any nearer from now on, and none that is due is called."""
+        if self.still_since is None:
+            self.still_since = time.monotonic()
+
+    def go_on(self) -> None:
+        """Timers go on where they were."""
+        if self.still_since is not None:
+            self.still_s += time.monotonic() - self.still_since
+            self.still_since = None
 
     def run(self, after_each_round: Callable[[], None]) -> NoReturn:
         """Serves what is ready and what is due, round after round. Never returns."""
@@ -63,7 +81,7 @@ class Loop:
     def after(self, delay_s: float, call: Callable[[], None]) -> Timer:
         """Calls once, later."""
         self.timer_count += 1
-        timer = Timer(time.monotonic() + delay_s, self.timer_count, call)
+        timer = Timer(self.now() + delay_s, self.timer_count, call)
         heapq.heappush(self.timers, timer)
         return timer
 
@@ -79,14 +97,16 @@ class Loop:
             self.timers_cancelled = 0
 
     def next_timer_s(self) -> Optional[float]:
-        """The time until the next timer is due; None without one."""
-        if not self.timers:
+        """The time until the next timer is due; None without one, and while the clock stands still."""
+        if not self.timers or self.still_since is not None:
             return None
-        return max(0.0, self.timers[0].deadline - time.monotonic())
+        return max(0.0, self.timers[0].deadline - self.now())
 
     def run_timers(self) -> None:
         """Does what is due."""
-        now = time.monotonic()
+        if self.still_since is not None:
+            return
+        now = self.now()
         while self.timers and self.timers[0].deadline <= now:
             timer = heapq.heappop(self.timers)
             call, timer.call = timer.call, None

@@ -109,7 +109,8 @@ class Output:
 
     def keep(self, execution: Execution, channel: int, data: bytes) -> None:
         """Adds output to the journal of its program, up to the program's limit."""
-        execution.idle_since = now = time.monotonic()
+        now = time.monotonic()
+        execution.idle_since = self.loop.now()
         if execution.output_limit is not None:
             written = sum(execution.journal.end.values()) - execution.late_bytes
             kept = data[: max(0, execution.output_limit - written)]
@@ -210,7 +211,7 @@ class Output:
             if self.room.may_read(execution):
                 del self.paused[execution.name]
                 execution.told_full = False
-                execution.idle_since = time.monotonic()
+                execution.idle_since = self.loop.now()
                 paused, execution.paused = execution.paused, set()
                 for channel in paused:
                     self.resume(execution, channel)

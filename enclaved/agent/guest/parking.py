@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 from .limits import KILL_DEADLINE_S
 from .processes import kill_all, stat
@@ -56,7 +55,7 @@ class Parking:
             self.context_control.close(context, "park", lambda: None)
         for execution in list(self.records.active.values()):
             self.executions.stop(execution, "park")
-        self.next_round(header["number"], time.monotonic() + KILL_DEADLINE_S, running, ours)
+        self.next_round(header["number"], self.loop.now() + KILL_DEADLINE_S, running, ours)
 
     def next_round(self, number: int, deadline: float, killed: Set[int], ours: int) -> None:
         """Kills what there is, until nothing is left; then the daemon is told. ``ours`` counts as no program."""
@@ -65,7 +64,7 @@ class Parking:
         victims = self.victims()
         if not victims and not self.records.active and not self.employed():
             self.link.send({"type": "parked", "number": number, "killed": len(killed - {ours})})
-        elif time.monotonic() > deadline:
+        elif self.loop.now() > deadline:
             os._exit(70)
         else:
             kill_all(victims, self.victims)

@@ -15,7 +15,7 @@ import aiodocker
 from aiodocker.containers import DockerContainer
 
 from enclaved.errors import EnclaveError, EngineUnavailable, InvalidRequest
-from enclaved.model import EngineInfo, PullProgress, ResourceUsage
+from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     LABEL_ID,
     ContainerPlan,
@@ -30,7 +30,7 @@ from enclaved.runtime.docker.engine import Deadlines, Engine
 from enclaved.runtime.docker.errors import docker_errors
 from enclaved.runtime.docker.facts import cgroup_version
 from enclaved.runtime.docker.images import Images
-from enclaved.runtime.docker.options import container_name, create_body
+from enclaved.runtime.docker.options import container_name, create_body, resource_limits
 from enclaved.runtime.docker.stderr import Attachment, Tail
 
 STARTS_AT_ONCE = 64
@@ -127,6 +127,35 @@ class DockerRuntime:
                 async with asyncio.timeout(LAST_WORDS_S):
                     await tail.ended.wait()
         return status
+
+    async def pause(self, container_id: str) -> None:
+        """See `Runtime.pause`."""
+        _check_id(container_id)
+        async with self._engine.calling("pause a container", self._deadlines.query_s) as docker:
+            try:
+                await docker.containers.container(container_id).pause()
+            except aiodocker.DockerError as error:
+                if "already paused" not in error.message:
+                    raise
+
+    async def unpause(self, container_id: str) -> None:
+        """See `Runtime.unpause`."""
+        _check_id(container_id)
+        async with self._engine.calling("unpause a container", self._deadlines.query_s) as docker:
+            try:
+                await docker.containers.container(container_id).unpause()
+            except aiodocker.DockerError as error:
+                if "is not paused" not in error.message:
+                    raise
+
+    async def update(self, container_id: str, spec: SandboxSpec) -> None:
+        """See `Runtime.update`."""
+        _check_id(container_id)
+        limits = resource_limits(spec, await self._engine.facts())
+        async with self._engine.calling("change the limits of a container", self._deadlines.query_s) as docker:
+            path = f"containers/{container_id}/update"
+            # The library has no method for it.
+            await docker._query_json(path, "POST", data=limits)  # noqa: SLF001
 
     async def remove(self, container_id: str) -> None:
         """See `Runtime.remove`."""

@@ -140,9 +140,18 @@ def usable_volumes(image: str, volumes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(clean))
 
 
-def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
-    spec = plan.spec
+def resource_limits(spec: SandboxSpec, facts: EngineFacts) -> dict[str, Any]:
+    """The limits that can change while a container lives. Raises `InvalidRequest` for what means "unlimited"."""
     memory = _at_least("spec.memory_limit_bytes", spec.memory_limit_bytes, 1)
+    return {
+        "Memory": memory,
+        "MemorySwap": memory,
+        "NanoCpus": _nano_cpus(spec.cpu_limit, facts.cpus),
+        "PidsLimit": _at_least("spec.pids_limit", spec.pids_limit, 1),
+    }
+
+
+def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
     return {
         # What it may do.
         "Privileged": False,
@@ -176,14 +185,11 @@ def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "Links": [],
         # How much it gets.
         "CgroupParent": CGROUP_PARENTS[facts.cgroup_driver],
-        "Memory": memory,
-        "MemorySwap": memory,
+        **resource_limits(plan.spec, facts),
         # Control groups of version 2 have no such knob, and some engines refuse it there.
         **({"MemorySwappiness": 0} if facts.cgroup_version == 1 else {}),
         "OomKillDisable": False,
         "OomScoreAdj": 500,
-        "NanoCpus": _nano_cpus(spec.cpu_limit, facts.cpus),
-        "PidsLimit": _at_least("spec.pids_limit", spec.pids_limit, 1),
         "Ulimits": _ulimits(plan),
         # How it lives: we start it, watch it, and remove it; its output never lands on the host's disk.
         "Init": False,

@@ -15,7 +15,7 @@ from enclaved.services._convert.calls import (
 )
 from enclaved.services._convert.executions import context, event, execution, run_response
 from enclaved.services._convert.others import pool, pull_progress, system_info, tool
-from enclaved.services._convert.sandboxes import sandbox, sandbox_request, states
+from enclaved.services._convert.sandboxes import sandbox, sandbox_request, sandbox_update, states
 
 __all__ = [
     "context",
@@ -28,6 +28,7 @@ __all__ = [
     "run_response",
     "sandbox",
     "sandbox_request",
+    "sandbox_update",
     "signal_number",
     "states",
     "stats_interval_s",

@@ -40,6 +40,18 @@ def sandbox_request(spec: sandbox_service_pb2.SandboxSpec) -> model.SandboxReque
         platform=spec.platform or None,
         command=tuple(spec.command),
         privileged=spec.privileged if spec.HasField("privileged") else None,
+        auto_resume=spec.auto_resume if spec.HasField("auto_resume") else None,
+    )
+
+
+def sandbox_update(request: sandbox_service_pb2.UpdateSandboxRequest) -> model.SandboxUpdate:
+    """Reads what a caller wants changed; a field that is not set becomes ``None``."""
+    return model.SandboxUpdate(
+        ttl_s=request.ttl_s if request.HasField("ttl_s") else None,
+        labels=dict(request.labels.labels) if request.HasField("labels") else None,
+        memory_limit_bytes=request.memory_limit_bytes if request.HasField("memory_limit_bytes") else None,
+        cpu_limit=request.cpu_limit if request.HasField("cpu_limit") else None,
+        pids_limit=request.pids_limit if request.HasField("pids_limit") else None,
     )
 
 
@@ -99,6 +111,7 @@ def _spec(spec: model.SandboxSpec) -> sandbox_service_pb2.SandboxSpec:
         ttl_s=spec.ttl_s,
         remove_on_exit=spec.remove_on_exit,
         network_enabled=False,
+        auto_resume=spec.auto_resume,
     )
     if spec.tools is not None:
         found.tools.SetInParent()
@@ -111,6 +124,7 @@ _STATES: Mapping[model.SandboxState, sandbox_service_pb2.Sandbox.State.ValueType
     {
         model.SandboxState.INITIALIZING: sandbox_service_pb2.Sandbox.STATE_INITIALIZING,
         model.SandboxState.RUNNING: sandbox_service_pb2.Sandbox.STATE_RUNNING,
+        model.SandboxState.PAUSED: sandbox_service_pb2.Sandbox.STATE_PAUSED,
         model.SandboxState.STOPPING: sandbox_service_pb2.Sandbox.STATE_STOPPING,
         model.SandboxState.STOPPED: sandbox_service_pb2.Sandbox.STATE_STOPPED,
         model.SandboxState.ERROR: sandbox_service_pb2.Sandbox.STATE_ERROR,

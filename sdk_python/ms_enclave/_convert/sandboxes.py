@@ -16,6 +16,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 _STATUS = {
     sandbox_pb.Sandbox.STATE_INITIALIZING: SandboxStatus.INITIALIZING,
     sandbox_pb.Sandbox.STATE_RUNNING: SandboxStatus.RUNNING,
+    sandbox_pb.Sandbox.STATE_PAUSED: SandboxStatus.IDLE,
     sandbox_pb.Sandbox.STATE_STOPPING: SandboxStatus.STOPPING,
     sandbox_pb.Sandbox.STATE_STOPPED: SandboxStatus.STOPPED,
     sandbox_pb.Sandbox.STATE_ERROR: SandboxStatus.ERROR,
@@ -106,6 +107,7 @@ _TO_SPEC: dict[str, Callable[[sandbox_pb.SandboxSpec, Any], None]] = {
     "platform": _set("platform"),
     "command": _command,
     "privileged": _set("privileged"),
+    "auto_resume": _set("auto_resume"),
     "resource_limits": _limits,
 }
 """How each documented field travels. The others (pull_progress, ...) are accepted and do not."""
@@ -114,6 +116,8 @@ _TO_SPEC: dict[str, Callable[[sandbox_pb.SandboxSpec, Any], None]] = {
 def sandbox_info(message: sandbox_pb.Sandbox) -> SandboxInfo:
     """Turns the daemon's view of a sandbox into the documented one."""
     metadata: dict[str, Any] = {"image_id": message.image_id, "uid": message.uid, "labels": dict(message.labels)}
+    if message.state == sandbox_pb.Sandbox.STATE_PAUSED:
+        metadata["paused"] = True
     if message.state_reason:
         metadata["state_reason"] = message.state_reason
     if message.HasField("expire_time"):
@@ -158,6 +162,7 @@ def effective_config(message: sandbox_pb.SandboxSpec) -> dict[str, Any]:
     found["ports"] = {p.container_port: (p.host_address or "127.0.0.1", p.host_port) for p in message.ports}
     found["extra_hosts"] = dict(message.extra_hosts)
     found["privileged"] = message.privileged
+    found["auto_resume"] = message.auto_resume
     found["resource_limits"] = {
         name: plain_number(getattr(message, field)) for name, field in _LIMIT_FIELDS.items() if message.HasField(field)
     }

@@ -186,6 +186,7 @@ class DockerSandboxConfig(SandboxConfig):
     network_enabled: bool = Field(default=True, description="Whether programs may use a network")
     privileged: bool = Field(default=False, description="Refused under every policy")
     remove_on_exit: bool = Field(default=True, description="Whether stop() removes the container and its files")
+    auto_resume: bool = Field(default=False, description="Whether it is resumed by itself when used while paused")
     pull_progress: bool = Field(default=False, description="Accepted; the daemon logs its pulls")
     pull_progress_interval: float = Field(default=3.0, description="Accepted; see pull_progress")
     docker_executor_workers: int = Field(default=8, description="Accepted and ignored")

@@ -30,7 +30,9 @@ __all__ = [
     "ContextCalls",
     "ExecutionCalls",
     "ExecutionFollower",
+    "LifecycleCalls",
     "PullProgress",
+    "SandboxChange",
     "SandboxPlan",
     "ToolCall",
     "Transport",
@@ -49,6 +51,19 @@ class SandboxPlan:
     tools: Mapping[str, Mapping[str, Any]] | None
     """The daemon's tools to enable, with their options; ``None``: all that it has."""
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxChange:
+    """What somebody wants changed of a sandbox. ``None``: it stays."""
+
+    ttl_s: float | None = None
+    """Seconds to live from now on."""
+    labels: Mapping[str, str] | None = None
+    """All labels that it is to have."""
+    memory_limit_bytes: int | None = None
+    cpu_limit: float | None = None
+    pids_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +212,25 @@ class ContextCalls(Protocol):
         ...
 
 
+class LifecycleCalls(Protocol):
+    """The life of sandboxes, beyond being created, stopped and deleted."""
+
+    async def pause(self, sandbox_id: str) -> SandboxInfo:
+        """Freezes a sandbox; leaves a paused one alone. Raises `SandboxNotFound`, `WrongState`."""
+        ...
+
+    async def resume(self, sandbox_id: str) -> SandboxInfo:
+        """Lets a paused sandbox go on; leaves a running one alone. Raises `SandboxNotFound`, `WrongState`."""
+        ...
+
+    async def update(self, sandbox_id: str, change: SandboxChange) -> SandboxInfo:
+        """Changes a sandbox: all that is asked for, or nothing.
+
+        Raises `SandboxNotFound`, `InvalidRequest`, `PolicyDenied`, `WrongState`.
+        """
+        ...
+
+
 class Transport(Protocol):
     """A way to one daemon. One that cannot do something raises `NotServed`, which says what can."""
 
@@ -213,6 +247,11 @@ class Transport(Protocol):
     @property
     def contexts(self) -> ContextCalls:
         """Contexts."""
+        ...
+
+    @property
+    def lifecycle(self) -> LifecycleCalls:
+        """The life of sandboxes."""
         ...
 
     async def create_sandbox(self, plan: SandboxPlan) -> SandboxInfo:

@@ -30,7 +30,7 @@ from ms_enclave._model import (
 )
 from ms_enclave._transports.base import POOL_WAIT_S, SandboxPlan, ToolCall
 from ms_enclave._transports.http_calls import HttpCalls, Request
-from ms_enclave._transports.http_unserved import UnservedContexts, UnservedExecutions, no_streams
+from ms_enclave._transports.http_unserved import UnservedContexts, UnservedExecutions, UnservedLifecycle, no_streams
 from ms_enclave.errors import InternalError, InvalidRequest, NotServed, SandboxNotFound
 
 REQUEST_S: Final = 60.0
@@ -64,6 +64,7 @@ class HttpTransport:
         self._calls = HttpCalls(base_url, api_key)
         self.executions = UnservedExecutions()
         self.contexts = UnservedContexts()
+        self.lifecycle = UnservedLifecycle()
         self._request_s = request_timeout_s
 
     @property

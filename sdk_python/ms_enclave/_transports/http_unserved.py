@@ -1,11 +1,11 @@
-"""What the documented HTTP routes have no words for: executions while they run, and contexts."""
+"""What the documented HTTP routes have no words for: executions while they run, contexts, pauses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ms_enclave._model import Channel, ContextInfo, ExecutionInfo
-from ms_enclave._transports.base import ExecutionFollower, ToolCall
+from ms_enclave._model import Channel, ContextInfo, ExecutionInfo, SandboxInfo
+from ms_enclave._transports.base import ExecutionFollower, SandboxChange, ToolCall
 from ms_enclave.errors import NotServed
 
 
@@ -21,6 +21,14 @@ def no_contexts() -> NotServed:
     """Makes the error for contexts with names."""
     return NotServed(
         "the HTTP routes know one context for each sandbox; to open others, use gRPC: "
+        "LocalSandboxManager(address=...) with the address of a daemon, or MS_ENCLAVE_ADDRESS"
+    )
+
+
+def no_lifecycle() -> NotServed:
+    """Makes the error for what changes a sandbox that exists."""
+    return NotServed(
+        "the HTTP routes create, stop and delete sandboxes; to pause or change one, use gRPC: "
         "LocalSandboxManager(address=...) with the address of a daemon, or MS_ENCLAVE_ADDRESS"
     )
 
@@ -75,3 +83,16 @@ class UnservedContexts:
 
     async def reset(self, sandbox_id: str, name: str) -> ContextInfo:
         raise no_contexts()
+
+
+class UnservedLifecycle:
+    """The life of sandboxes over HTTP: every call raises `NotServed`."""
+
+    async def pause(self, sandbox_id: str) -> SandboxInfo:
+        raise no_lifecycle()
+
+    async def resume(self, sandbox_id: str) -> SandboxInfo:
+        raise no_lifecycle()
+
+    async def update(self, sandbox_id: str, change: SandboxChange) -> SandboxInfo:
+        raise no_lifecycle()

@@ -49,6 +49,9 @@ class Sandbox(Face[boxes.Sandbox]):
 
     start = Blocking(boxes.Sandbox.start)
     stop = Blocking(boxes.Sandbox.stop)
+    pause = Blocking(boxes.Sandbox.pause)
+    resume = Blocking(boxes.Sandbox.resume)
+    update = Blocking(boxes.Sandbox.update)
     cleanup = Blocking(boxes.Sandbox.cleanup)
     execute_tool = Blocking(boxes.Sandbox.execute_tool)
     execute_command = Blocking(boxes.Sandbox.execute_command)

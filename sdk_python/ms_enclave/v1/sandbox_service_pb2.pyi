@@ -44,6 +44,8 @@ class Sandbox(_message.Message):
         """It was stopped on request and can be started again."""
         STATE_ERROR: Sandbox._State.ValueType  # 5
         """It died, could not be made, or reached its time to live; state_reason says which. It can only be deleted."""
+        STATE_PAUSED: Sandbox._State.ValueType  # 6
+        """All its processes are frozen, by PauseSandbox or by somebody else at the engine; state_reason says which."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a sandbox is in its life."""
@@ -60,6 +62,8 @@ class Sandbox(_message.Message):
     """It was stopped on request and can be started again."""
     STATE_ERROR: Sandbox.State.ValueType  # 5
     """It died, could not be made, or reached its time to live; state_reason says which. It can only be deleted."""
+    STATE_PAUSED: Sandbox.State.ValueType  # 6
+    """All its processes are frozen, by PauseSandbox or by somebody else at the engine; state_reason says which."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -115,7 +119,7 @@ class Sandbox(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The labels given at creation."""
+        """The labels given at creation, or by UpdateSandbox."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -255,6 +259,7 @@ class SandboxSpec(_message.Message):
     PLATFORM_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     PRIVILEGED_FIELD_NUMBER: _builtins.int
+    AUTO_RESUME_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """The image: a name, an alias of the daemon's configuration, or a digest. Default: "python:3.11-slim"."""
     memory_limit_bytes: _builtins.int
@@ -278,7 +283,9 @@ class SandboxSpec(_message.Message):
     timeout_s: _builtins.float
     """The timeout of an execution that names none, in seconds. 0: the longest that policy allows. Default: 30."""
     ttl_s: _builtins.float
-    """The time to live, in seconds: the sandbox is removed after it, whatever it does. Default: 24 h."""
+    """The time to live, in seconds from the creation: the sandbox is removed after it, whatever it does. Default: 24 h.
+    UpdateSandbox makes it longer or shorter.
+    """
     remove_on_exit: _builtins.bool
     """Whether StopSandbox removes the container (and the files in it). Default: true."""
     network_enabled: _builtins.bool
@@ -289,6 +296,10 @@ class SandboxSpec(_message.Message):
     """The platform of the image, for example "linux/amd64". Only the engine's own is granted (rule "platform")."""
     privileged: _builtins.bool
     """Refused under every policy (rule "privileged"); here so that the refusal can say so."""
+    auto_resume: _builtins.bool
+    """Whether a paused sandbox is resumed by itself when an execution, a context or a file in it is asked for. Otherwise
+    that is refused with FAILED_PRECONDITION. Default: false.
+    """
     @_builtins.property
     def env_vars(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Environment of every program, on top of the image's. Names match ^[A-Za-z_][A-Za-z0-9_]*$; loader variables
@@ -338,11 +349,14 @@ class SandboxSpec(_message.Message):
         platform: _builtins.str = ...,
         command: _abc.Iterable[_builtins.str] | None = ...,
         privileged: _builtins.bool | None = ...,
+        auto_resume: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "cpu_limit", b"cpu_limit", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "cpu_limit", b"cpu_limit", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "command", b"command", "cpu_limit", b"cpu_limit", "env_vars", b"env_vars", "extra_hosts", b"extra_hosts", "image", b"image", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "volumes", b"volumes", "working_dir", b"working_dir", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "command", b"command", "cpu_limit", b"cpu_limit", "env_vars", b"env_vars", "extra_hosts", b"extra_hosts", "image", b"image", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "volumes", b"volumes", "working_dir", b"working_dir", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__auto_resume: _TypeAlias = _typing.Literal["auto_resume"]  # noqa: Y015
+    _WhichOneofArgType__auto_resume: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume"]  # noqa: Y015
     _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
     _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015
     _WhichOneofReturnType__memory_limit_bytes: _TypeAlias = _typing.Literal["memory_limit_bytes"]  # noqa: Y015
@@ -365,6 +379,8 @@ class SandboxSpec(_message.Message):
     _WhichOneofArgType__ttl_s: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s"]  # noqa: Y015
     _WhichOneofReturnType__working_dir_size_bytes: _TypeAlias = _typing.Literal["working_dir_size_bytes"]  # noqa: Y015
     _WhichOneofArgType__working_dir_size_bytes: _TypeAlias = _typing.Literal["_working_dir_size_bytes", b"_working_dir_size_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_resume) -> _WhichOneofReturnType__auto_resume | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_limit) -> _WhichOneofReturnType__cpu_limit | None: ...
     @_typing.overload
@@ -840,3 +856,222 @@ class StopSandboxResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopSandboxResponse: _TypeAlias = StopSandboxResponse  # noqa: Y015
+
+@_typing.final
+class PauseSandboxRequest(_message.Message):
+    """Names the sandbox to pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseSandboxRequest: _TypeAlias = PauseSandboxRequest  # noqa: Y015
+
+@_typing.final
+class PauseSandboxResponse(_message.Message):
+    """Answers PauseSandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sandbox(self) -> Global___Sandbox:
+        """The sandbox after the call."""
+
+    def __init__(
+        self,
+        *,
+        sandbox: Global___Sandbox | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseSandboxResponse: _TypeAlias = PauseSandboxResponse  # noqa: Y015
+
+@_typing.final
+class ResumeSandboxRequest(_message.Message):
+    """Names the sandbox to resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeSandboxRequest: _TypeAlias = ResumeSandboxRequest  # noqa: Y015
+
+@_typing.final
+class ResumeSandboxResponse(_message.Message):
+    """Answers ResumeSandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sandbox(self) -> Global___Sandbox:
+        """The sandbox after the call."""
+
+    def __init__(
+        self,
+        *,
+        sandbox: Global___Sandbox | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeSandboxResponse: _TypeAlias = ResumeSandboxResponse  # noqa: Y015
+
+@_typing.final
+class Labels(_message.Message):
+    """Labels of a sandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Values by key, with the same limits as at creation."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Labels: _TypeAlias = Labels  # noqa: Y015
+
+@_typing.final
+class UpdateSandboxRequest(_message.Message):
+    """Says what to change of a sandbox. What is not set stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_LIMIT_FIELD_NUMBER: _builtins.int
+    PIDS_LIMIT_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """Its id."""
+    ttl_s: _builtins.float
+    """The time that it has to live from now on, in seconds, at least 1."""
+    memory_limit_bytes: _builtins.int
+    """Memory, in bytes. At least what its file systems need."""
+    cpu_limit: _builtins.float
+    """CPU time per wall time, in cores."""
+    pids_limit: _builtins.int
+    """Processes and threads at once."""
+    @_builtins.property
+    def labels(self) -> Global___Labels:
+        """All labels that it is to have."""
+
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+        ttl_s: _builtins.float | None = ...,
+        labels: Global___Labels | None = ...,
+        memory_limit_bytes: _builtins.int | None = ...,
+        cpu_limit: _builtins.float | None = ...,
+        pids_limit: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_pids_limit", b"_pids_limit", "_ttl_s", b"_ttl_s", "cpu_limit", b"cpu_limit", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "pids_limit", b"pids_limit", "ttl_s", b"ttl_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_pids_limit", b"_pids_limit", "_ttl_s", b"_ttl_s", "cpu_limit", b"cpu_limit", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "pids_limit", b"pids_limit", "sandbox_id", b"sandbox_id", "ttl_s", b"ttl_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
+    _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015
+    _WhichOneofReturnType__memory_limit_bytes: _TypeAlias = _typing.Literal["memory_limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_limit_bytes: _TypeAlias = _typing.Literal["_memory_limit_bytes", b"_memory_limit_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__pids_limit: _TypeAlias = _typing.Literal["pids_limit"]  # noqa: Y015
+    _WhichOneofArgType__pids_limit: _TypeAlias = _typing.Literal["_pids_limit", b"_pids_limit"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_s: _TypeAlias = _typing.Literal["ttl_s"]  # noqa: Y015
+    _WhichOneofArgType__ttl_s: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_limit) -> _WhichOneofReturnType__cpu_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_limit_bytes) -> _WhichOneofReturnType__memory_limit_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pids_limit) -> _WhichOneofReturnType__pids_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_s) -> _WhichOneofReturnType__ttl_s | None: ...
+
+Global___UpdateSandboxRequest: _TypeAlias = UpdateSandboxRequest  # noqa: Y015
+
+@_typing.final
+class UpdateSandboxResponse(_message.Message):
+    """Answers UpdateSandbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sandbox(self) -> Global___Sandbox:
+        """The sandbox after the call."""
+
+    def __init__(
+        self,
+        *,
+        sandbox: Global___Sandbox | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateSandboxResponse: _TypeAlias = UpdateSandboxResponse  # noqa: Y015

@@ -66,6 +66,21 @@ class SandboxServiceStub(object):
                 request_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.StopSandboxRequest.SerializeToString,
                 response_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.StopSandboxResponse.FromString,
                 _registered_method=True)
+        self.PauseSandbox = channel.unary_unary(
+                '/ms_enclave.v1.SandboxService/PauseSandbox',
+                request_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.PauseSandboxRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.PauseSandboxResponse.FromString,
+                _registered_method=True)
+        self.ResumeSandbox = channel.unary_unary(
+                '/ms_enclave.v1.SandboxService/ResumeSandbox',
+                request_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.ResumeSandboxRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.ResumeSandboxResponse.FromString,
+                _registered_method=True)
+        self.UpdateSandbox = channel.unary_unary(
+                '/ms_enclave.v1.SandboxService/UpdateSandbox',
+                request_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.UpdateSandboxRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.UpdateSandboxResponse.FromString,
+                _registered_method=True)
 
 
 class SandboxServiceServicer(object):
@@ -109,7 +124,8 @@ class SandboxServiceServicer(object):
 
     def StartSandbox(self, request, context):
         """Starts a stopped sandbox again under the same id: empty if it was made with remove_on_exit, otherwise with its
-        files. A running sandbox is left as it is. Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
+        files. A running sandbox is left as it is, a paused one is resumed.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,6 +135,32 @@ class SandboxServiceServicer(object):
         """Stops a sandbox: kills all its processes at once, without a grace period. With remove_on_exit (the default) its
         container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is.
         Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseSandbox(self, request, context):
+        """Freezes all processes of a running sandbox where they are. Memory and files stay; the timeouts of executions stand
+        still, the time to live does not. A paused sandbox is left as it is.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (it does not run, or is a member of a pool), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeSandbox(self, request, context):
+        """Lets a paused sandbox go on where it was. A running sandbox is left as it is.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (it is not paused, it was stopped or lost), UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSandbox(self, request, context):
+        """Changes a sandbox: its time to live, its labels, and its limits while it runs. All that is asked for, or nothing.
+        Errors: INVALID_ARGUMENT, PERMISSION_DENIED (more than policy grants), NOT_FOUND, FAILED_PRECONDITION (it was lost,
+        or more memory is in use than there is to be), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +198,21 @@ def add_SandboxServiceServicer_to_server(servicer, server):
                     servicer.StopSandbox,
                     request_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.StopSandboxRequest.FromString,
                     response_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.StopSandboxResponse.SerializeToString,
+            ),
+            'PauseSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSandbox,
+                    request_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.PauseSandboxRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.PauseSandboxResponse.SerializeToString,
+            ),
+            'ResumeSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeSandbox,
+                    request_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.ResumeSandboxRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.ResumeSandboxResponse.SerializeToString,
+            ),
+            'UpdateSandbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSandbox,
+                    request_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.UpdateSandboxRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.UpdateSandboxResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -322,6 +379,87 @@ class SandboxService(object):
             '/ms_enclave.v1.SandboxService/StopSandbox',
             ms__enclave_dot_v1_dot_sandbox__service__pb2.StopSandboxRequest.SerializeToString,
             ms__enclave_dot_v1_dot_sandbox__service__pb2.StopSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.SandboxService/PauseSandbox',
+            ms__enclave_dot_v1_dot_sandbox__service__pb2.PauseSandboxRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_sandbox__service__pb2.PauseSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.SandboxService/ResumeSandbox',
+            ms__enclave_dot_v1_dot_sandbox__service__pb2.ResumeSandboxRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_sandbox__service__pb2.ResumeSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSandbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.SandboxService/UpdateSandbox',
+            ms__enclave_dot_v1_dot_sandbox__service__pb2.UpdateSandboxRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_sandbox__service__pb2.UpdateSandboxResponse.FromString,
             options,
             channel_credentials,
             insecure,

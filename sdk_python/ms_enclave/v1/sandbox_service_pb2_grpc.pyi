@@ -54,12 +54,27 @@ class SandboxServiceStub:
     """
     StartSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.StartSandboxRequest, _sandbox_service_pb2.StartSandboxResponse]
     """Starts a stopped sandbox again under the same id: empty if it was made with remove_on_exit, otherwise with its
-    files. A running sandbox is left as it is. Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
+    files. A running sandbox is left as it is, a paused one is resumed.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
     """
     StopSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.StopSandboxRequest, _sandbox_service_pb2.StopSandboxResponse]
     """Stops a sandbox: kills all its processes at once, without a grace period. With remove_on_exit (the default) its
     container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is.
     Errors: NOT_FOUND.
+    """
+    PauseSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.PauseSandboxRequest, _sandbox_service_pb2.PauseSandboxResponse]
+    """Freezes all processes of a running sandbox where they are. Memory and files stay; the timeouts of executions stand
+    still, the time to live does not. A paused sandbox is left as it is.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (it does not run, or is a member of a pool), UNAVAILABLE.
+    """
+    ResumeSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.ResumeSandboxRequest, _sandbox_service_pb2.ResumeSandboxResponse]
+    """Lets a paused sandbox go on where it was. A running sandbox is left as it is.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (it is not paused, it was stopped or lost), UNAVAILABLE.
+    """
+    UpdateSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.UpdateSandboxRequest, _sandbox_service_pb2.UpdateSandboxResponse]
+    """Changes a sandbox: its time to live, its labels, and its limits while it runs. All that is asked for, or nothing.
+    Errors: INVALID_ARGUMENT, PERMISSION_DENIED (more than policy grants), NOT_FOUND, FAILED_PRECONDITION (it was lost,
+    or more memory is in use than there is to be), UNAVAILABLE.
     """
 
 @_typing.type_check_only
@@ -88,12 +103,27 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     """
     StartSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.StartSandboxRequest, _sandbox_service_pb2.StartSandboxResponse]  # type: ignore[assignment]
     """Starts a stopped sandbox again under the same id: empty if it was made with remove_on_exit, otherwise with its
-    files. A running sandbox is left as it is. Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
+    files. A running sandbox is left as it is, a paused one is resumed.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
     """
     StopSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.StopSandboxRequest, _sandbox_service_pb2.StopSandboxResponse]  # type: ignore[assignment]
     """Stops a sandbox: kills all its processes at once, without a grace period. With remove_on_exit (the default) its
     container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is.
     Errors: NOT_FOUND.
+    """
+    PauseSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.PauseSandboxRequest, _sandbox_service_pb2.PauseSandboxResponse]  # type: ignore[assignment]
+    """Freezes all processes of a running sandbox where they are. Memory and files stay; the timeouts of executions stand
+    still, the time to live does not. A paused sandbox is left as it is.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (it does not run, or is a member of a pool), UNAVAILABLE.
+    """
+    ResumeSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.ResumeSandboxRequest, _sandbox_service_pb2.ResumeSandboxResponse]  # type: ignore[assignment]
+    """Lets a paused sandbox go on where it was. A running sandbox is left as it is.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (it is not paused, it was stopped or lost), UNAVAILABLE.
+    """
+    UpdateSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.UpdateSandboxRequest, _sandbox_service_pb2.UpdateSandboxResponse]  # type: ignore[assignment]
+    """Changes a sandbox: its time to live, its labels, and its limits while it runs. All that is asked for, or nothing.
+    Errors: INVALID_ARGUMENT, PERMISSION_DENIED (more than policy grants), NOT_FOUND, FAILED_PRECONDITION (it was lost,
+    or more memory is in use than there is to be), UNAVAILABLE.
     """
 
 class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -149,7 +179,8 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_service_pb2.StartSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.StartSandboxResponse]]:
         """Starts a stopped sandbox again under the same id: empty if it was made with remove_on_exit, otherwise with its
-        files. A running sandbox is left as it is. Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
+        files. A running sandbox is left as it is, a paused one is resumed.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -161,6 +192,38 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stops a sandbox: kills all its processes at once, without a grace period. With remove_on_exit (the default) its
         container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is.
         Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseSandbox(
+        self,
+        request: _sandbox_service_pb2.PauseSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_service_pb2.PauseSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.PauseSandboxResponse]]:
+        """Freezes all processes of a running sandbox where they are. Memory and files stay; the timeouts of executions stand
+        still, the time to live does not. A paused sandbox is left as it is.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (it does not run, or is a member of a pool), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeSandbox(
+        self,
+        request: _sandbox_service_pb2.ResumeSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_service_pb2.ResumeSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.ResumeSandboxResponse]]:
+        """Lets a paused sandbox go on where it was. A running sandbox is left as it is.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (it is not paused, it was stopped or lost), UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateSandbox(
+        self,
+        request: _sandbox_service_pb2.UpdateSandboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_service_pb2.UpdateSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.UpdateSandboxResponse]]:
+        """Changes a sandbox: its time to live, its labels, and its limits while it runs. All that is asked for, or nothing.
+        Errors: INVALID_ARGUMENT, PERMISSION_DENIED (more than policy grants), NOT_FOUND, FAILED_PRECONDITION (it was lost,
+        or more memory is in use than there is to be), UNAVAILABLE.
         """
 
 def add_SandboxServiceServicer_to_server(servicer: SandboxServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -107,7 +107,9 @@ async def test_a_paused_sandbox_is_shown_as_it_is_and_goes_on_afterwards(
     assert not calling.done()
     info = await manager.get_sandbox_info(victim.id)
     assert info is not None
-    assert info.status is SandboxStatus.RUNNING
+    assert info.status is SandboxStatus.IDLE
+    assert info.metadata["paused"]
+    assert "from outside" in info.metadata["state_reason"]
     await container.unpause()
     async with asyncio.timeout(PATIENCE_S):
         assert (await calling).output == "42\n"
@@ -140,3 +142,34 @@ async def test_a_guest_that_is_stopped_from_outside_costs_only_its_sandbox(
     assert result.metadata["verdict"] == "SANDBOX_LOST"
     assert "did not answer" in (result.error or "")
     assert (await sandbox.execute_command("echo unharmed")).stdout == "unharmed\n"
+
+
+async def test_a_sandbox_is_paused_and_resumed_on_request(victim: Sandbox, container: DockerContainer):
+    assert (await victim.execute_tool("python_executor", {"code": "kept = 6"})).success
+    await victim.pause()
+    assert victim.status is SandboxStatus.IDLE
+    assert (await container.show())["State"]["Paused"]
+    with pytest.raises(WrongState, match="resume it first"):
+        await victim.execute_tool("python_executor", {"code": "print(kept)"})
+    await victim.resume()
+    assert (await victim.execute_tool("python_executor", {"code": "print(kept * 7)"})).output == "42\n"
+
+
+async def test_limits_change_while_programs_run(victim: Sandbox, container: DockerContainer):
+    assert (await victim.execute_tool("python_executor", {"code": "kept = bytes(40_000_000)"})).success
+    await victim.update(memory_limit="512m", cpu_limit=0.5, pids_limit=100, ttl=600)
+    limits = (await container.show())["HostConfig"]
+    assert [limits[name] for name in ("Memory", "MemorySwap", "NanoCpus", "PidsLimit")] == [
+        2**29,
+        2**29,
+        5 * 10**8,
+        100,
+    ]
+    # More than the limit with which it was made.
+    result = await victim.execute_tool("python_executor", {"code": "print(len(kept + bytes(200_000_000)))"})
+    assert result.output == "240000000\n"
+    await victim.execute_tool("python_executor", {"code": "kept += bytes(200_000_000)"})
+    with pytest.raises(EnclaveError):
+        await victim.update(memory_limit="128m")
+    assert victim.get_info().config["memory_limit"] == "512m"
+    assert (await container.show())["HostConfig"]["Memory"] == 2**29

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from enclaved.agent import link
-from enclaved.core import boot, leftovers, sandboxes
+from enclaved.core import boot, endings, leftovers
 from enclaved.core.ownership import Ownership
 from enclaved.errors import (
     EngineRefused,
@@ -29,7 +29,7 @@ SILENT = "import time\ntime.sleep(600)\n"
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandboxes, "RETRY_S", 0.01)
+    monkeypatch.setattr(endings, "RETRY_S", 0.01)
     monkeypatch.setattr(leftovers, "RETRY_S", 0.01)
     monkeypatch.setattr(boot, "STATUS_EVERY_S", 0.05)
     monkeypatch.setattr(link, "PARK_DEADLINE_S", 0.2)

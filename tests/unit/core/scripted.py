@@ -72,6 +72,9 @@ class Houses:
             raise SandboxNotFound(sandbox_id)
         return self.records[sandbox_id]
 
+    async def awake(self, sandbox_id: str) -> SandboxRecord:
+        return self.record(sandbox_id)
+
     def lose(self, record: SandboxRecord, why: str) -> None:
         self.lost.append(why)
 

@@ -94,7 +94,7 @@ class FakeBoot:
             await self.runtime.remove(record.container_id)
             record.container_id = None
 
-    async def watch(self, record: SandboxRecord, on_lost: Any) -> None:
+    async def watch(self, record: SandboxRecord, on_lost: Any, seen: Any) -> None:
         await asyncio.Event().wait()
 
 

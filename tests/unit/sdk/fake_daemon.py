@@ -224,6 +224,28 @@ class _Sandboxes(sandbox_grpc.SandboxServiceServicer):
         found.state = State.STATE_STOPPED
         return sandbox_pb.StopSandboxResponse(sandbox=found)
 
+    async def PauseSandbox(self, request: Any, context: Any) -> Any:
+        await self.daemon.took(request, context)
+        found = await self.daemon.sandbox(request.sandbox_id, context)
+        found.state = State.STATE_PAUSED
+        return sandbox_pb.PauseSandboxResponse(sandbox=found)
+
+    async def UpdateSandbox(self, request: Any, context: Any) -> Any:
+        await self.daemon.took(request, context)
+        found = await self.daemon.sandbox(request.sandbox_id, context)
+        if request.HasField("labels"):
+            found.labels.clear()
+            found.labels.update(request.labels.labels)
+        if request.HasField("cpu_limit"):
+            found.spec.cpu_limit = request.cpu_limit
+        return sandbox_pb.UpdateSandboxResponse(sandbox=found)
+
+    async def ResumeSandbox(self, request: Any, context: Any) -> Any:
+        await self.daemon.took(request, context)
+        found = await self.daemon.sandbox(request.sandbox_id, context)
+        found.state = State.STATE_RUNNING
+        return sandbox_pb.ResumeSandboxResponse(sandbox=found)
+
     async def DeleteSandbox(self, request: Any, context: Any) -> Any:
         await self.daemon.took(request, context)
         await self.daemon.sandbox(request.sandbox_id, context)

@@ -48,6 +48,7 @@ EVERYTHING = DockerSandboxConfig(
     platform="linux/amd64",
     command="sleep 'a b'",
     privileged=False,
+    auto_resume=True,
     resource_limits={"pids_limit": 64, "working_dir_size": "64m", "tmp_size": 1024, "ttl": 60},
 )
 
@@ -162,8 +163,9 @@ def test_a_sandbox_that_has_no_network_says_so() -> None:
 
 @pytest.mark.parametrize("state", [n for n in sandbox_pb.Sandbox.State.values() if n])
 def test_every_state_shows(state: sandbox_pb.Sandbox.State.ValueType) -> None:
-    shown = convert.sandbox_info(sandbox_pb.Sandbox(id="a", state=state)).status
-    assert f"STATE_{shown.name}" == sandbox_pb.Sandbox.State.Name(state)
+    info = convert.sandbox_info(sandbox_pb.Sandbox(id="a", state=state))
+    shown = "PAUSED" if info.metadata.get("paused") else info.status.name
+    assert f"STATE_{shown}" == sandbox_pb.Sandbox.State.Name(state)
 
 
 def test_a_state_of_the_future_shows_as_an_error() -> None:

@@ -43,6 +43,7 @@ def test_the_documented_defaults_are_these() -> None:
         "network_enabled": True,
         "privileged": False,
         "remove_on_exit": True,
+        "auto_resume": False,
         "pull_progress": False,
         "pull_progress_interval": 3.0,
         "docker_executor_workers": 8,

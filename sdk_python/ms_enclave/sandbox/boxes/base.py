@@ -75,6 +75,33 @@ class Sandbox(abc.ABC):
     async def stop(self) -> None:
         """Ends everything that runs in it, at once. Does nothing if nothing does."""
 
+    async def pause(self) -> None:
+        """Freezes everything in it where it is. Does nothing if it is paused. Memory and files stay.
+
+        Timeouts of executions stand still; the time to live goes on. Raises `WrongState` if it does not run.
+        """
+        raise NotServed(f"sandboxes of type {self.sandbox_type.value} cannot be paused")
+
+    async def resume(self) -> None:
+        """Lets it go on after `pause`. Does nothing if it runs. Raises `WrongState` if it was stopped."""
+        raise NotServed(f"sandboxes of type {self.sandbox_type.value} cannot be paused")
+
+    async def update(
+        self,
+        *,
+        ttl: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        memory_limit: str | None = None,
+        cpu_limit: float | None = None,
+        pids_limit: int | None = None,
+    ) -> None:
+        """Changes it while it lives: all that is asked for, or nothing. What is ``None`` stays.
+
+        ``ttl``: seconds to live from now on. ``labels``: all that it is to have. ``memory_limit``: as in the
+        configuration. Raises `PolicyDenied`, `InvalidRequest`, `WrongState`, `EngineRefused`.
+        """
+        raise NotServed(f"sandboxes of type {self.sandbox_type.value} cannot be changed")
+
     @abc.abstractmethod
     async def cleanup(self) -> None:
         """Removes it with everything in it. Does nothing if it is gone."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -24,7 +24,8 @@ from ms_enclave._model import (
     ToolResult,
     Verdict,
 )
-from ms_enclave._transports.base import SandboxPlan, Transport
+from ms_enclave._model.config import memory_bytes as as_bytes
+from ms_enclave._transports.base import SandboxChange, SandboxPlan, Transport
 from ms_enclave.errors import EnclaveError, InvalidRequest, NotServed, SandboxNotFound
 from ms_enclave.sandbox import _uploads as uploads
 from ms_enclave.sandbox.boxes.base import register_sandbox
@@ -138,6 +139,40 @@ class DockerSandbox(ExecutingSandbox):
             except SandboxNotFound:
                 self._made = False
         self.update_status(SandboxStatus.STOPPED)
+
+    async def pause(self) -> None:
+        """Freezes everything in it where it is. Does nothing if it is paused. Memory and files stay.
+
+        Its status is `SandboxStatus.IDLE` then, and ``metadata["paused"]`` of its description is True. Timeouts of
+        executions stand still; the time to live goes on. With ``auto_resume`` its next use resumes it; otherwise that
+        raises `WrongState`, as does this if it does not run.
+        """
+        self.saw(await (await self.running_transport()).lifecycle.pause(self.id))
+
+    async def resume(self) -> None:
+        """Lets it go on after `pause`. Does nothing if it runs. Raises `WrongState` if it was stopped."""
+        self.saw(await (await self.running_transport()).lifecycle.resume(self.id))
+
+    async def update(
+        self,
+        *,
+        ttl: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        memory_limit: str | None = None,
+        cpu_limit: float | None = None,
+        pids_limit: int | None = None,
+    ) -> None:
+        try:
+            memory_bytes = None if memory_limit is None else as_bytes(memory_limit)
+        except ValueError as error:
+            raise InvalidRequest(f"memory_limit: {error}") from None
+        transport = await self._running()
+        change = SandboxChange(ttl, labels, memory_bytes, cpu_limit, pids_limit)
+        if isinstance(labels, Mapping):  # those that say who made it stay
+            kept = (await transport.get_sandbox(self.id)).metadata["labels"]
+            own = {name: value for name, value in kept.items() if name.startswith("ms-enclave/")}
+            change = replace(change, labels={**own, **labels})
+        self.saw(await transport.lifecycle.update(self.id, change))
 
     async def cleanup(self) -> None:
         """Removes it with everything in it, whatever ``remove_on_exit`` says."""
