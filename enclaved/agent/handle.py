@@ -191,7 +191,8 @@ class Handle:
             self.input.take_up(hold.stdin_offset, hold.stdin_ended)
             if hold.report is not None:
                 self.on_frame("finished", hold.report, b"")
-            elif self.options.has_input and self.adopted:
+            elif self.options.has_input:
+                self.awaiting_input = False  # if it still waits, the guest says so again
                 self.send("watch_input")
         for reader in readers:
             self.send("subscribe", **reader.subscription())
@@ -319,7 +320,7 @@ class Handle:
 
     def _refusal(self, code: str, message: str) -> EnclaveError:
         sandbox = f"sandbox/{self.link.sandbox_id}"
-        if code == "not_found":
+        if code == "no_context":
             text = f"{message or 'the context is not open'}; open it first (OpenContext), or leave `context` out"
             return WrongState(f"{sandbox}/context", "not open", "open", text)
         return LimitReached(sandbox, "executions" if code == "full" else "processes", message)

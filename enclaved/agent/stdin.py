@@ -37,7 +37,7 @@ class Input:
     async def write(self, data: bytes, offset: int | None) -> None:
         """Sends input; waits while the program does not read. Bytes that were sent before are skipped."""
         await self.wait_known()
-        if offset is not None and offset > self.end:
+        if offset is not None and offset > self.end and not self._over:
             text = f"{offset} leaves a gap; the next byte wanted is {self.end}"
             raise InvalidRequest.of("stdin.offset", text)
         sent = 0

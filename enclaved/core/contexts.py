@@ -22,8 +22,8 @@ from enclaved.model import ContextInfo
 log = logging.getLogger(__name__)
 
 ASK_DEADLINE_S: Final = 5.0
-START_DEADLINE_S: Final = 20.0
-"""Longer than a guest tries to start a process."""
+CHANGE_DEADLINE_S: Final = 20.0
+"""Longer than a guest tries to end a context or to start a process."""
 
 
 class Contexts:
@@ -38,7 +38,7 @@ class Contexts:
 
     async def open(self, sandbox_id: str, name: str) -> ContextInfo:
         """Opens a context and starts its interpreter; one that is open is answered as it is. Raises `LimitReached`."""
-        record, answer = await self._ask("open_context", sandbox_id, name, START_DEADLINE_S)
+        record, answer = await self._ask("open_context", sandbox_id, name, CHANGE_DEADLINE_S)
         return _info(record, name, answer)
 
     async def list(self, sandbox_id: str) -> tuple[ContextInfo, ...]:
@@ -48,11 +48,12 @@ class Contexts:
         found = answer.get("contexts")
         if not isinstance(found, list) or not all(isinstance(context, dict) for context in found):
             raise _nonsense(record, "no list of contexts")
-        return tuple(sorted((_info(record, "", context) for context in found), key=lambda context: context.name))
+        contexts = sorted((_info(record, "", context) for context in found), key=lambda context: context.name)
+        return tuple(contexts)
 
     async def close(self, sandbox_id: str, name: str) -> None:
         """Ends a context; what runs or waits in it is cancelled. Raises `ContextNotFound`."""
-        await self._ask("close_context", sandbox_id, name, ASK_DEADLINE_S)
+        await self._ask("close_context", sandbox_id, name, CHANGE_DEADLINE_S)
         log.info("context closed", extra={"sandbox_id": sandbox_id, "context": name})
 
     async def reset(self, sandbox_id: str, name: str) -> ContextInfo:
@@ -60,7 +61,7 @@ class Contexts:
 
         Raises `ContextNotFound`, `LimitReached`.
         """
-        record, answer = await self._ask("reset_context", sandbox_id, name, START_DEADLINE_S)
+        record, answer = await self._ask("reset_context", sandbox_id, name, CHANGE_DEADLINE_S)
         log.info("context reset", extra={"sandbox_id": sandbox_id, "context": name})
         return _info(record, name, answer)
 

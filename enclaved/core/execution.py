@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.reader import OutputReader
-from enclaved.core.execution_rows import ExecutionRow, ExecutionStore
+from enclaved.core.bookkeeping import Bookkeeping
+from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.following import expect_told, follow, gather, sampling
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import ExecutionNotFound, GuestUnavailable, InvalidRequest, NoSpace, SandboxLost
@@ -54,7 +55,7 @@ class Execution:
         first_reader: OutputReader | None,
         *,
         runtime: Runtime,
-        store: ExecutionStore,
+        books: Bookkeeping,
         metrics: Metrics,
         listed: bool = True,
     ) -> None:
@@ -78,7 +79,7 @@ class Execution:
         self.overdue: asyncio.TimerHandle | None = None
         self.expiry: asyncio.TimerHandle | None = None
         self._row = row
-        self._runtime, self._store, self._metrics = runtime, store, metrics
+        self._runtime, self._books, self._metrics = runtime, books, metrics
         self._first_reader = first_reader
         self._attached = 0
         self._detach: asyncio.TimerHandle | None = None
@@ -233,7 +234,8 @@ class Execution:
         if self._detach is not None:
             self._detach.cancel()
         self.ended.set_result(finished)
-        self._store.finish(self.id, finished)
+        if self.listed:
+            self._books.finish(self.id, finished)
         self._metrics.execution_finished(
             self.tool, finished.verdict, finished.phases, finished.usage, finished.bytes_total
         )
@@ -243,15 +245,16 @@ class Execution:
     def forget(self) -> None:
         """Nobody can ask for it any more."""
         self.handle.release()
-        self._store.forget(self.id)
+        if self.listed:
+            self._books.forget(self.id)
 
     def _change(self, row: ExecutionRow) -> None:
         """Notes what the next daemon must know. A full disk does not keep anything from happening."""
         self._row = row
-        if self.ended.done():
+        if self.ended.done() or not self.listed:
             return
         try:
-            self._store.save(row)
+            self._books.save(row)
         except NoSpace as error:
             log.warning("not written down", extra={"execution_id": self.id, "reason": str(error)})
 

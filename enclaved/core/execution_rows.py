@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -40,26 +41,24 @@ class ExecutionRow:
     """Whether its client says by itself what may be released."""
     cancelled_by: str = ""
     finished: Finished | None = None
-    """Its end, once that was known. Set by whoever keeps the row when `ExecutionStore.finish` is called."""
+    """Its end, once that was known. Set by whoever keeps the row when `ExecutionStore.settle` is called."""
 
 
 class ExecutionStore(Protocol):
     """Where executions are written down. A call returns when a process that is killed then would not lose it.
 
-    None of them waits for a disk longer than a write into its cache takes: they are on the path of every call. Any may
-    raise `NoSpace`.
+    None of them waits for a disk longer than a write into its cache takes: they are on the path of every call.
     """
 
     def save(self, row: ExecutionRow) -> None:
-        """Writes an execution down, or what has changed of it."""
+        """Writes an execution down, or what has changed of it. Raises `NoSpace`."""
         ...
 
-    def finish(self, execution_id: str, finished: Finished) -> None:
-        """Writes the end of an execution down. Of one that is not there (any more): nothing."""
-        ...
+    def settle(self, settled: Mapping[str, Finished | None]) -> None:
+        """Writes the ends of executions down, by id, and drops those with ``None``. One that is not there is fine.
 
-    def forget(self, execution_id: str) -> None:
-        """Drops an execution. One that is not there is fine."""
+        It does not fail: what cannot be written now is written as soon as that works.
+        """
         ...
 
 
@@ -69,8 +68,5 @@ class NoStore:
     def save(self, row: ExecutionRow) -> None:
         """See `ExecutionStore.save`."""
 
-    def finish(self, execution_id: str, finished: Finished) -> None:
-        """See `ExecutionStore.finish`."""
-
-    def forget(self, execution_id: str) -> None:
-        """See `ExecutionStore.forget`."""
+    def settle(self, settled: Mapping[str, Finished | None]) -> None:
+        """See `ExecutionStore.settle`."""

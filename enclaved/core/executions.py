@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from enclaved.agent.handle import Handle, Nobody, RunOptions, wire_name
 from enclaved.agent.jobs import encode_job
+from enclaved.core.bookkeeping import Bookkeeping
 from enclaved.core.calls import Calls
 from enclaved.core.counting import Counting
 from enclaved.core.execution import Execution, options_of
@@ -78,7 +79,7 @@ class Executions:
         self._sandboxes, self._runtime, self._metrics = sandboxes, runtime, metrics
         self.most = most
         """Executions at once in one sandbox."""
-        self._store = store or NoStore()
+        self._books = Bookkeeping(store or NoStore())
         self._calls = Calls(tools)
         self._by_id: dict[str, Execution] = {}
         self._running: dict[SandboxRecord, dict[str, Execution]] = {}
@@ -146,12 +147,12 @@ class Executions:
         self._counting.know(record)
         running = self._running.setdefault(record, {})
         row = _row(record, number, tool, wire.context, options, call, alone=not running)
-        store = self._store if call is not None else NoStore()
-        store.save(row)
+        if call is not None:
+            self._books.save(row)
         try:
             handle, reader = link.start(wire_name(row.id, number), wire, options)
         except EnclaveError:
-            store.forget(row.id)
+            self._books.forget(row.id)
             raise
         execution = Execution(
             record,
@@ -160,7 +161,7 @@ class Executions:
             handle,
             reader,
             runtime=self._runtime,
-            store=store,
+            books=self._books,
             metrics=self._metrics,
             listed=call is not None,
         )
@@ -200,7 +201,7 @@ class Executions:
             handle = Handle(Nobody(record.id), name, None, options)
             handle.fail(SandboxLost(record.id, record.state_reason or "it was stopped"))
         execution = Execution(
-            record, row, number, handle, None, runtime=self._runtime, store=self._store, metrics=self._metrics
+            record, row, number, handle, None, runtime=self._runtime, books=self._books, metrics=self._metrics
         )
         if row.finished is not None:
             execution.ended.set_result(row.finished)
@@ -212,6 +213,8 @@ class Executions:
             execution.alone_since = execution.before if row.alone else None
         self._metrics.execution_adopted()
         self._enter(execution)
+        if row.cancelled_by:
+            handle.cancel()  # it may not have reached the guest
         execution.expect_client()
         return execution
 
@@ -270,6 +273,10 @@ class Executions:
     def active(self) -> int:
         """Executions that run or wait now."""
         return sum(len(running) for running in self._running.values())
+
+    def settle(self) -> None:
+        """Writes down at once what is still to be written of executions that have ended."""
+        self._books.settle()
 
     # -- the end
 

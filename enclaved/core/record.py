@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from enclaved.agent.link import GuestLink
 from enclaved.core.state import SandboxRow
@@ -15,6 +17,9 @@ from enclaved.errors import WrongState
 from enclaved.metrics import Metrics
 from enclaved.model import Adjustment, Sandbox, SandboxSpec, SandboxState
 from enclaved.runtime.base import Counters, Image
+
+BOOT_ID_VARIABLE: Final = "MS_ENCLAVE_BOOT_ID"
+_BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(slots=True, eq=False)
@@ -106,10 +111,11 @@ class SandboxRecord:
     @classmethod
     def of(cls, row: SandboxRow, metrics: Metrics) -> SandboxRecord:
         """Makes the record of a sandbox that an earlier daemon wrote down."""
-        if row.boot_id == boot_id():
+        if row.boot_id and row.boot_id == boot_id():
             born = row.expires_monotonic_s - row.spec.ttl_s
         else:  # the machine was started anew, and its clock with it: only the wall clock knows
-            born = asyncio.get_running_loop().time() - (datetime.now(UTC) - row.created_at).total_seconds()
+            age_s = max(0.0, (datetime.now(UTC) - row.created_at).total_seconds())
+            born = asyncio.get_running_loop().time() - age_s
         return cls(
             id=row.id,
             number=row.number,
@@ -150,5 +156,12 @@ class SandboxRecord:
 
 @cache
 def boot_id() -> str:
-    """Names this run of the machine's kernel."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """Names this run of the machine's kernel; empty where nobody says.
+
+    A service manager that hides it from its services may hand it over in the environment.
+    """
+    try:
+        found = os.environ.get(BOOT_ID_VARIABLE) or _BOOT_ID_FILE.read_text()
+    except OSError:
+        return ""
+    return found.strip().replace("-", "")

@@ -237,6 +237,7 @@ async def _compose(
         most=limits.executions_per_sandbox_max,
         store=state.executions,
     )
+    stack.callback(executions.settle)
     recovery = Recovery(state=state, sandboxes=sandboxes, executions=executions, boot=boot, metrics=metrics)
     try:
         recovery.load()

@@ -18,6 +18,7 @@ from ms_enclave._cli.context_commands import context
 from ms_enclave._cli.exits import ExitCode
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
 from ms_enclave._cli.programs import say
+from ms_enclave._cli.top import top
 from ms_enclave._local import process_daemons
 from ms_enclave._model import DockerSandboxConfig
 from ms_enclave.errors import EnclaveError, Unavailable
@@ -350,7 +351,7 @@ def version(address: str | None, as_json: bool) -> None:
     click.echo("daemon: none runs" if found is None else f"daemon {found['version']} at {found['address']}")
 
 
-for _command in (*execution_commands.COMMANDS, context):
+for _command in (*execution_commands.COMMANDS, context, top):
     ms_enclave.add_command(_command)
 
 

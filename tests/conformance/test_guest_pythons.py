@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from enclaved.model import Verdict
+from enclaved.model import TerminalSize, Verdict
 from enclaved.testing.subprocess_runtime import SubprocessRuntime
-from tests.service.guest.laboratory import Box, ended, laboratory, printed, text
+from tests.service.guest.laboratory import Box, ended, follow, laboratory, printed, text
 
 ROOT = Path(__file__).resolve().parents[2]
 OLDEST = (3, 8)
@@ -81,6 +81,7 @@ async def walk_through(python: str | None) -> dict[str, str]:
         box = await lab.box()
         await contexts(box)
         await programs(box)
+        await terminals_and_signals(box)
         await files(box)
         await ends(box)
         assert box.record.link is not None
@@ -140,6 +141,26 @@ async def programs(box: Box) -> None:
     assert printed(await execution.collect()) == "x" * 300_000
     outputs = await asyncio.gather(*(box.isolated(f"print({n})") for n in range(8)))
     assert [printed(output) for output in outputs] == [f"{n}\n" for n in range(8)]
+
+
+async def terminals_and_signals(box: Box) -> None:
+    code = "import os\nprint(os.ttyname(0) == os.ttyname(2), os.get_terminal_size().columns)\nprint(input())"
+    execution = await box.open_python(code, isolated=True, terminal=TerminalSize(24, 70))
+    await execution.write_stdin(b"typed\n")
+    story = await follow(execution)
+    assert sorted(story.screen.split("\r\n")) == ["", "True 70", "typed", "typed"]
+    for isolated in (False, True):
+        execution = await box.open_python("import time; time.sleep(600)", isolated=isolated)
+        execution.signal(2)
+        finished = (await follow(execution)).finished
+        assert finished is not None
+        assert finished.exception is not None
+        assert finished.exception.type == "KeyboardInterrupt"
+    execution = await box.open_shell("sleep 600")
+    execution.signal(15)
+    finished = (await follow(execution)).finished
+    assert finished is not None
+    assert (finished.verdict, finished.signal) == (Verdict.SIGNALED, 15)
 
 
 async def files(box: Box) -> None:

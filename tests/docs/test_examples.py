@@ -69,6 +69,37 @@ PRINTED = {
         failed  hostile     EXCEPTION: OSError: [Errno 30] Read-only file system: '/etc/passwd'
         2 of 10 passed
         """,
+    "streaming": """
+        started; it may run for 30 s
+        step 1: 20 MB
+        step 2: 40 MB
+        step 3: 60 MB
+        EXITED, exit code 0
+        samples came: True
+        its memory grew beyond 40 MB: True
+        it used the processor: True
+        """,
+    "interactive": """
+        Who are you? <- Ada
+        Hello Ada, which number? <- 12
+        12 squared is 144
+        EXITED
+        """,
+    "background": """
+        listed: True
+        step 1
+        step 2
+        step 3
+        it ended: ('EXITED', 3)
+        """,
+    "contexts": """
+        left says L
+        right says R
+        a timeout: timeout - variables survived: True
+        after a reset: False
+        open: ['left', 'right']
+        open at the end: []
+        """,
 }
 OUT_OF_MEMORY = "killed by the kernel: the sandbox reached its memory limit (exit code 137)"
 

@@ -18,7 +18,7 @@ import pytest
 
 from tests.service.daemons import daemon, settings_in, short_directory
 
-PATIENCE_S = 60.0
+PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,17 @@ class Screen:
         os.write(self.fd, keys)
 
     async def until(self, words: bytes) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while words not in self.said:
-                ready = asyncio.Event()
-                asyncio.get_running_loop().add_reader(self.fd, ready.set)
-                await ready.wait()
-                asyncio.get_running_loop().remove_reader(self.fd)
-                self.said += os.read(self.fd, 65536)
+        loop = asyncio.get_running_loop()
+        while words not in self.said:
+            ready = asyncio.Event()
+            loop.add_reader(self.fd, ready.set)
+            try:
+                await asyncio.wait_for(ready.wait(), PATIENCE_S)
+            except TimeoutError:
+                raise AssertionError(f"no {words!r} in {self.said!r}") from None
+            finally:
+                loop.remove_reader(self.fd)
+            self.said += os.read(self.fd, 65536)
         self.said = self.said.partition(words)[2]
 
     async def ended(self) -> int:
@@ -189,7 +193,9 @@ async def test_a_shell_has_our_terminal_until_it_ends(command: Command, screens:
     screen.process.send_signal(signal.SIGWINCH)
     screen.type(b"while [ \"$(stty size)\" != '18 72' ]; do sleep 0.05; done; echo lar''ger\n")
     await screen.until(b"larger")
-    screen.type(b"sleep 60\n\x03")  # Ctrl-C is for what runs in the shell
+    screen.type(b"sh -c 'echo a\"\"sleep; exec sleep 60'\n")
+    await screen.until(b"asleep")
+    screen.type(b"\x03")  # for what runs in the shell
     screen.type(b"exit 5\n")
     assert await screen.ended() == 5
     assert not screen.is_raw
@@ -219,3 +225,13 @@ async def test_a_terminal_is_given_back_when_the_command_is_ended(command: Comma
     assert not screen.is_raw
     (ended,) = await command.json("executions", "box")
     assert ended["verdict"] == "CANCELLED"
+
+
+async def test_what_runs_shows_with_what_it_uses(command: Command) -> None:
+    script = "while :; do :; done"
+    execution = (await command.run("exec", "-d", "box", "--", "sh", "-c", script)).out.strip()
+    (found,) = await command.json("top", "box")
+    assert found["execution_id"] == execution
+    assert found["cores"] > 0
+    assert found["execution"]["pids"] == 1
+    assert execution in (await command.run("top", "box")).out

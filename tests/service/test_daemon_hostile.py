@@ -18,7 +18,7 @@ from tests.service.daemons import PATIENCE_S, Running, daemon, python, settings_
 from tests.service.edge import details, fields, reason
 from tests.unit.messages import fill
 
-SERVICES = ("SandboxService", "ExecutionService", "ToolService", "FileService", "SystemService")
+SERVICES = ("SandboxService", "ExecutionService", "ContextService", "ToolService", "FileService", "SystemService")
 OURS_OR_FINE = {
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,

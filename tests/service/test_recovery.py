@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import signal as signals
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,7 +19,7 @@ from ms_enclave.v1 import pool_service_pb2 as pool_pb
 from ms_enclave.v1 import pool_service_pb2_grpc as pool_grpc
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
-from enclaved.core import leftovers
+from enclaved.core import boot, leftovers
 from enclaved.core.ownership import Ownership
 from enclaved.core.state import DATABASE_NAME, State
 from enclaved.daemon import StartError
@@ -43,6 +45,8 @@ class Engine(SubprocessRuntime):
     """Outlives daemons. Can be away."""
 
     away = False
+    paused = False
+    looks = 0
 
     async def has_not(self, container_id: str) -> None:
         """Waits until a container is gone."""
@@ -68,7 +72,9 @@ class Engine(SubprocessRuntime):
 
     async def status(self, container_id: str) -> ContainerStatus | None:
         self._ask()
-        return await super().status(container_id)
+        self.looks += 1
+        found = await super().status(container_id)
+        return replace(found, paused=self.paused) if found is not None else None
 
     def _ask(self) -> None:
         if self.away:
@@ -440,6 +446,60 @@ async def test_what_runs_and_was_not_written_down_is_ended(world: World) -> None
             await followed(second, "run")
 
 
+async def test_a_guest_that_does_not_come_back_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "REJOIN_PATIENCE_S", 0.05)
+    monkeypatch.setattr(boot, "STATUS_EVERY_S", 0.05)
+    monkeypatch.setattr(boot, "REJOIN_DEADLINE_S", 0.2)
+    async with world.daemon() as first:
+        await first.create()
+    (container,) = world.engine._containers.values()
+    assert container.process is not None
+    os.killpg(container.process.pid, signals.SIGSTOP)
+    async with world.daemon() as second:
+        found = await has_status(second, sandbox_pb.Sandbox.STATE_ERROR)
+        assert found.state_reason == "its guest did not come back within 0.2 s of the daemon's return"
+
+
+async def test_a_paused_container_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "REJOIN_PATIENCE_S", 0.01)
+    monkeypatch.setattr(boot, "STATUS_EVERY_S", 0.01)
+    monkeypatch.setattr(boot, "REJOIN_DEADLINE_S", 0.0)
+    async with world.daemon() as first:
+        await first.create()
+    (container,) = world.engine._containers.values()
+    assert container.process is not None
+    os.killpg(container.process.pid, signals.SIGSTOP)
+    world.engine.paused = True
+    async with world.daemon() as second:
+
+        async def was_asked_often() -> bool:
+            return world.engine.looks > 20
+
+        await until(was_asked_often)
+        assert (await info(second)).state == sandbox_pb.Sandbox.STATE_RUNNING
+        monkeypatch.setattr(boot, "REJOIN_PATIENCE_S", 60.0)
+        monkeypatch.setattr(boot, "REJOIN_DEADLINE_S", 60.0)
+        os.killpg(container.process.pid, signals.SIGCONT)
+        await recovered(second, "adopted", 1)
+        assert await run(second, "print(6 * 7)") == "42\n"
+
+
+async def test_a_daemon_that_cannot_listen_yet_tries_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "LISTEN_RETRY_S", 0.02)
+    async with world.daemon() as first:
+        await first.create()
+    (directory,) = (world.state_dir / "s").iterdir()
+    place, aside = directory / "socket", directory / "aside"
+    place.rename(aside)
+    place.touch()
+    async with world.daemon() as second:
+        with pytest.raises(grpc.aio.AioRpcError, match="reconnecting"):
+            await second.execution_stub.Run(pb.RunRequest(spec=python("pass")))
+        place.unlink()
+        aside.rename(place)
+        assert await run(second, "print(6 * 7)") == "42\n"
+
+
 # -- what is away
 
 
@@ -500,6 +560,9 @@ async def test_a_second_daemon_is_refused_and_disturbs_nothing(world: World) -> 
 async def test_a_stop_that_does_not_keep_sandboxes_leaves_nothing_written_down(world: World) -> None:
     async with world.daemon(daemon__keep_sandboxes_on_stop="false") as first:
         await first.create()
+        assert await run(first, "print(6 * 7)") == "42\n"
     assert world.engine._containers == {}
+    async with world.daemon():
+        pass
     async with world.state() as state:
-        assert state.sandboxes.load() == []
+        assert (state.sandboxes.load(), state.executions.load()) == ([], [])

@@ -14,11 +14,11 @@ import socket
 from .claims import encode_claim
 from .command import run_command
 from .files import run_file_job
-from .handover import AT_TERMINAL, IN_CONTEXT, install, receive_job
+from .handover import AT_TERMINAL, DEFAULT_TERM, IN_CONTEXT, install, receive_job, take_terminal
 from .libc import PR_SET_NO_NEW_PRIVS, prctl
 from .masks import hold_signals
+from .observer import serve_observer
 from .python_jobs import run_python, serve_context
-from .terminal import DEFAULT_TERM, take_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     DoJob = Callable[[socket.socket, Dict[str, Any], Dict[str, Any]], NoReturn]
 
 # What a process of its own can be asked to do: called with the socket to the guest, the job and the settings.
-JOBS: Dict[str, DoJob] = {"python": run_python, "command": run_command, "file": run_file_job}
+JOBS: Dict[str, DoJob] = {
+    "python": run_python,
+    "command": run_command,
+    "file": run_file_job,
+    "observer": serve_observer,
+}
 
 
 def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
@@ -37,7 +42,7 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
         control = socket.socket(fileno=os.dup2(control.detach(), 3))
     os.set_inheritable(3, False)  # no command may have it
     try:
-        prepare(settings)
+        status = prepare(settings)
     except (OSError, RuntimeError, ValueError) as error:
         control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
         os._exit(70)
@@ -51,10 +56,11 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
             os.write(2, ("the terminal cannot be taken: %s\n" % error.strerror).encode())
             os._exit(126)
     try:
-        drop(settings)
+        drop(settings, status)
     except (OSError, RuntimeError, ValueError) as error:  # never run with more
         control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
         os.kill(os.getpid(), signal.SIGKILL)
+    os.close(status)
     job = json.loads(handed.text)
     if handed.flags & AT_TERMINAL:
         job["env"].setdefault("TERM", DEFAULT_TERM)
@@ -69,8 +75,11 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
     do(control, job, settings)
 
 
-def prepare(settings: Dict[str, Any]) -> None:
-    """Becomes a process of its own, with everything done that needs no job. Any step that fails ends it."""
+def prepare(settings: Dict[str, Any]) -> int:
+    """Becomes a process of its own, with everything done that needs no job. Any step that fails ends it.
+
+    Returns a descriptor that tells what this process is allowed at the time when it is read.
+    """
     import resource
 
     hold_signals()
@@ -90,10 +99,11 @@ def prepare(settings: Dict[str, Any]) -> None:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
     prctl(PR_SET_NO_NEW_PRIVS, 1)  # the container has it already
+    return os.open("/proc/self/status", os.O_RDONLY)
 
 
-def drop(settings: Dict[str, Any]) -> None:
-    """Becomes the sandbox's user, without any capability, and makes sure of it."""
+def drop(settings: Dict[str, Any], status: int) -> None:
+    """Becomes the sandbox's user, without any capability, and makes sure of it in its status."""
     if os.getuid() != 0:
         return  # tests without root: there is nothing to drop
     uid = settings["uid"]
@@ -102,8 +112,7 @@ def drop(settings: Dict[str, Any]) -> None:
     os.setresuid(uid, uid, uid)
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid) or os.getgroups():
         raise RuntimeError("could not become user %d" % uid)
-    with open("/proc/self/status") as status:
-        for line in status:
-            name, _, value = line.partition(":")
-            if name in ("CapInh", "CapPrm", "CapEff", "CapAmb") and int(value, 16) != 0:
-                raise RuntimeError("%s is %s after the drop" % (name, value.strip()))
+    for line in os.pread(status, 16 * 1024, 0).splitlines():
+        name, _, value = line.partition(b":")
+        if name in (b"CapInh", b"CapPrm", b"CapEff", b"CapAmb") and int(value, 16) != 0:
+            raise RuntimeError("%s is %s after the drop" % (name.decode(), value.decode().strip()))

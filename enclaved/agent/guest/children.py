@@ -17,10 +17,14 @@ from .processes import kill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+    from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
     from .execution import Context, Execution
     from .loop import Loop, Timer
+    from .observation import Observer
+    from .openings import Opening
+
+    Keeper = Union[Observer, Opening]
 
 
 class Child:
@@ -39,6 +43,7 @@ class Child:
         self.was_signalled = False  # in its call that runs or was the last
         self.calls = 0  # that ended in it, where it is a context
         self.patience: Optional[Timer] = None
+        self.keeper: Optional[Keeper] = None  # who hears its claims, where that is no program or call
 
 
 class Children:
@@ -149,6 +154,8 @@ class Children:
             claim = None
         if not isinstance(claim, dict):
             self.reject(child)
+        elif child.keeper is not None:
+            child.keeper.on_claim(child, claim)
         elif "ready" in claim:
             if child in self.spawning:
                 self.spawning.remove(child)
@@ -169,6 +176,18 @@ class Children:
         self.silence(child)
         kill(child.pid)
 
+    def give(self, child: Child, data: bytes, fds: List[int]) -> None:
+        """Sends bytes and descriptors to a child. The descriptors are closed here."""
+        child.outgoing.append((data, fds))
+        self.write(child)
+
+    def discard(self, child: Child) -> None:
+        """Ends a child that nobody needs any more."""
+        child.keeper = None
+        if not child.silent:
+            self.silence(child)
+        kill(child.pid)
+
     def silence(self, child: Child) -> None:
         """A child closed its end: it died, or became another program, or lies. wait4 knows."""
         child.silent = True
@@ -183,6 +202,8 @@ class Children:
         if unready:
             self.spawning.remove(child)
         self.on_silent(child, unready)
+        if child.keeper is not None:
+            child.keeper.on_gone(child)
 
     def reap(self) -> None:
         """Collects every process that has ended, ours and orphans alike."""

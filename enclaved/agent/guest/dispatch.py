@@ -27,6 +27,8 @@ class Dispatch:
     def on_frame(self, header: Header, payload: bytes) -> None:
         """Does what one frame of the daemon says. One for an execution that is gone comes too late, and is ignored."""
         kind = header["type"]
+        if not isinstance(header.get("execution", ""), str):  # it would be told to every daemon that comes
+            raise FrameError("the name of an execution is no text")
         for_sandbox = self.for_sandbox.get(kind)
         if for_sandbox is not None:
             for_sandbox(header, payload)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import time
 
+from .fields import count, seconds, text
 from .frames import FrameError
 from .journal import Journal
 from .limits import JOURNAL_BYTES, KEEP_LAST_MIN_BYTES, STDERR, STDOUT, TERMINAL
+from .usage import Used
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from .journal import Reader
     from .late import Late
     from .loop import Timer
+    from .openings import Opening
 
 
 class Context:
@@ -29,6 +32,19 @@ class Context:
         self.current: Optional[Execution] = None
         self.queue: Deque[Execution] = collections.deque()
         self.died = False  # an earlier interpreter of this name is gone, and with it its variables
+        self.opening: Optional[Opening] = None  # its interpreter is being started; calls wait for that
+        self.closed = False  # it has given up its name
+        self.since = time.monotonic()  # it was opened or got its interpreter
+
+    def is_alive(self) -> bool:
+        """Whether it has an interpreter that can take calls."""
+        return self.child is not None and not self.child.silent
+
+    def settle(self, child: Child) -> None:
+        """A child is its interpreter from now on."""
+        if self.child is not child:
+            self.child, child.context = child, self
+            self.since = time.monotonic()
 
 
 class Execution:
@@ -36,18 +52,19 @@ class Execution:
 
     def __init__(self, name: str, header: Dict[str, Any]) -> None:
         self.name = name
-        self.context_name: Optional[str] = header.get("context")
-        self.timeout_s = float(header["timeout_s"])
-        self.output_limit: Optional[int] = header.get("output_limit_bytes")
-        self.idle_timeout_s = float(header.get("idle_timeout_s") or 0)
+        self.context_name = text(header, "context")
+        self.context: Optional[Context] = None  # of that name, as it was when the job was complete
+        self.timeout_s = seconds(header, "timeout_s")
+        self.output_limit = count(header, "output_limit_bytes")
+        self.idle_timeout_s = seconds(header, "idle_timeout_s")
         self.terminal = _terminal_size(header.get("terminal"))
         self.wants_stdin = bool(header.get("stdin"))
         self.merge_stderr = bool(header.get("merge_stderr"))
-        self.job_size = int(header["job_bytes"])
+        self.job_size = count(header, "job_bytes") or 0
         self.job = bytearray()
         self.starts = 0
         channels = (STDOUT, STDERR) if self.terminal is None else (TERMINAL,)
-        self.journal = Journal(channels, _keep_last_bytes(header.get("keep_last_bytes")))
+        self.journal = Journal(channels, _keep_last_bytes(count(header, "keep_last_bytes")))
         self.late_bytes = 0  # of its output that was written before it
         self.readers: Dict[int, Reader] = {}
         self.state = "queued"  # then starting, running, draining, ended
@@ -71,6 +88,9 @@ class Execution:
         self.claim: Optional[Dict[str, Any]] = None
         self.status: Optional[int] = None
         self.usage: Optional[Dict[str, Any]] = None
+        self.used = Used()  # as far as anybody has looked
+        self.sampled_at = 0.0
+        self.disks_full = 0
         self.kill_rounds = 0
         self.timer: Optional[Timer] = None
         self.told_full = False
@@ -91,11 +111,12 @@ def _terminal_size(size: Any) -> Optional[Tuple[int, int]]:
     """Rows and columns out of a header; None where no terminal is wanted. Raises FrameError."""
     if size is None:
         return None
-    if not isinstance(size, list) or len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+    sides = size if isinstance(size, list) else []
+    if len(sides) != 2 or any(type(side) is not int or not 0 < side < 65536 for side in sides):
         raise FrameError("no size of a terminal: %r" % size)
     return size[0], size[1]
 
 
-def _keep_last_bytes(number: Any) -> Optional[int]:
+def _keep_last_bytes(number: Optional[int]) -> Optional[int]:
     """How much of the last output is kept; None where output is kept until it is acknowledged."""
-    return None if number is None else max(KEEP_LAST_MIN_BYTES, min(JOURNAL_BYTES, int(number)))
+    return None if number is None else max(KEEP_LAST_MIN_BYTES, min(JOURNAL_BYTES, number))

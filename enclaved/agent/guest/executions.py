@@ -11,6 +11,7 @@ from .late import Late
 from .limits import INTERRUPT_GRACE_S, MAX_PAYLOAD_BYTES, STARTS_MAX
 from .processes import kill, send_signal
 from .report import finished_frame, usage_of
+from .usage import full_file_systems
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ class Executions:
         nursery: Nursery,
         contexts: Contexts,
         cleaner: Cleaner,
+        folders: List[str],
     ) -> None:
         self.loop, self.link, self.records, self.readers = loop, link, records, readers
         self.output, self.stdin, self.terminals = output, stdin, terminals
         self.signals, self.idle = signals, idle
         self.children, self.nursery, self.contexts, self.cleaner = children, nursery, contexts, cleaner
+        self.folders = folders  # where programs may write
 
     def begin(self, execution: Execution) -> None:
         """Starts an execution whose job is complete, or lets it wait for its context."""
@@ -137,7 +140,7 @@ class Executions:
         self.loop.cancel(execution.timer)
         self.idle.end(execution)
         execution.child = None
-        context = self.contexts.of(execution)
+        context = execution.context
         if context is not None:
             execution.fresh_context = execution.fresh_context or context.died
         if execution.job and execution.stdin_offset == len(execution.stdin_buffer):
@@ -206,7 +209,8 @@ class Executions:
         if never_ran and execution.cause is None and not execution.signalled and execution.starts < STARTS_MAX:
             self.start_again(execution)
             return
-        if execution.status is None:
+        closed = child.context is not None and child.context.closed
+        if execution.status is None and not (closed and execution.state == "draining"):  # a call that was over stays so
             execution.status = status
             execution.usage = usage_of(usage)
         if execution.state == "running":
@@ -232,6 +236,7 @@ class Executions:
         execution.job = bytearray()
         execution.enter("ended")
         self.records.active.pop(execution.name, None)
+        execution.disks_full = full_file_systems(self.folders)
         execution.finished = finished_frame(execution, lives)
         self.link.send(execution.finished)
         self.readers.note(execution)

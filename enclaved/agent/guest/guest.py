@@ -7,8 +7,10 @@ import signal
 import socket
 import sys
 
+from .awaiting import InputWatch
 from .children import Children
 from .cleaner import Cleaner
+from .context_control import ContextControl
 from .contexts import Contexts
 from .dispatch import Dispatch
 from .executions import Executions
@@ -20,11 +22,14 @@ from .limits import EXPIRY_MARGIN_S, PROTOCOL_VERSION
 from .link import Link
 from .loop import READABLE, Loop
 from .nursery import Nursery
+from .observation import Observer
 from .output import Output
 from .parking import Parking
 from .processes import Processes
 from .readers import Readers
 from .records import Records
+from .samples import Samples
+from .usage import Sampler, distinct_file_systems
 from .report import holds_frame
 from .signals import Signals
 from .terminal import Terminals
@@ -47,7 +52,7 @@ class Guest:
         self.loop = loop = Loop()
         self.link = link = Link(loop, socket_path, float(settings["daemon_absence_s"]))
         self.processes = Processes(settings["uid"], owns_namespace)
-        self.records = records = Records(loop, link.send)
+        self.records = records = Records(loop, link)
         self.readers = readers = Readers(link)
         self.output = Output(loop, link, records, readers)
         self.stdin = Input(loop, link)
@@ -73,9 +78,26 @@ class Guest:
             self.nursery,
             self.contexts,
             self.cleaner,
+            distinct_file_systems([settings["working_dir"]] + list(settings["scratch_dirs"])),
+        )
+        self.observer = observer = Observer(loop, children, self.nursery)
+        sampler = Sampler(self.processes.listed)
+        self.samples = Samples(loop, link, sampler, observer)
+        self.input_watch = InputWatch(loop, link, sampler, observer)
+        self.context_control = ContextControl(
+            loop, link, self.processes, children, self.nursery, self.contexts, self.cleaner, self.executions
         )
         self.parking = Parking(
-            loop, link, self.processes, children, self.nursery, records, self.contexts, self.executions
+            loop,
+            link,
+            self.processes,
+            children,
+            self.nursery,
+            records,
+            self.contexts,
+            self.executions,
+            self.context_control,
+            observer,
         )
         self.dispatch = Dispatch(records, link.send)
         self.connect_parts()
@@ -90,6 +112,8 @@ class Guest:
         self.idle.on_idle = lambda execution: executions.stop(execution, "idle_timeout")
         self.records.on_forgotten = self.output.release
         self.contexts.start, self.contexts.take_child = executions.start, executions.take_child
+        self.contexts.refuse = executions.refuse
+        self.stdin.on_input = self.input_watch.on_input
         nursery.start, nursery.refuse = executions.start, executions.refuse
         children.on_ready, children.on_failed, children.on_silent = (
             nursery.on_ready,
@@ -104,10 +128,14 @@ class Guest:
     def fill_dispatch(self) -> None:
         """Says who answers which frame of the daemon."""
         link, readers, output, stdin = self.link, self.readers, self.output, self.stdin
-        intake, executions = self.intake, self.executions
+        intake, executions, control = self.intake, self.executions, self.context_control
         self.dispatch.for_sandbox = {
             "run": intake.on_run,
             "park": self.parking.on_park,
+            "open_context": control.on_open,
+            "close_context": control.on_close,
+            "reset_context": control.on_reset,
+            "list_contexts": control.on_list,
             "ping": lambda header, _: link.send({"type": "pong", "number": header["number"]}),
         }
         self.dispatch.for_execution = {
@@ -120,6 +148,8 @@ class Guest:
             "end_of_input": lambda execution, *_: stdin.on_end(execution),
             "signal": lambda execution, header, _: self.signals.on_signal(execution, header),
             "resize": lambda execution, header, _: self.terminals.on_resize(execution, header),
+            "sample": self.samples.on_sample,
+            "watch_input": self.input_watch.on_watch_input,
             "cancel": lambda execution, *_: executions.stop(execution, "cancel"),
         }
 

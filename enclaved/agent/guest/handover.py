@@ -19,6 +19,8 @@ IN_CONTEXT = 1
 AT_TERMINAL = 2
 SAY_BEGUN = 4  # claim `begun` before user code runs: until then no signal is sent
 
+DEFAULT_TERM = "xterm-256color"  # where the environment of a job names none
+
 
 class Handed:
     """A job as it comes to a child, with its three descriptors."""
@@ -60,3 +62,10 @@ def install(fds: List[int]) -> None:
     for target, fd in enumerate(high):
         os.dup2(fd, target)
         os.close(fd)
+
+
+def take_terminal() -> None:
+    """Makes standard input the controlling terminal of this process, which leads its session. Raises OSError."""
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

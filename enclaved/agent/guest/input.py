@@ -12,7 +12,7 @@ from .terminal import end_characters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import List
+    from typing import Callable, List
 
     from .execution import Execution
     from .link import Link
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 class Input:
-    """Writes what the daemon sends as far as programs take it."""
+    """Writes what the daemon sends as far as programs take it.
+
+    ``on_input`` is set by whoever puts the guest together: input has come for an execution, or its end.
+    """
+
+    on_input: Callable[[Execution], None]
 
     def __init__(self, loop: Loop, link: Link) -> None:
         self.loop, self.link = loop, link
@@ -43,11 +48,13 @@ class Input:
         fresh = data[execution.stdin_offset - offset :]
         execution.stdin_offset += len(fresh)
         execution.stdin_buffer += fresh
+        self.on_input(execution)
         self.write(execution)
 
     def on_end(self, execution: Execution) -> None:
         """No more input comes; the program sees that when it has taken what is there."""
         execution.stdin_ended = True
+        self.on_input(execution)
         self.write(execution)
 
     def begin(self, execution: Execution) -> None:

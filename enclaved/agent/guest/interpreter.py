@@ -81,12 +81,14 @@ class Interpreter:
         self.sources: Deque[Tuple[str, int]] = collections.deque()
         self.source_bytes = 0
         self.running = False
+        self.transfer = 0, 0  # bytes read and written up to now
         self.interrupted_at = 0.0  # when an interrupt came between two calls, by the monotonic clock
         version = "python%d.%d" % sys.version_info[:2]
         sys.path += [working_dir, os.path.join(working_dir, ".local", "lib", version, "site-packages")]
         signal.signal(signal.SIGINT, self.on_interrupt)
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         prctl(PR_SET_DUMPABLE, 1)  # PR_SET_DUMPABLE: the change of user cleared it, and /proc/self would be closed
+        self.transferred()
 
     def on_interrupt(self, number: int, frame: Any) -> None:
         """Interrupts user code, and nothing else; notes when it came too early or too late for that."""
@@ -146,15 +148,28 @@ class Interpreter:
             "cpu_user_s": sum(a.ru_utime - b.ru_utime for a, b in zip(after, before)),
             "cpu_system_s": sum(a.ru_stime - b.ru_stime for a, b in zip(after, before)),
             "memory_peak_bytes": max(a.ru_maxrss for a in after) * 1024,
-            "io_read_bytes": sum(a.ru_inblock - b.ru_inblock for a, b in zip(after, before)) * 512,
-            "io_write_bytes": sum(a.ru_oublock - b.ru_oublock for a, b in zip(after, before)) * 512,
         }
+        usage.update(self.transferred())
         return {"done": True, "call": self.calls, "exit_code": exit_code, "exception": exception, "usage": usage}
 
     def spent(self) -> List[Any]:
         """The resources used up to now, by this process and by its children."""
         resource = self.resource
         return [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+
+    def transferred(self) -> Dict[str, int]:
+        """The bytes read and written since it was asked last, by this process and by its children that have ended."""
+        before = self.transfer
+        try:
+            fd = os.open("/proc/self/io", os.O_RDONLY)
+            try:
+                words = os.read(fd, 512).split()
+            finally:
+                os.close(fd)
+            self.transfer = int(words[1]), int(words[3])
+        except (OSError, ValueError, IndexError):  # a kernel that does not count them, or a program without descriptors
+            pass
+        return {"io_read_bytes": self.transfer[0] - before[0], "io_write_bytes": self.transfer[1] - before[1]}
 
     def spare_files(self, count: int) -> None:
         """Keeps descriptors back for the time between calls, however many files the program holds open."""

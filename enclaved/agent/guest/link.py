@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 
+# What comes of a field that is missing, of another type, or out of range.
+NONSENSE = (FrameError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
 class Link:
     """Connects to the daemon, again and again; passes on its frames and queues ours.
 
     ``on_connected``, ``on_frame`` and ``on_lost`` are set by whoever puts the guest together. What ``on_frame`` cannot
-    make sense of it answers with `FrameError`, KeyError, TypeError or ValueError; that ends the connection.
+    make sense of it answers with one of `NONSENSE`; that ends the connection.
     """
 
     on_connected: Callable[[], None]
@@ -33,6 +37,7 @@ class Link:
         self.socket_path = socket_path
         self.absence_limit_s = absence_limit_s  # 0: none
         self.absent_since = time.monotonic()
+        self.connected_at = 0.0
         self.daemon: Optional[socket.socket] = None
         self.decoder = FrameDecoder()
         self.outgoing = bytearray()
@@ -51,11 +56,15 @@ class Link:
             self.loop.after(min(1.0, 0.05 + absence_s / 10), self.connect)
             return
         sock.setblocking(False)
-        self.daemon = sock
+        self.daemon, self.connected_at = sock, time.monotonic()
         self.decoder = FrameDecoder()
         self.outgoing = bytearray()
         self.loop.watch(sock.fileno(), READABLE, self.on_ready)
         self.on_connected()
+
+    def present_since(self, moment: float) -> Optional[float]:
+        """Since when a daemon has been there that can know what was so at a moment; None while there is none."""
+        return None if self.daemon is None else max(moment, self.connected_at)
 
     def disconnect(self) -> None:
         """Drops a connection that is gone or spoke nonsense. Executions run on."""
@@ -91,7 +100,7 @@ class Link:
         try:
             for header, payload in self.decoder.feed(data):
                 self.on_frame(header, payload)
-        except (FrameError, KeyError, TypeError, ValueError) as error:
+        except NONSENSE as error:
             sys.stderr.write("guest: the daemon sent a frame that cannot be understood: %r\n" % error)
             self.disconnect()
         return True

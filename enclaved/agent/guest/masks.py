@@ -7,10 +7,11 @@ signals wait, and the program meets them with its first step; none of them can h
 from __future__ import annotations
 
 import signal
+import sys
 
 # What the module's own function adds to this one makes an enumeration of dozens of numbers, for longer than all the
 # rest of a start takes.
-_set_mask = getattr(signal.pthread_sigmask, "__wrapped__", signal.pthread_sigmask)
+_set_mask = getattr(sys.modules.get("_signal"), "pthread_sigmask", signal.pthread_sigmask)
 _ALL = tuple(int(number) for number in signal.valid_signals())
 
 

@@ -16,14 +16,24 @@ from .processes import kill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Dict, Optional, Tuple
+    from typing import Any, Callable, Deque, Dict, Optional
 
     from .children import Child, Children
     from .execution import Execution
     from .loader import Bundle
-    from .loop import Loop
+    from .loop import Loop, Timer
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Wish:
+    """Somebody waits for a child."""
+
+    __slots__ = ("deadline", "give", "owner", "refuse")
+
+    def __init__(self, owner: object, give: Callable[[Child], None], refuse: Callable[[str], None]) -> None:
+        self.deadline = time.monotonic() + SPAWN_DEADLINE_S
+        self.owner, self.give, self.refuse = owner, give, refuse
 
 
 class Nursery:
@@ -40,7 +50,7 @@ class Nursery:
         self.loop, self.children, self.bundle, self.settings = loop, children, bundle, settings
         self.template: Optional[socket.socket] = None
         self.standby: Deque[Child] = collections.deque()
-        self.waiting: Deque[Tuple[float, Execution]] = collections.deque()  # for a child
+        self.waiting: Deque[Wish] = collections.deque()
         self.spawn_failure = ""
 
     def start_template(self) -> None:
@@ -81,7 +91,8 @@ class Nursery:
         os.set_inheritable(self.bundle.fd, True)
         os.chdir("/")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        arguments = [sys.executable] + self.bundle.arguments()
+        # Without the user's own packages (-s): they lie where user code may write, and could name code to run at once.
+        arguments = [sys.executable, "-s"] + self.bundle.arguments()
         arguments += ["--template", str(requests.fileno()), json.dumps(self.settings)]
         env = {"PATH": _PATH, "LANG": "C.UTF-8", "HOME": self.settings["working_dir"]}
         os.execve(sys.executable, arguments, env)
@@ -124,7 +135,7 @@ class Nursery:
         """Gives a new child to who waits longest, or keeps it."""
         self.loop.cancel(child.patience)
         if self.waiting:
-            self.start(self.waiting.popleft()[1], child)
+            self.waiting.popleft().give(child)
         else:
             self.standby.append(child)
 
@@ -143,21 +154,36 @@ class Nursery:
 
     def take(self, execution: Execution) -> None:
         """Starts an execution in a standby child, now or as soon as there is one."""
-        if self.standby:
-            self.start(execution, self.standby.popleft())
-        else:
-            self.waiting.append((time.monotonic() + SPAWN_DEADLINE_S, execution))
-            execution.timer = self.loop.after(SPAWN_DEADLINE_S, self.refuse_late)
-        self.refill()
+        wish = Wish(
+            execution,
+            lambda child: self.start(execution, child),
+            lambda reason: self.refuse(execution, "no_process", reason),
+        )
+        execution.timer = self.grant(wish)
 
-    def withdraw(self, execution: Execution) -> None:
-        """An execution waits for a child no more."""
-        self.waiting = collections.deque(item for item in self.waiting if item[1] is not execution)
+    def request(self, owner: object, give: Callable[[Child], None], refuse: Callable[[str], None]) -> None:
+        """Gives a child to whoever needs one for something else; ``refuse`` is told why there is none in time."""
+        self.grant(Wish(owner, give, refuse))
+
+    def grant(self, wish: Wish) -> Optional[Timer]:
+        """Grants a wish if it can be; else it waits until the timer that is returned."""
+        timer = None
+        if self.standby:
+            wish.give(self.standby.popleft())
+        else:
+            self.waiting.append(wish)
+            timer = self.loop.after(SPAWN_DEADLINE_S, self.refuse_late)
+        self.refill()
+        return timer
+
+    def withdraw(self, owner: object) -> None:
+        """Somebody waits for a child no more."""
+        self.waiting = collections.deque(wish for wish in self.waiting if wish.owner is not owner)
 
     def refuse_late(self) -> None:
         """Gives up on executions for which no process could be made in time."""
         now = time.monotonic()
-        while self.waiting and self.waiting[0][0] <= now:
+        while self.waiting and self.waiting[0].deadline <= now:
             why = self.spawn_failure or "its process or memory limit is exhausted"
             text = "no process could be started in the sandbox: " + why
-            self.refuse(self.waiting.popleft()[1], "no_process", text)
+            self.waiting.popleft().refuse(text)

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from typing import Any, Dict, Set
 
     from .children import Children
+    from .context_control import ContextControl
     from .contexts import Contexts
     from .executions import Executions
     from .link import Link
     from .loop import Loop
     from .nursery import Nursery
+    from .observation import Observer
     from .processes import Processes
     from .records import Records
 
@@ -35,34 +37,44 @@ class Parking:
         records: Records,
         contexts: Contexts,
         executions: Executions,
+        context_control: ContextControl,
+        observer: Observer,
     ) -> None:
         self.loop, self.link, self.processes = loop, link, processes
         self.children, self.nursery = children, nursery
         self.records, self.contexts, self.executions = records, contexts, executions
+        self.context_control, self.observer = context_control, observer
 
     def on_park(self, header: Dict[str, Any], payload: bytes) -> None:
         """Stops all executions, those that wait included, and kills what runs."""
+        ours = self.observer.child.pid if self.observer.child is not None else 0
+        self.observer.dismiss()
         running = self.victims()
-        for context in self.contexts.by_name.values():
-            for execution in list(context.queue):
-                self.executions.stop(execution, "park")
+        contexts = list(self.contexts.by_name.values())
+        self.contexts.by_name.clear()
+        for context in contexts:
+            self.context_control.close(context, "park", lambda: None)
         for execution in list(self.records.active.values()):
             self.executions.stop(execution, "park")
-        self.contexts.by_name.clear()
-        self.next_round(header["number"], time.monotonic() + KILL_DEADLINE_S, running)
+        self.next_round(header["number"], time.monotonic() + KILL_DEADLINE_S, running, ours)
 
-    def next_round(self, number: int, deadline: float, killed: Set[int]) -> None:
-        """Kills what there is, until nothing is left; then the daemon is told."""
+    def next_round(self, number: int, deadline: float, killed: Set[int], ours: int) -> None:
+        """Kills what there is, until nothing is left; then the daemon is told. ``ours`` counts as no program."""
         self.children.reap()
         self.children.read_spawning()
         victims = self.victims()
-        if not victims and not self.records.active:
-            self.link.send({"type": "parked", "number": number, "killed": len(killed)})
+        if not victims and not self.records.active and not self.employed():
+            self.link.send({"type": "parked", "number": number, "killed": len(killed - {ours})})
         elif time.monotonic() > deadline:
             os._exit(70)
         else:
             kill_all(victims, self.victims)
-            self.loop.after(0.002, lambda: self.next_round(number, deadline, killed | victims))
+            self.loop.after(0.002, lambda: self.next_round(number, deadline, killed | victims, ours))
+
+    def employed(self) -> Set[int]:
+        """Children that have been given something to do, and may not have become the user yet."""
+        idle = {child.pid for child in self.nursery.standby} | {child.pid for child in self.children.spawning}
+        return set(self.children.by_pid) - idle
 
     def victims(self) -> Set[int]:
         """Everything of the user's but the standby children."""

@@ -9,7 +9,7 @@ import socket
 from .claims import encode_claim
 from .handover import SAY_BEGUN, install, receive_job
 from .interpreter import Interpreter
-from .limits import RESERVED_FILES
+from .limits import CLAIMED_TRANSFER_BYTES, RESERVED_FILES
 from .masks import release_signals
 
 TYPE_CHECKING = False
@@ -23,9 +23,14 @@ def serve_context(control: socket.socket, job: Dict[str, Any], settings: Dict[st
     """Runs call after call in one interpreter."""
     own_pid = os.getpid()
     own_socket = os.fstat(control.fileno()).st_ino
+    interpreter = Interpreter(os.getcwd())
+    if job.get("open"):  # its first call comes later
+        control.sendall(encode_claim({"opened": True}))
+        handed = receive_job(control)
+        install(handed.fds)
+        job = json.loads(handed.text)
     os.environ.clear()
     os.environ.update(job["env"])
-    interpreter = Interpreter(os.getcwd())
     meet_signals: Callable[[], None] = release_signals
     while True:
         interpreter.spare_files(RESERVED_FILES)
@@ -70,7 +75,9 @@ def run_python(control: socket.socket, job: Dict[str, Any], settings: Dict[str, 
     interpreter = Interpreter(os.getcwd())
     own_pid = os.getpid()
     outcome = interpreter.call(job["code"], release_signals)
-    if outcome["exception"] is not None and os.getpid() == own_pid:  # a fork of user code speaks for itself only
+    bytes_transferred = outcome["usage"]["io_read_bytes"] + outcome["usage"]["io_write_bytes"]
+    telling = outcome["exception"] is not None or bytes_transferred >= CLAIMED_TRANSFER_BYTES
+    if telling and os.getpid() == own_pid:  # a fork of user code speaks for itself only
         try:
             control.sendall(encode_claim(outcome))
         except OSError:

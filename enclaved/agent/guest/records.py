@@ -9,22 +9,25 @@ from .limits import RECORD_KEPT_S, RECORDS_EXPIRE_EVERY_S, RECORDS_KEPT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Dict, Optional
+    from typing import Callable, Deque, Dict, Optional
 
     from .execution import Execution
+    from .link import Link
     from .loop import Loop, Timer
 
 
 class Records:
     """Knows executions by name, and forgets those that have ended: by age, by number, or for room.
 
+    None grows old while there is no daemon: the next one must hear how each ended, or it could not tell.
+
     ``on_forgotten`` is set by whoever puts the guest together; it releases what else is kept of an execution.
     """
 
     on_forgotten: Callable[[Execution], None]
 
-    def __init__(self, loop: Loop, send: Callable[[Dict[str, Any]], None]) -> None:
-        self.loop, self.send = loop, send
+    def __init__(self, loop: Loop, link: Link) -> None:
+        self.loop, self.link = loop, link
         self.by_name: Dict[str, Execution] = {}
         self.active: Dict[str, Execution] = {}  # may have processes
         self.ended: Deque[Execution] = collections.deque()  # oldest first
@@ -42,9 +45,9 @@ class Records:
 
     def expire(self) -> None:
         """Forgets executions whose time is over, unless somebody still reads them."""
-        now = time.monotonic()
         for execution in list(self.ended):
-            if execution.times["ended"] + RECORD_KEPT_S <= now and not execution.readers:
+            since = self.link.present_since(execution.times["ended"])
+            if since is not None and since + RECORD_KEPT_S <= time.monotonic() and not execution.readers:
                 self.forget(execution)
         self.expiry = self.loop.after(RECORDS_EXPIRE_EVERY_S, self.expire) if self.ended else None
 
@@ -55,5 +58,5 @@ class Records:
             if execution in self.ended:
                 self.ended.remove(execution)
             for reader in list(execution.readers.values()):
-                self.send({"type": "unknown", "execution": execution.name, "reader": reader.name})
+                self.link.send({"type": "unknown", "execution": execution.name, "reader": reader.name})
             self.on_forgotten(execution)

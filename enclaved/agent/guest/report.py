@@ -22,6 +22,20 @@ def usage_of(usage: Any) -> Dict[str, Any]:
     }
 
 
+def completed(usage: Dict[str, Any], execution: Execution) -> Dict[str, Any]:
+    """Adds to what the kernel says of a program what it cannot: bytes through pipes, and processes that were killed.
+
+    Of bytes it knows only those that came from disks or went there. An interpreter's own count is the best there is,
+    then the last look of the observer.
+    """
+    used = execution.used
+    result = {name: max(value, getattr(used, name)) for name, value in usage.items()}
+    claimed = execution.claim["usage"] if execution.claim is not None else {}
+    for name in ("io_read_bytes", "io_write_bytes"):
+        result[name] = max(result[name], claimed.get(name, 0))
+    return result
+
+
 def finished_frame(execution: Execution, context_lives: bool) -> Dict[str, Any]:
     """The `finished` frame of an execution that has ended. Where the kernel knows, its word counts, else the claim."""
     times, status, claim, usage = execution.times, execution.status, execution.claim, execution.usage
@@ -35,6 +49,8 @@ def finished_frame(execution: Execution, context_lives: bool) -> Dict[str, Any]:
         exit_code = claim["exit_code"]
     if usage is None and claim is not None:
         usage = claim["usage"]
+    elif usage is not None and execution.context_name is None:
+        usage = completed(usage, execution)
     return {
         "type": "finished",
         "execution": execution.name,
@@ -46,6 +62,7 @@ def finished_frame(execution: Execution, context_lives: bool) -> Dict[str, Any]:
         "state_preserved": context_lives if execution.context_name is not None else None,
         "fresh_context": execution.fresh_context,
         "usage": usage,
+        "disks_full": execution.disks_full,
         "signalled": execution.signalled,
         "bytes_total": {str(channel): total for channel, total in execution.journal.end.items()},
         "phases": {

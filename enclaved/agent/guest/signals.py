@@ -43,7 +43,8 @@ class Signals:
 
     def send(self, execution: Execution, number: int, leader_only: bool, asked: bool) -> None:
         """Delivers a signal, or keeps it. A signal that somebody asked for is in the report of the end."""
-        if execution.state in ("queued", "starting") or (execution.state == "running" and not execution.begun):
+        begun = execution.begun or number == signal.SIGKILL  # which ends the interpreter, whatever it is at
+        if execution.state in ("queued", "starting") or (execution.state == "running" and not begun):
             if len(execution.signals) < SIGNALS_KEPT:
                 execution.signals.append((number, leader_only, asked))
         elif execution.state == "running" and execution.child is not None:

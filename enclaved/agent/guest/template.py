@@ -40,6 +40,8 @@ def template_main(fd: int, settings: Dict[str, Any], bundle: Bundle) -> None:
     bundle.forget()
     sys.path[:] = [entry for entry in sys.path if entry]  # without the place that -c puts first
     sys.argv[:] = [""]
+    os.environ.clear()  # each job brings its own
+    compile("", "", "exec")  # the first one of a process takes a millisecond
     prctl(PR_SET_DUMPABLE, 1)  # changes nothing here, but the library is loaded
     gc.collect()
     gc.freeze()

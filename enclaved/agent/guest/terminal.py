@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from .execution import Execution
 
-DEFAULT_TERM = "xterm-256color"
-
 _TIOCGPTN = 0x80045430  # which terminal a master belongs to; the termios module knows neither
 _TIOCSPTLCK = 0x40045431
 _IUTF8 = 0o40000  # erasing takes away a whole character; nor does it know this
@@ -106,13 +104,6 @@ def end_characters(ours: int, last: bytes) -> bytes:
     return character * 2 if in_line else character
 
 
-def take_terminal() -> None:
-    """Makes standard input the controlling terminal of this process, which leads its session. Raises OSError."""
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 class Terminals:
     """Gives terminals to programs that want one, and sizes them."""
 
@@ -131,7 +122,7 @@ class Terminals:
     def on_resize(self, execution: Execution, header: Dict[str, Any]) -> None:
         """Sets the size of a terminal, also of one that is still to be made. Others have no size."""
         rows, columns = int(header["rows"]), int(header["columns"])
-        if rows < 1 or columns < 1:
+        if not (0 < rows < 65536 and 0 < columns < 65536):
             raise ValueError("a terminal of %d rows and %d columns" % (rows, columns))
         if execution.terminal is not None:
             execution.terminal = rows, columns

@@ -53,22 +53,17 @@ class Database:
         self._owed: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._writes = 0
         self._many = asyncio.Event()
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # SQLite keeps the mode
-        except OSError as error:
-            raise _unusable(path, error.strerror or str(error), "look at the room and the permissions there") from error
-        try:
-            self._connection = _connect(path)
-        except sqlite3.Error as error:
-            raise _refusal(path, error) from error
+        is_new = not path.exists()
+        self._connection = _open(path)
         try:
             self._prepare()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StateUnusable) as error:
             self._connection.close()
+            if is_new:  # half a file takes room, and would be in the way of the next try
+                _remove(path)
+            if isinstance(error, StateUnusable):
+                raise
             raise _refusal(path, error) from error
-        except StateUnusable:
-            self._connection.close()
-            raise
 
     def _prepare(self) -> None:
         application, version = self._number("PRAGMA application_id"), self._number("PRAGMA user_version")
@@ -117,7 +112,8 @@ class Database:
         except sqlite3.Error as error:
             if _primary(error) not in _DISK_CODES:
                 raise
-            text = f"cannot write to the daemon's state {self.path}: {error}; make room there, or look at the disk"
+            hint = "make room there, or look at the disk"
+            text = f"cannot write to the daemon's state directory {self.path.parent}: {error}; {hint}"
             raise NoSpace(str(self.path), text) from error
 
     def write_surely(self, key: str, sql: str, values: Mapping[str, Any]) -> None:
@@ -136,17 +132,32 @@ class Database:
             self._owed.pop(key, None)
             self._owed[key] = (sql, values)
 
+    def write_all_surely(self, writes: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+        """Does what `write_surely` does for many keys, in one transaction."""
+        before = len(self._owed)
+        for key, write in writes.items():
+            self._owed.pop(key, None)
+            self._owed[key] = write
+        try:
+            self._pay(late=before > 0)
+        except sqlite3.Error as error:
+            if not before:
+                log.error(
+                    "state not written; will be tried again", extra={"reason": str(error), "path": str(self.path)}
+                )
+
     @property
     def owed(self) -> int:
         """How many writes wait for the disk."""
         return len(self._owed)
 
-    def _pay(self) -> None:
+    def _pay(self, *, late: bool = True) -> None:
         if self._owed:
             with self._transaction():
                 for sql, values in self._owed.values():
                     self._execute(sql, values)
-            log.info("state written after all", extra={"writes": len(self._owed)})
+            if late:
+                log.info("state written after all", extra={"writes": len(self._owed)})
             self._owed.clear()
 
     def _execute(self, sql: str, values: Mapping[str, Any]) -> None:
@@ -199,6 +210,24 @@ class Database:
         self._connection.close()
 
 
+def _open(path: Path) -> sqlite3.Connection:
+    """Opens the file; makes it, for this user alone, if there is none. SQLite gives its other files the same mode."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return _connect(path)
+    except OSError as error:
+        hint = "make room there, or choose another one with state.dir (--state-dir)"
+        why = f"cannot write to the state directory {path.parent}: {error.strerror} ({path.name}); {hint}"
+        raise StateUnusable(why) from error
+    except sqlite3.Error as error:
+        raise _refusal(path, error) from error
+
+
+def _remove(path: Path) -> None:
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        path.with_name(name).unlink(missing_ok=True)
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
 
@@ -210,7 +239,8 @@ def _primary(error: sqlite3.Error) -> int:
 
 def _refusal(path: Path, error: sqlite3.Error) -> StateUnusable:
     if _primary(error) in _DISK_CODES:
-        return _unusable(path, str(error), "make room there, look at the permissions, or choose another state.dir")
+        hint = "make room there, or choose another one with state.dir (--state-dir)"
+        return StateUnusable(f"cannot write to the state directory {path.parent}: {error}; {hint}")
     return _unusable(path, f"it is damaged ({error})", _MOVE_AWAY)
 
 

@@ -80,16 +80,24 @@ class ExecutionTable:
         }
         self._database.write(_SAVE_EXECUTION, values)
 
+    def settle(self, settled: Mapping[str, Finished | None]) -> None:
+        """Notes how executions ended, and drops those with ``None``, at once or as soon as the disk allows."""
+        self._database.write_all_surely(
+            {
+                f"execution {execution_id}": (_FORGET_EXECUTION, {"id": execution_id})
+                if finished is None
+                else (_FINISH_EXECUTION, {"id": execution_id, "finished": encode(finished)})
+                for execution_id, finished in settled.items()
+            }
+        )
+
     def finish(self, execution_id: str, finished: Finished) -> None:
         """Notes how an execution ended, at once or as soon as the disk allows."""
-        sql = "UPDATE executions SET finished = :finished WHERE id = :id"
-        values = {"id": execution_id, "finished": encode(finished)}
-        self._database.write_surely(f"execution {execution_id}", sql, values)
+        self.settle({execution_id: finished})
 
     def forget(self, execution_id: str) -> None:
         """Drops an execution that nobody can ask for any more, or whose job was never sent."""
-        sql = "DELETE FROM executions WHERE id = :id"
-        self._database.write_surely(f"execution {execution_id}", sql, {"id": execution_id})
+        self.settle({execution_id: None})
 
     def load(self) -> list[ExecutionRow]:
         """Reads all, oldest first. Raises `StateUnusable`."""
@@ -106,6 +114,9 @@ _SAVE_EXECUTION: Final = """
     INSERT INTO executions VALUES (:id, :sandbox_id, :created_at, :body, :finished)
     ON CONFLICT (id) DO UPDATE SET body = excluded.body, finished = coalesce(excluded.finished, finished)
 """
+
+_FINISH_EXECUTION: Final = "UPDATE executions SET finished = :finished WHERE id = :id"
+_FORGET_EXECUTION: Final = "DELETE FROM executions WHERE id = :id"
 
 
 def _sandbox_values(row: SandboxRow) -> dict[str, Any]:

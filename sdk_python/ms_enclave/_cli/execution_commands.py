@@ -70,17 +70,19 @@ def exec_command(
     words = list(command[1:] if command[:1] == ("--",) else command)
     if not words:
         raise click.UsageError("name a COMMAND", context)
+    if detach and (interactive or tty):
+        raise click.UsageError("-d excludes -i and -t", context)
     if tty and as_json:
         raise click.UsageError("-t and --json exclude each other", context)
     tool, parameters = _command(words) if in_context is None else _python(words)
     options = ExecutionOptions(
         timeout=0.0 if timeout is None and (tty or detach) else timeout,
-        stdin=interactive and not detach,
+        stdin=interactive,
         terminal=size_of(STDOUT) if tty else False,
         context=in_context,
         # One that is left with the keys goes on, and its screen is not to have holes.
         detach=tty or detach,
-        retention=Retention.UNTIL_ACK if tty and not detach else None,
+        retention=Retention.UNTIL_ACK if tty else None,
     )
 
     async def run() -> int:

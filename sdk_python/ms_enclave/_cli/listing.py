@@ -35,12 +35,12 @@ def as_json(info: SandboxInfo) -> dict[str, Any]:
 
 def show(infos: Sequence[SandboxInfo]) -> None:
     """Prints a table. Where no person reads, its columns are as wide as they need to be, and never coloured."""
-    table = _table("ID", "STATUS", "IMAGE", "MEMORY", "CPU", "RUNS", "CREATED")
+    rows = table("ID", "STATUS", "IMAGE", "MEMORY", "CPU", "RUNS", "CREATED")
     for info in infos:
         shown = as_json(info)
         status = info.status.value
         reason = f" ({shown['state_reason']})" if shown["state_reason"] else ""
-        table.add_row(
+        rows.add_row(
             info.id,
             Text(status, style=_COLORS.get(status, "")) + Text(reason),
             Text(str(shown["image"])),
@@ -49,46 +49,48 @@ def show(infos: Sequence[SandboxInfo]) -> None:
             str(shown["active_executions"]),
             _ago(info.created_at),
         )
-    _print(table)
+    print_table(rows)
 
 
 def show_executions(infos: Sequence[ExecutionInfo]) -> None:
     """Prints a table of executions."""
-    table = _table("ID", "SANDBOX", "TOOL", "STATUS", "CONTEXT", "READERS", "STARTED")
+    rows = table("ID", "SANDBOX", "TOOL", "STATUS", "CONTEXT", "READERS", "STARTED")
     for info in infos:
         if info.finished is not None:
             status = Text(info.finished.verdict.value, style="" if info.finished.exit_code == 0 else "red")
         else:
             status = Text("waits for input" if info.awaiting_input else "running", style="green")
-        table.add_row(
+        rows.add_row(
             info.id, info.sandbox_id, Text(info.tool), status, info.context, str(info.readers), _ago(info.created_at)
         )
-    _print(table)
+    print_table(rows)
 
 
 def show_contexts(infos: Sequence[ContextInfo]) -> None:
     """Prints a table of contexts."""
-    table = _table("NAME", "STATUS", "CALLS", "RUNS", "WAITING", "OPENED")
+    rows = table("NAME", "STATUS", "CALLS", "RUNS", "WAITING", "OPENED")
     for info in infos:
         status = Text("alive", style="green") if info.alive else Text("dead", style="red")
-        table.add_row(
+        rows.add_row(
             Text(info.name), status, str(info.calls), info.execution_id, str(info.queued), _ago(info.created_at)
         )
-    _print(table)
+    print_table(rows)
 
 
-def _table(*names: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+def table(*names: str) -> Table:
+    """Makes an empty table."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        table.add_column(name, no_wrap=name != "STATUS")
-    return table
+        made.add_column(name, no_wrap=name != "STATUS")
+    return made
 
 
-def _print(table: Table) -> None:
+def print_table(made: Table) -> None:
+    """Prints a table. Where no person reads, it is as wide as it needs to be, and never coloured."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=1000, no_color=True)
-    console.print(table)
+    console.print(made)
 
 
 def _ago(moment: datetime) -> str:

@@ -32,8 +32,6 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 KEPT_BYTES: Final = 16 * 1024 * 1024
 """How much of each channel is in the result of ``--json``."""
 LABELS: Final = {"ms-enclave/made-by": "ms-enclave run"}
-INTERRUPT: Final = {"command": "kill -INT -1", "timeout": 5}
-"""What a terminal does at Ctrl-C, to everything that runs in the sandbox: it is this program's alone."""
 
 FDS = {Channel.STDOUT: STDOUT, Channel.STDERR: STDERR, Channel.TERMINAL: STDOUT}
 _SAID_BY_ITSELF = (Verdict.EXITED, Verdict.EXCEPTION)
@@ -153,21 +151,22 @@ class Run:
         task.cancel()
 
     async def _interrupt(self, transport: Transport) -> None:
-        with contextlib.suppress(EnclaveError):  # there may be no shell in the image; the second Ctrl-C needs none
-            await transport.run(ToolCall(self.result.sandbox_id, "command", INTERRUPT, 5.0))
+        """Does what a terminal does at Ctrl-C."""
+        with contextlib.suppress(EnclaveError):  # it has ended; or else the second Ctrl-C needs no signal
+            await transport.executions.signal(self.result.execution_id, self.result.sandbox_id, signal.SIGINT)
 
     async def _run(self) -> None:
         program, sandbox_id = self._program, self.result.sandbox_id
         transport = await process_daemons().connect(program.address)
         await transport.create_sandbox(SandboxPlan(sandbox_id, program.config, None, LABELS))
         try:
-            self._running = transport
             call = ToolCall(sandbox_id, program.tool, program.parameters, None, program.stdin)
             async with contextlib.aclosing(transport.stream(call)) as events:
                 async for event in events:
                     match event:
                         case Started():
                             self.result.execution_id = event.execution_id
+                            self._running = transport
                         case Output() if self._live:
                             await streams.write(FDS[event.channel], event.data)
                         case Output():

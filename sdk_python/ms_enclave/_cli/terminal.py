@@ -25,7 +25,7 @@ def raw(fd: int) -> Iterator[None]:
         raise click.UsageError("-t needs a terminal of Linux or macOS") from None
     saved = termios.tcgetattr(fd)
     try:
-        tty.setraw(fd)
+        tty.setraw(fd, termios.TCSANOW)  # without losing what was typed ahead
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSANOW, saved)

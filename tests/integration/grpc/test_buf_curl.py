@@ -103,6 +103,51 @@ def test_a_stream_takes_input_and_gives_output(buf: Buf, box: str):
     assert again.messages[-1]["event"]["finished"] == finished
 
 
+def test_samples_tell_what_the_execution_and_its_sandbox_use(buf: Buf, box: str):
+    start = {**spec(box, "bash", command="head -c 20000000 /dev/zero > big; sleep 1"), "statsIntervalS": 0.1}
+    answer = buf.call(f"{EXECUTIONS}/Execute", {"start": start})
+    samples = [message["event"]["stats"] for message in answer.messages if "stats" in message["event"]]
+    assert samples
+    last = samples[-1]
+    assert last["execution"]["pids"] >= 1
+    assert int(last["sandbox"]["memoryBytes"]) > 20_000_000  # the working directory is memory
+    assert int(last["sandbox"]["memoryPeakBytes"]) >= int(last["sandbox"]["memoryBytes"])
+    assert last["sandbox"]["pids"] > last["execution"]["pids"]  # the guest is there, too
+    assert last["sandbox"]["cpuUserS"] + last["sandbox"]["cpuSystemS"] > 0
+
+
+def test_a_detached_execution_is_signalled_and_waited_for(buf: Buf, box: str):
+    detached = {**spec(box, "bash", command="sleep 60"), "detach": True, "executionId": "sleeper"}
+    assert buf.call(f"{EXECUTIONS}/Run", {"spec": detached}).message["running"] is True
+    buf.call(f"{EXECUTIONS}/SignalExecution", {"executionId": "sleeper", "signal": {"signal": 15}})
+    ended = buf.call(f"{EXECUTIONS}/WaitExecution", {"executionId": "sleeper"}).message["execution"]
+    assert (ended["state"], ended["finished"]["signalSender"]) == ("EXECUTION_STATE_ENDED", "SIGNAL_SENDER_CALLER")
+    listed = buf.call(f"{EXECUTIONS}/ListExecutions", {"sandboxId": box}).message["executions"]
+    assert [execution["executionId"] for execution in listed] == ["sleeper"]
+
+
+def test_contexts_are_opened_used_and_closed(buf: Buf, box: str):
+    contexts = "ms_enclave.v1.ContextService"
+    named = {"sandboxId": box, "name": "mine"}
+    assert buf.call(f"{contexts}/OpenContext", named).message["context"]["alive"] is True
+    call = {**spec(box, "python_executor", code="x = 1"), "context": "mine"}
+    finished = buf.call(f"{EXECUTIONS}/Run", {"spec": call}).message["finished"]
+    assert (finished["verdict"], finished["statePreserved"]) == ("VERDICT_EXITED", True)
+    assert buf.call(f"{contexts}/ListContexts", {"sandboxId": box}).message["contexts"][-1]["calls"] == "1"
+    assert buf.call(f"{contexts}/CloseContext", named).message == {}
+    assert buf.call(f"{contexts}/CloseContext", named).reason == "CONTEXT_NOT_FOUND"
+
+
+def test_limits_that_were_met_come_with_peak_and_limit(buf: Buf, box: str):
+    code = "x = bytearray(10**9)"
+    call = spec(box, "python_executor", code=code, isolated=True)
+    finished = buf.call(f"{EXECUTIONS}/Run", {"spec": call}).message["finished"]
+    assert (finished["verdict"], finished["signalSender"]) == ("VERDICT_OUT_OF_MEMORY", "SIGNAL_SENDER_KERNEL")
+    (hit,) = finished["limitsHit"]
+    assert (hit["limit"], int(hit["maximum"])) == ("memory", 128 * 1024**2)
+    assert 0 < int(hit["peak"]) <= int(hit["maximum"])
+
+
 def test_files_go_in_and_out(buf: Buf, box: str):
     written = buf.call(
         f"{FILES}/WriteFile",

@@ -28,6 +28,7 @@ from enclaved.metrics import Metrics
 from enclaved.model import (
     STDERR,
     STDOUT,
+    TERMINAL,
     Event,
     Finished,
     Notice,
@@ -108,6 +109,7 @@ async def laboratory(runtime: SubprocessRuntime | None = None, *, most: int = 10
     finally:
         await sandboxes.close(PATIENCE_S)
         await background.close(PATIENCE_S)
+        executions.settle()
         state.close()
         await runtime.close()
         shutil.rmtree(state_dir)
@@ -213,7 +215,9 @@ def printed(result: RunResult) -> str:
 class Story:
     """What an attached client saw, in order and checked: offsets follow each other, and the end comes once."""
 
-    output: dict[int, bytearray] = field(default_factory=lambda: {STDOUT: bytearray(), STDERR: bytearray()})
+    output: dict[int, bytearray] = field(
+        default_factory=lambda: {channel: bytearray() for channel in (STDOUT, STDERR, TERMINAL)}
+    )
     offsets: dict[int, int] = field(default_factory=dict)
     chunks: list[Output] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
@@ -226,6 +230,11 @@ class Story:
     @property
     def stderr(self) -> bytes:
         return bytes(self.output[STDERR])
+
+    @property
+    def screen(self) -> str:
+        """What a terminal got."""
+        return self.output[TERMINAL].decode()
 
     def add(self, event: Event) -> None:
         """Takes the next event."""

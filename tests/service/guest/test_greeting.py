@@ -78,8 +78,8 @@ async def test_a_terminal_is_held_as_one_channel_and_can_be_taken_up_by_a_new_re
 
 
 async def test_executions_that_wait_are_held_too(guest: WireGuest) -> None:
-    first = guest.python("input()", context="c", stdin=True)
-    second = guest.python("print('second')", context="c")
+    first = guest.python("input()", context="default", stdin=True)
+    second = guest.python("print('second')", context="default")
     await guest.ping()
     await guest.drop()
     assert (held(guest, first)["state"], held(guest, second)["state"]) == ("running", "queued")

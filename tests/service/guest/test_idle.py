@@ -67,19 +67,19 @@ async def test_the_time_stands_still_while_the_program_waits_for_a_reader(guest:
 
 
 async def test_a_context_is_interrupted_first(guest: WireGuest) -> None:
-    await guest.end(guest.python("x = 'kept'", context="c"))
-    run = guest.python("import time; time.sleep(1000)", context="c", idle_timeout_s=0.2)
+    await guest.end(guest.python("x = 'kept'", context="default"))
+    run = guest.python("import time; time.sleep(1000)", context="default", idle_timeout_s=0.2)
     finished = await guest.end(run)
     assert (finished["cause"], finished["state_preserved"]) == ("idle_timeout", True)
     assert finished["exception"]["type"] == "KeyboardInterrupt"
-    after = guest.python("print(x)", context="c")
+    after = guest.python("print(x)", context="default")
     await guest.end(after)
     assert after.output() == b"kept\n"
 
 
 async def test_time_in_the_queue_of_a_context_does_not_count(guest: WireGuest) -> None:
-    first = guest.python("import time; time.sleep(.8)", context="c")
-    second = guest.python("print('done')", context="c", idle_timeout_s=0.5)
+    first = guest.python("import time; time.sleep(.8)", context="default")
+    second = guest.python("print('done')", context="default", idle_timeout_s=0.5)
     await guest.end(first)
     finished = await guest.end(second)
     assert (finished["cause"], second.output()) == (None, b"done\n")

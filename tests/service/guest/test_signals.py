@@ -92,9 +92,9 @@ async def test_an_early_interrupt_is_an_exception_in_python(guest: WireGuest) ->
 
 
 async def test_of_a_hundred_signals_before_the_start_the_first_are_kept(guest: WireGuest) -> None:
-    slow = guest.python("input()", context="c", stdin=True)
+    slow = guest.python("input()", context="default", stdin=True)
     # The queue of a context: the program is nowhere near its start.
-    waiting = guest.python("import time; time.sleep(1000)", context="c")
+    waiting = guest.python("import time; time.sleep(1000)", context="default")
     for number in range(100):
         signal(guest, waiting, 34 + number % 30)
     await guest.ping()
@@ -103,7 +103,7 @@ async def test_of_a_hundred_signals_before_the_start_the_first_are_kept(guest: W
     assert finished["signal"] in range(34, 64)
     assert 0 < len(finished["signalled"]) <= SIGNALS_KEPT
     assert waiting.output() == b""
-    again = guest.python("print('alive')", context="c")
+    again = guest.python("print('alive')", context="default")
     assert (await guest.end(again))["fresh_context"] is True
     assert again.output() == b"alive\n"
 
@@ -141,25 +141,25 @@ async def test_a_number_that_is_no_signal_ends_the_connection(guest: WireGuest, 
 
 
 async def test_an_interrupt_ends_a_call_and_the_context_lives(guest: WireGuest) -> None:
-    await guest.end(guest.python("x = 'kept'", context="c"))
-    run = guest.python("print('in', flush=True)\nwhile True: pass", context="c")
+    await guest.end(guest.python("x = 'kept'", context="default"))
+    run = guest.python("print('in', flush=True)\nwhile True: pass", context="default")
     await guest.written(run, b"in")
     signal(guest, run, 2)
     finished = await guest.end(run)
     assert (finished["exception"]["type"], finished["state_preserved"]) == ("KeyboardInterrupt", True)
     assert (finished["cause"], finished["signalled"]) == (None, [2])
-    after = guest.python("print(x)", context="c")
+    after = guest.python("print(x)", context="default")
     await guest.end(after)
     assert after.output() == b"kept\n"
 
 
 async def test_an_interrupt_hits_the_call_that_it_was_meant_for_however_early(guest: WireGuest) -> None:
     """Each call is signalled as soon as it is sent, and the one between must not notice."""
-    await guest.end(guest.python("import time", context="c"))
+    await guest.end(guest.python("import time", context="default"))
     for _ in range(50):
-        run = guest.python("time.sleep(1000)", context="c")
+        run = guest.python("time.sleep(1000)", context="default")
         signal(guest, run, 2)
-        between = guest.python("print('in peace')", context="c")
+        between = guest.python("print('in peace')", context="default")
         finished = await guest.end(run)
         assert (finished["exception"]["type"], finished["state_preserved"]) == ("KeyboardInterrupt", True)
         assert (await guest.end(between))["exception"] is None
@@ -167,9 +167,9 @@ async def test_an_interrupt_hits_the_call_that_it_was_meant_for_however_early(gu
 
 
 async def test_an_interrupt_at_the_end_of_a_call_never_hits_the_next_one(guest: WireGuest) -> None:
-    await guest.end(guest.python("pass", context="c"))
+    await guest.end(guest.python("pass", context="default"))
     for _ in range(200):
-        run, following = guest.python("pass", context="c"), guest.python("print('in peace')", context="c")
+        run, following = guest.python("pass", context="default"), guest.python("print('in peace')", context="default")
         signal(guest, run, 2)
         assert (await guest.end(following))["exception"] is None, "it was interrupted for another one"
         assert following.output() == b"in peace\n"
@@ -185,24 +185,49 @@ async def test_an_interrupt_that_user_code_sends_between_calls_hurts_nobody(gues
         "    open('sent', 'w').close()\n"
         "threading.Thread(target=later, daemon=True).start()\n"
     )
-    await guest.end(guest.python(code, context="c"))
+    await guest.end(guest.python(code, context="default"))
     await guest.end(guest.shell("while [ ! -e sent ]; do :; done"))
-    run = guest.python("print('in peace')", context="c")
+    run = guest.python("print('in peace')", context="default")
     finished = await guest.end(run)
     assert (finished["exception"], run.output()) == (None, b"in peace\n")
 
 
 async def test_a_signal_that_kills_a_context_is_told_and_the_next_call_is_fresh(guest: WireGuest) -> None:
-    run = guest.python("print('in', flush=True)\nimport time; time.sleep(1000)", context="c")
+    run = guest.python("print('in', flush=True)\nimport time; time.sleep(1000)", context="default")
     await guest.written(run, b"in")
     signal(guest, run, 15)
     finished = await guest.end(run)
     assert (finished["signal"], finished["state_preserved"], finished["signalled"]) == (15, False, [15])
-    assert (await guest.end(guest.python("pass", context="c")))["fresh_context"] is True
+    assert (await guest.end(guest.python("pass", context="default")))["fresh_context"] is True
 
 
 async def test_a_timeout_shorter_than_a_start_still_interrupts(guest: WireGuest) -> None:
-    run = guest.python("import time\ntime.sleep(1000)", context="c", timeout_s=0.000001)
+    run = guest.python("import time\ntime.sleep(1000)", context="default", timeout_s=0.000001)
     finished = await guest.end(run)
     assert (finished["cause"], finished["exception"]["type"]) == ("timeout", "KeyboardInterrupt")
     assert finished["state_preserved"] is True
+
+
+async def test_a_context_that_never_says_that_it_has_begun_can_be_killed(guest: WireGuest) -> None:
+    """Its threads keep the interpreter to themselves, so the call that follows an interrupted one cannot begin."""
+    code = (
+        "import ctypes, threading, time\n"
+        "def keep():\n"
+        "    time.sleep(.2)\n"
+        "    ctypes.PyDLL(None).sleep(1000)\n"
+        "threading.Thread(target=keep, daemon=True).start()\n"
+        "print('in', flush=True)\n"
+        "while True: time.sleep(.01)\n"
+    )
+    first = guest.python(code, context="default")
+    await guest.written(first, b"in")
+    signal(guest, first, 2)
+    await guest.end(first)
+    await guest.end(guest.command("sleep", "0.5"))
+    stuck = guest.python("print('begun')", context="default")
+    signal(guest, stuck, 2)
+    await guest.ping()
+    signal(guest, stuck, 9)
+    finished = await guest.end(stuck)
+    assert (finished["signal"], finished["signalled"], stuck.output()) == (9, [9], b"")
+    assert (await guest.end(guest.python("pass", context="default")))["fresh_context"] is True

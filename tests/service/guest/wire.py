@@ -88,6 +88,8 @@ class WireGuest:
                     self._take(header, payload)
                 async with self._news:
                     self._news.notify_all()
+        except ConnectionError:  # it was killed with something unread
+            pass
         finally:
             writer.close()
             with contextlib.suppress(ConnectionError):

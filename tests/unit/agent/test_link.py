@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.agent.scripted import HELLO, PATIENCE_S, FakeGuest
 
 from enclaved.agent.guest.frames import encode_frame
 from enclaved.agent.guest.limits import CHUNK_OVERHEAD_BYTES, MAX_PAYLOAD_BYTES, PROTOCOL_VERSION, STDIN_WINDOW_BYTES
@@ -29,6 +28,7 @@ from enclaved.errors import (
     OffsetReleased,
     SandboxLost,
 )
+from tests.unit.agent.scripted import HELLO, PATIENCE_S, FakeGuest
 
 OPTIONS = RunOptions(timeout_s=5)
 JOB = WireJob(b'{"kind":"command"}', None)
@@ -598,9 +598,10 @@ async def test_what_was_said_while_the_guest_was_away_is_said_when_it_is_back(ho
     handle.cancel()
 
     guest = await house.guest("x")
-    frames = [await guest.hear() for _ in range(5)]
-    assert [header["type"] for header, _ in frames] == ["subscribe", "acknowledge", "stdin", "end_of_input", "cancel"]
-    assert (frames[2][0]["offset"], frames[2][1]) == (2, b"cdef")
+    frames = [await guest.hear() for _ in range(6)]
+    kinds = [header["type"] for header, _ in frames]
+    assert kinds == ["watch_input", "subscribe", "acknowledge", "stdin", "end_of_input", "cancel"]
+    assert (frames[3][0]["offset"], frames[3][1]) == (2, b"cdef")
 
 
 async def test_an_end_that_came_while_the_daemon_was_away_is_heard(house: House) -> None:

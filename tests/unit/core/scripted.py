@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,12 +38,12 @@ class Ledger:
             raise self.error
         self.rows[row.id] = row
 
-    def finish(self, execution_id: str, finished: Finished) -> None:
-        if execution_id in self.rows:
-            self.rows[execution_id] = replace(self.rows[execution_id], finished=finished)
-
-    def forget(self, execution_id: str) -> None:
-        self.rows.pop(execution_id, None)
+    def settle(self, settled: Mapping[str, Finished | None]) -> None:
+        for execution_id, finished in settled.items():
+            if finished is None:
+                self.rows.pop(execution_id, None)
+            elif execution_id in self.rows:
+                self.rows[execution_id] = replace(self.rows[execution_id], finished=finished)
 
 
 @dataclass

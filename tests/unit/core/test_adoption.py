@@ -32,6 +32,7 @@ async def killed(world: World, **call: Any) -> Execution:
 
 async def again(world: World) -> None:
     """Kills the daemon, and lets the next one take up what is written down."""
+    world.executions.settle()
     await world.kill()
     world.restart()
     for row in sorted(world.ledger.rows.values(), key=lambda row: row.created_at):
@@ -70,6 +71,7 @@ async def test_one_that_runs_goes_on_and_is_not_sent_again(world: World) -> None
     assert finished.verdict is Verdict.EXITED
     assert world.metrics.value("enclaved_executions_adopted_total") == 1
     assert world.metrics.value("enclaved_executions_active") == 1  # the earlier daemon never heard of its end
+    world.executions.settle()
     assert world.ledger.rows["mine"].finished == finished
 
 
@@ -262,3 +264,15 @@ async def test_pages_go_on_across_the_restart(world: World) -> None:
     await again(world)
     rest_of_it = world.executions.list(page_size=10, page_token=page.next_page_token)
     assert [execution.id for execution in (*page.executions, *rest_of_it.executions)] == ids
+
+
+async def test_a_cancel_that_did_not_reach_the_guest_is_sent_by_the_next_daemon(world: World) -> None:
+    guest = await world.guest()
+    execution = await world.open(execution_id="mine")
+    await guest.hear_of("run")
+    await guest.leave()
+    await soon(world.link.wait_away())
+    execution.cancel("a caller")
+    await again(world)
+    guest = await world.guest(held(world.executions.get("mine")))
+    await guest.hear_of("cancel")

@@ -82,7 +82,7 @@ async def test_an_id_that_is_used_again_after_its_record_went_never_meets_what_t
 async def test_it_is_written_down_before_it_is_sent_and_dropped_when_it_is_forgotten(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "RECORD_KEPT_S", 0.01)
+    monkeypatch.setattr(retention, "RECORD_KEPT_S", 0.2)
     with pytest.raises(GuestUnavailable):
         await world.open()
     assert world.ledger.rows == {}
@@ -97,10 +97,25 @@ async def test_it_is_written_down_before_it_is_sent_and_dropped_when_it_is_forgo
     assert (row.sandbox_id, row.tool, row.detach, row.finished) == ("box", "shell_executor", True, None)
     ends(guest, execution, exit_code=3)
     await soon(execution.ended)
+    await until(lambda: world.ledger.rows["mine"].finished is not None)
     finished = world.ledger.rows["mine"].finished
     assert finished is not None
     assert finished.exit_code == 3
     await until(lambda: not world.ledger.rows)
+
+
+async def test_an_id_that_is_used_again_at_once_keeps_nothing_of_the_one_before(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 0)
+    guest = await world.guest()
+    old = await world.open(execution_id="mine")
+    ends(guest, old)
+    await soon(old.ended)
+    new = await world.open(execution_id="mine")
+    assert new is not old
+    world.executions.settle()
+    assert world.ledger.rows["mine"].finished is None
 
 
 async def test_a_full_disk_keeps_nobody_from_cancelling(world: World) -> None:
@@ -169,11 +184,12 @@ async def test_a_context_that_is_not_open_is_told_with_what_to_do(world: World) 
     execution = await world.open("python_executor", {"code": "1"}, context="analysis")
     await guest.hear_of("run")
     message = "context 'analysis' is not open"
-    guest.say("refused", execution=execution.handle.name, code="not_found", message=message)
+    guest.say("refused", execution=execution.handle.name, code="no_context", message=message)
     with pytest.raises(WrongState, match="open it first"):
         await soon(execution.collect())
     with pytest.raises(ExecutionNotFound):
         world.executions.get(execution.id)
+    world.executions.settle()
     assert world.ledger.rows == {}
 
 
@@ -182,7 +198,7 @@ async def test_a_detached_call_that_the_guest_refuses_says_so_at_once(world: Wor
     call = ToolCall("box", "python_executor", {"code": "1"}, context="analysis", detach=True, execution_id="mine")
     running = asyncio.create_task(world.executions.run(call))
     header, _ = await guest.hear_of("run")
-    guest.say("refused", execution=header["execution"], code="not_found", message="not open")
+    guest.say("refused", execution=header["execution"], code="no_context", message="not open")
     ping, _ = await guest.hear_of("ping")
     guest.say("pong", number=ping["number"])
     with pytest.raises(WrongState):

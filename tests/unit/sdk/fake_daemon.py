@@ -122,6 +122,10 @@ class FakeDaemon:
         """Whether streams bring nothing at all."""
         self.ends_with_input = False
         """Whether what `Execute` brings comes only after the end of the input."""
+        self.begins_at_once = False
+        """Whether `Execute` brings its first event before that."""
+        self.opened = threading.Event()
+        """Set when a stream was opened."""
         self.sent_up: list[execution_pb.ExecuteRequest] = []
         """What such streams were sent after their first message."""
         self.endless = False
@@ -243,6 +247,9 @@ class _Executions(execution_grpc.ExecutionServiceServicer):
     async def Execute(self, requests: Any, context: Any) -> None:
         first = await anext(aiter(requests))
         await self.daemon.took(first, context)
+        self.daemon.opened.set()
+        if self.daemon.begins_at_once:
+            await context.write(execution_pb.ExecuteResponse(event=self.daemon.events[0][0]))
         if self.daemon.ends_with_input:
             async for request in requests:
                 self.daemon.sent_up.append(request)

@@ -1,0 +1,20 @@
+"""Input on its way to a guest."""
+
+from __future__ import annotations
+
+import pytest
+
+from enclaved.agent.stdin import Input
+from enclaved.errors import InvalidRequest
+
+
+async def test_input_that_comes_after_the_end_is_ignored_wherever_it_would_belong() -> None:
+    """A client that comes back to an execution that has ended sends again what it sent before."""
+    sent: list[tuple[int, bytes]] = []
+    found = Input(lambda offset, data: sent.append((offset, data)), known=True)
+    with pytest.raises(InvalidRequest, match="gap"):
+        await found.write(b"two", 3)
+    found.close()
+    await found.write(b"one", 0)
+    await found.write(b"two", 3)
+    assert sent == []
