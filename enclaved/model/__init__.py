@@ -31,6 +31,7 @@ from enclaved.model.executions import (
     ToolCall,
     Verdict,
 )
+from enclaved.model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, Unpacked
 from enclaved.model.sandboxes import (
     EMPTY,
     Adjustment,
@@ -55,6 +56,7 @@ __all__ = [
     "STDOUT",
     "TERMINAL",
     "Adjustment",
+    "ChangeKind",
     "CommandJob",
     "ContextInfo",
     "EngineInfo",
@@ -62,8 +64,11 @@ __all__ = [
     "ExceptionInfo",
     "ExecutionInfo",
     "ExecutionPage",
+    "FileChange",
+    "FileInfo",
     "FileJob",
     "FileOperation",
+    "FileType",
     "Finished",
     "Job",
     "LimitHit",
@@ -87,6 +92,7 @@ __all__ = [
     "SandboxRequest",
     "SandboxSpec",
     "SandboxState",
+    "SearchMatch",
     "SignalSender",
     "Started",
     "StatsSample",
@@ -94,6 +100,7 @@ __all__ = [
     "TerminalSize",
     "ToolCall",
     "ToolDescription",
+    "Unpacked",
     "Verdict",
     "Volume",
 ]

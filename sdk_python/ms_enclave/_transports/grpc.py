@@ -18,6 +18,7 @@ from ms_enclave._transports.base import PullProgress, SandboxPlan, ToolCall
 from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
 from ms_enclave._transports.contexts import Contexts
 from ms_enclave._transports.executions import Executions
+from ms_enclave._transports.files import Files
 from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxExists, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
 from ms_enclave.v1 import image_service_pb2 as image_pb
@@ -55,6 +56,7 @@ class GrpcTransport:
         self._calls = Calls(address, revive)
         self.executions = Executions(self._calls)
         self.contexts = Contexts(self._calls)
+        self.files = Files(self._calls)
         self._request_s = request_timeout_s
 
     @property

@@ -160,12 +160,12 @@ class OpenFile(_message.Message):
     """Whether to make missing parent directories."""
     upload_id: _builtins.str
     """Go on with an upload that was cut: the id that its first call chose, 1 to 64 characters of [A-Za-z0-9_-]. What has
-    arrived is kept for 10 minutes beside the file, out of sight, until an upload of this id is complete. Empty: an
-    upload that is cut leaves nothing.
+    arrived is kept beside the file as `.upload-ID` until the upload is complete; after 10 minutes another upload with
+    an id into that directory removes it. Empty: an upload that is cut leaves nothing.
     """
     offset: _builtins.int
-    """Offset of the first byte that follows. Bytes below what has arrived are passed over; a gap is OUT_OF_RANGE, and
-    the error says what has arrived.
+    """Offset of the first byte that follows; needs an `upload_id`. Bytes below what has arrived are passed over; a gap is
+    OUT_OF_RANGE, and the error says how much has arrived (`arrived_bytes`).
     """
     def __init__(
         self,
@@ -343,7 +343,7 @@ Global___ListDirectoryRequest: _TypeAlias = ListDirectoryRequest  # noqa: Y015
 
 @_typing.final
 class ListDirectoryResponse(_message.Message):
-    """A page of a listing, at most 256 entries."""
+    """A page of a listing, at most 256 entries. The last may be empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

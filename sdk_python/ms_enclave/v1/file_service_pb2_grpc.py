@@ -26,12 +26,13 @@ if _version_not_supported:
 
 
 class FileServiceStub(object):
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed; a link that leads out is refused. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
@@ -104,12 +105,13 @@ class FileServiceStub(object):
 
 
 class FileServiceServicer(object):
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed; a link that leads out is refused. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
@@ -144,7 +146,7 @@ class FileServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def MakeDirectory(self, request, context):
-        """Makes a directory. One that exists is left as it is. Errors also: FAILED_PRECONDITION (a file is there).
+        """Makes a directory. One that exists is left as it is. Errors also: ALREADY_EXISTS (a file is there).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,7 +154,7 @@ class FileServiceServicer(object):
 
     def MoveFile(self, request, context):
         """Gives a file, link or directory another name, in one step where both are on one file system. Errors also:
-        FAILED_PRECONDITION (something is there, and `replace` is not set).
+        ALREADY_EXISTS (something is there, and `replace` is not set or it is no file).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,31 +176,34 @@ class FileServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchDirectory(self, request, context):
-        """Tells what changes in a directory until the client leaves: first one `ready`, then the changes in order. If they
-        come faster than they are read, `overflow` says that some were lost.
+        """Tells what changes in a directory until the client leaves: first one READY, then the changes in order. If they
+        come faster than they are read, OVERFLOW says that some were lost. Ends like a program after the longest time that
+        the sandbox grants to one (FAILED_PRECONDITION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SearchFiles(self, request, context):
-        """Looks for lines in the files below a directory. Binary files are passed over.
+        """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
+        also: INVALID_ARGUMENT (no regular expression).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadArchive(self, request, context):
-        """Packs a directory, or one file, into a tar archive, streamed.
+        """Packs a directory, or one file, into a tar archive, streamed. Pipes, sockets and devices are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WriteArchive(self, request_iterator, context):
-        """Unpacks a tar archive (plain, gzip, bzip2 or xz) into a directory, streamed. Entries with absolute names, names
-        that lead out, links that lead out, devices and pipes are refused before anything of them is written; what came
-        before them stays.
+        """Unpacks a tar archive (plain, gzip, bzip2 or xz) into a directory, streamed. Names of entries are
+        taken below the directory, absolute ones too. Names that lead out, links that lead out, devices and pipes are refused
+        with INVALID_ARGUMENT before anything of them is written; what came before them stays. Hard links become copies. At
+        most 100000 entries and 16 GiB; a client that sends nothing for 30 s ends with DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -276,12 +281,13 @@ def add_FileServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FileService(object):
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed; a link that leads out is refused. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
