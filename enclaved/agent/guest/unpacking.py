@@ -169,13 +169,10 @@ class Unpacking:
             found = os.stat(names[-1], dir_fd=folder, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             raise ArchiveRefused(missing) from None
-        if stat.S_ISLNK(found.st_mode):
-            self._link(member.names[-1], os.readlink(names[-1], dir_fd=folder))
-        elif stat.S_ISREG(found.st_mode):
-            self._count(found.st_size)
-            copy_content(folder, names[-1], self._folder, member.names[-1])
-        else:
+        if not stat.S_ISREG(found.st_mode):  # nor a link: elsewhere it would lead elsewhere
             raise ArchiveRefused(missing)
+        self._count(found.st_size)
+        copy_content(folder, names[-1], self._folder, member.names[-1])
         os.close(folder)
 
 
