@@ -119,7 +119,7 @@ async def test_a_reload_of_a_faulty_file_fails_and_the_old_configuration_stays(h
 
 async def test_a_daemon_that_hangs_is_restarted_and_goes_on_where_it_was(host: Machine):
     hung = await host.show("MainPID")
-    code = running("import time; time.sleep(40); print('to the end')")
+    code = running("import time; time.sleep(25); print('to the end')")
     async with host.running(*client(code), user="alice") as program:
         await program.said("there")
         assert len(await host.sandboxes()) == 1

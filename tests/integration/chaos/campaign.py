@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
 import random
 import signal
@@ -23,7 +22,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from tests.integration.chaos.client import Follower, Tally
 from tests.integration.chaos.programs import program
-from tests.integration.failures.ground import DaemonProcess, Ground, Stubs
+from tests.integration.failures.ground import DaemonProcess, Ground, Stubs, until
 from tests.scripts.loading import load
 
 KILLS = 100
@@ -117,8 +116,7 @@ async def adoption(count: int) -> float:
         daemon.send(signal.SIGKILL)
         await daemon.ended()
         daemon = await ground.daemon("--limits-sandboxes-max", str(count))
-        while daemon.text.count('"sandbox adopted"') < count:
-            await asyncio.sleep(0.1)
+        await until(lambda: daemon.text.count('"sandbox adopted"') == count, f"the adoption of {count} sandboxes")
         said = [json.loads(line) for line in daemon.text.splitlines()]
         moments = {line["event"]: datetime.fromisoformat(line["time"]) for line in said}  # the last of each
         daemon.send(signal.SIGTERM)
@@ -177,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.report is not None:
         options.report.write_text(f"{text}\n")
     if options.json is not None:
-        numbers = {**dataclasses.asdict(tally), "seed": seed, "faults": tally.faults}
+        numbers = {**vars(tally), "seed": seed, "faults": tally.faults}
         options.json.write_text(json.dumps(numbers, indent=2) + "\n")
     return int(tally.faults > 0)
 

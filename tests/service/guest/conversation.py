@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -175,7 +176,7 @@ def conversation(**settings: Any) -> Iterator[Conversation]:
     os.chown(work, UID, UID)
     chosen = {
         "scratch_dirs": (),
-        "daemon_absence_s": 0.0,
+        "daemon_absence_s": 30.0,
         "expires_in_s": 600.0,
         "memory_limit_bytes": 2**30,
         **settings,
@@ -197,5 +198,6 @@ def conversation(**settings: Any) -> Iterator[Conversation]:
             yield wire
         finally:
             wire.connection.close()
-            process.kill()
+            for pid in wire.descendants()[:1]:  # the guest; with it goes its namespace
+                os.kill(pid, signal.SIGKILL)
             process.wait(PATIENCE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import stat
 import tempfile
@@ -630,3 +631,16 @@ async def test_closing_ends_everything(place: Path) -> None:
             await soon(handle.finished)
         await guest.hung_up()
         assert not place.exists()
+
+
+async def test_a_question_to_a_guest_that_never_comes_leaves_no_fault_in_the_log(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = asyncio.create_task(house.link.ping(0.05))
+    await asyncio.sleep(0)  # until it waits for the guest
+    house.link.fail(SandboxLost("box", "it fell"))
+    with pytest.raises(GuestUnavailable):
+        await asking
+    del asking
+    gc.collect()
+    assert "never retrieved" not in caplog.text
