@@ -72,8 +72,7 @@ def find(path: str, working_dir: str, follow: bool = True) -> Place:
     This process can open no more than user code can, so the check is there to tell mistakes, not to keep a secret.
     """
     whole = os.path.join(working_dir, path)
-    follow = follow or whole.rstrip("/").rpartition("/")[2] in (".", "..")
-    place = _walk(whole, follow)
+    place = _walk(whole, follow or whole.rstrip("/").rpartition("/")[2] in (".", ".."))
     for root in (os.path.realpath(working_dir), "/tmp"):
         if place.path.startswith(root + "/") or (place.path == root and follow):
             return place
