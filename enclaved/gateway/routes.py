@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 
-from enclaved.core.executions import Execution, Executions
+from enclaved.core.executions import Executions
 from enclaved.core.files import Files
 from enclaved.core.pages import PAGE_SIZE_MAX
 from enclaved.core.pool import SIZE_MAX, WAIT_DEFAULT_S, Pools
@@ -35,24 +35,17 @@ from enclaved.gateway.bodies import (
     ToolExecutionRequest,
     sandbox_request,
 )
+from enclaved.gateway.followed import followed
 from enclaved.gateway.intake import body_chunks, json_object, while_connected
 from enclaved.gateway.refusals import Refused, cut, headers_of, refusal_of
 from enclaved.gateway.results import refused_result, tool_result
 from enclaved.model import (
-    STDERR,
-    STDOUT,
     Finished,
-    Notice,
-    Output,
-    RunResult,
     Sandbox,
     SandboxRequest,
     ToolCall,
     Verdict,
 )
-
-OUTPUT_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Most output of a channel in one answer; what comes after it is dropped, and the answer says so."""
 
 POOL_ID: Final = "http"
 """The documented routes know one pool."""
@@ -215,7 +208,7 @@ class Routes:
         except InvalidRequest as error:
             return _refused_by_tool(error, call.tool)
         try:
-            return await _followed(execution, call.tool)
+            return await followed(execution, call.tool)
         finally:
             execution.cancel("its client, who left")  # nobody could come back for it; one that has ended stays so
 
@@ -318,28 +311,6 @@ class Routes:
         container_id = self._core.sandboxes.record(sandbox.id).container_id
         tools = self._core.sandboxes.tools(sandbox.id)
         return views.sandbox_info(sandbox, self._status(sandbox), container_id, tools)
-
-
-async def _followed(execution: Execution, tool: str) -> dict[str, Any]:
-    """Follows an execution to its end, however much it writes, and words its result."""
-    outputs = {STDOUT: bytearray(), STDERR: bytearray()}
-    notices: list[Notice] = []
-    dropped = False
-    finished = Finished(Verdict.INTERNAL_ERROR)
-    async with execution.attach() as events:
-        async for event in events:
-            match event:
-                case Output():
-                    kept = outputs[event.channel]
-                    room = OUTPUT_BYTES_MAX - len(kept)
-                    kept += event.data[:room]
-                    dropped = dropped or len(event.data) > room
-                case Notice():
-                    notices.append(event)
-                case Finished():
-                    finished = event
-    result = RunResult(execution.id, bytes(outputs[STDOUT]), bytes(outputs[STDERR]), tuple(notices), finished)
-    return tool_result(tool, result, finished, truncated=dropped)
 
 
 async def _config(request: Request, kind: SandboxType, failure: str) -> SandboxRequest:

@@ -22,9 +22,8 @@ PAGE_TCP = "127.0.0.1:50061"
 def test_the_commands_of_the_page_print_what_it_shows(tmp_path: Path) -> None:
     """The program ``grpcurl`` is one that calls ``buf curl``, which can be installed everywhere."""
     program = tmp_path / "grpcurl"
-    program.write_text(
-        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(Path(__file__).with_name("grpcurl.py")))} "$@"\n'
-    )
+    command = shlex.join([sys.executable, str(Path(__file__).with_name("grpcurl.py"))])
+    program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     program.chmod(0o755)
     first, *rest = blocks("docs/grpcurl.md", "shell")
     assert len(rest) > 7

@@ -186,6 +186,16 @@ async def test_who_comes_back_has_every_byte_once(sandbox: DockerSandbox) -> Non
     assert text(await events_of(found.attach({Channel.STDOUT: 7}))) == expected[7:]
 
 
+async def test_who_looks_on_takes_nothing_from_the_one_that_opened_it(sandbox: DockerSandbox) -> None:
+    size = 6_000_000
+    execution = await sandbox.start_execution("bash", command=f"head -c {size} /dev/zero")
+    assert isinstance(await anext(execution), Started)
+    looking = asyncio.create_task(events_of(execution.attach()))
+    got = sum(len(event.data) for event in await events_of(execution) if isinstance(event, Output))
+    assert got == size
+    await looking
+
+
 async def test_the_same_id_never_runs_twice(sandbox: DockerSandbox) -> None:
     options = ExecutionOptions(execution_id="mine")
     for _ in range(2):

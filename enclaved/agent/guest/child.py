@@ -59,6 +59,7 @@ def child_main(control: socket.socket, settings: Dict[str, Any]) -> None:
         drop(settings, status)
     except (OSError, RuntimeError, ValueError) as error:  # never run with more
         control.sendall(encode_claim({"failed": "%s: %s" % (type(error).__name__, error)}))
+        control.recv(1)  # the guest looks at this process, and kills it
         os.kill(os.getpid(), signal.SIGKILL)
     os.close(status)
     job = json.loads(handed.text)

@@ -39,6 +39,7 @@ class Child:
         self.outgoing: Deque[Tuple[bytes, List[int]]] = collections.deque()
         self.incoming = bytearray()
         self.silent = False  # it closed its end
+        self.deaf = False  # it has said what none of ours says: the guest believes no word of it any more
         self.failed = False  # it has said why it could not be made ready
         self.unread = False  # it died without having read all that was sent to it
         self.was_signalled = False  # in its call that runs or was the last
@@ -51,7 +52,7 @@ class Children:
 
     The ``on_`` callables are set by whoever puts the guest together: a child that was asked for is ready or cannot be,
     is silent from now on (whether before it was ready), claims that its call has begun, or that its program or call has
-    ended, or has ended itself.
+    ended, is a context that says nonsense, claims that it could not become the sandbox's user, or has ended itself.
     """
 
     on_ready: Callable[[Child], None]
@@ -59,6 +60,8 @@ class Children:
     on_silent: Callable[[Child, bool], None]
     on_begun: Callable[[Child], None]
     on_done: Callable[[Child, Dict[str, Any]], None]
+    on_misuse: Callable[[Child], None]
+    on_unprepared: Callable[[Child, str], None]
     on_exit: Callable[[Child, int, Any], None]
 
     def __init__(self, loop: Loop) -> None:
@@ -133,8 +136,10 @@ class Children:
             if not data:
                 self.silence(child)
                 break
+            if child.deaf:
+                continue  # taken all the same: a full socket would stop who writes to it
             child.incoming += data
-            while len(child.incoming) >= 4 and not child.silent:
+            while len(child.incoming) >= 4 and not child.silent and not child.deaf:
                 (size,) = struct.unpack_from(">I", child.incoming)
                 if size > MAX_CLAIM_BYTES:
                     self.reject(child)
@@ -162,22 +167,52 @@ class Children:
             if child in self.spawning:
                 self.spawning.remove(child)
                 self.on_ready(child)
-        elif "failed" in claim and child in self.spawning:
-            child.failed = True
-            self.on_failed(str(claim["failed"])[:1000])
+        elif "failed" in claim:
+            self.take_failure(child, str(claim["failed"])[:1000])
         elif "begun" in claim:
             self.on_begun(child)
-        elif "done" in claim and (
-            child.execution is None or (child.context is not None and claim.get("call") != child.calls + 1)
-        ):  # nobody asked for this end: user code plays with the socket
-            self.reject(child)
-        elif "done" in claim and child.execution is not None and child.execution.state == "running":
+        elif "done" in claim:
+            self.take_end(child, claim)
+
+    def take_failure(self, child: Child, why: str) -> None:
+        """A child cannot be made ready, or cannot become what it was made for; or user code says so."""
+        if child in self.spawning:
+            child.failed = True
+            self.on_failed(why)
+        elif child.execution is not None:
+            self.on_unprepared(child, why)
+
+    def take_end(self, child: Child, claim: Dict[str, Any]) -> None:
+        """A program or call has ended, or user code says so.
+
+        In a context the end of a call may be told twice, once by user code and then by the interpreter. The first one
+        has counted; the second one is no end of the next call.
+        """
+        running = child.execution is not None and child.execution.state == "running"
+        if child.context is not None:
+            number = claim.get("call")
+            if type(number) is int and number <= child.calls:
+                return
+            running = running and number == child.calls + 1
+        if running:
             self.on_done(child, checked_claim(claim))
+        elif child.execution is None or child.context is not None:
+            self.reject(child)
 
     def reject(self, child: Child) -> None:
-        """Kills a child that says what none of ours says."""
-        self.silence(child)
-        kill(child.pid)
+        """Believes a child no more that says what none of ours says.
+
+        What has begun in it ends as it ends, which wait4 will tell; but for a context, whose calls have no other end
+        than what it says.
+        """
+        if child.keeper is None and (child.execution is not None or child.context is not None):
+            child.deaf = True
+            child.incoming.clear()
+            if child.context is not None:
+                self.on_misuse(child)
+        else:
+            self.silence(child)
+            kill(child.pid)
 
     def give(self, child: Child, data: bytes, fds: List[int]) -> None:
         """Sends bytes and descriptors to a child. The descriptors are closed here."""

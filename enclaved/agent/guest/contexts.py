@@ -60,7 +60,7 @@ class Contexts:
             return
         execution = context.queue.popleft()
         context.current = execution
-        if context.child is not None and context.child.silent:  # it closed its socket, so it can take no call
+        if context.child is not None and not context.is_alive():  # it closed its socket, or talks nonsense through it
             kill(context.child.pid)
             context.child = None
             context.died = True

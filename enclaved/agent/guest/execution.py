@@ -38,7 +38,7 @@ class Context:
 
     def is_alive(self) -> bool:
         """Whether it has an interpreter that can take calls."""
-        return self.child is not None and not self.child.silent
+        return self.child is not None and not self.child.silent and not self.child.deaf
 
     def settle(self, child: Child) -> None:
         """A child is its interpreter from now on."""
@@ -86,6 +86,7 @@ class Execution:
         self.signals: List[Tuple[int, bool, bool]] = []  # that wait for that, as `Signals` keeps them
         self.signalled: List[int] = []
         self.cause: Optional[str] = None
+        self.reason = ""  # what a cause does not say
         self.fresh_context = False
         self.claim: Optional[Dict[str, Any]] = None
         self.status: Optional[int] = None

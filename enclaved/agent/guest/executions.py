@@ -201,6 +201,25 @@ class Executions:
                 child.calls += 1
                 self.end_program(execution)
 
+    def on_misuse(self, child: Child) -> None:
+        """A context says what no interpreter says. The end of its call could not be known any more, so it is ended."""
+        execution = child.execution
+        if execution is not None and execution.state == "running":
+            self.stop(execution, "claims")
+        kill(child.pid)
+
+    def on_unprepared(self, child: Child, why: str) -> None:
+        """A child claims that it could not become the sandbox's user; it waits to be killed.
+
+        User code cannot say that: the kernel must say that this process has more rights than any of user code.
+        """
+        if child.execution is not None and self.cleaner.processes.is_above_user(child.pid):
+            child.execution.reason = why
+            self.stop(child.execution, "unprepared")
+            kill(child.pid)
+        else:
+            self.children.reject(child)
+
     def on_exit(self, child: Child, status: int, usage: Any) -> None:
         """The process of a program or context has ended, or was never given anything to do."""
         execution = child.execution
@@ -208,11 +227,13 @@ class Executions:
         self.contexts.on_exit(child, never_ran)
         if execution is None:
             return
+        if execution.cause == "claims" and (never_ran or not killed(status)):
+            execution.cause = None  # it was the call before that talked nonsense, or this one was quicker to end
         if never_ran and execution.cause is None and not execution.signalled and execution.starts < STARTS_MAX:
             self.start_again(execution)
             return
-        closed = child.context is not None and child.context.closed
-        if execution.status is None and not (closed and execution.state == "draining"):  # a call that was over stays so
+        ours = child.context is not None and (child.context.closed or child.deaf)
+        if execution.status is None and not (ours and execution.state == "draining"):  # a call that was over stays so
             execution.status = status
             execution.usage = usage_of(usage)
         if execution.state == "running":
@@ -252,3 +273,8 @@ class Executions:
         """Closes the pipes of a program that does not run after all."""
         self.output.close(execution)
         self.stdin.close(execution)
+
+
+def killed(status: int) -> bool:
+    """Whether a process was killed (SIGKILL)."""
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL

@@ -125,6 +125,7 @@ class Guest:
         )
         children.on_begun = executions.on_begun
         children.on_done, children.on_exit = executions.on_done, executions.on_exit
+        children.on_misuse, children.on_unprepared = executions.on_misuse, executions.on_unprepared
         self.link.on_connected, self.link.on_lost = self.greet, self.intake.on_lost
         self.link.on_frame = self.dispatch.on_frame
 
@@ -161,8 +162,8 @@ class Guest:
     def serve(self) -> NoReturn:
         """Runs until the sandbox ends. Never returns."""
         os.set_inheritable(self.bundle.fd, False)
-        wake, wakeup = socket.socketpair()
         self.descriptors.raise_limit()
+        wake, wakeup = socket.socketpair()
         wake.setblocking(False)
         wakeup.setblocking(False)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)

@@ -71,8 +71,8 @@ class Opening:
             child.keeper = None
             self.child = None
             self.end(None)
-        else:
-            self.end("the interpreter did not say that it is ready")
+        else:  # no user code has run in it yet
+            self.end(str(claim.get("failed", "the interpreter did not say that it is ready"))[:1000])
 
     def on_gone(self, child: Child) -> None:
         """The interpreter ended before it was ready."""

@@ -9,6 +9,7 @@ import os
 import signal
 
 from .limits import STOP_ROUNDS
+from .procfs import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,6 +103,14 @@ class Processes:
             return pids
         table = {pid: stat(pid) for pid in pids}
         return {pid for pid in pids if belongs(pid, table, os.getpid())}
+
+    def is_above_user(self, pid: int) -> bool:
+        """Whether a process has another user than the sandbox's or some capability, which no program can get."""
+        rights = dict(pairs("/proc/%d/status" % pid))
+        if not self.privileged or "Uid" not in rights:
+            return False
+        capabilities = (rights.get(name, "0") for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"))
+        return rights["Uid"].split() != [str(self.uid)] * 4 or any(int(value, 16) for value in capabilities)
 
     def is_users(self, pid: int) -> bool:
         """Whether a process runs as the sandbox's user; without privileges, all do."""

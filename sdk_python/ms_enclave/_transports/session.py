@@ -93,14 +93,15 @@ class Session:
     async def next(self) -> Event | None:
         """Returns the next event; ``None`` after the last. Asking for it says that the one before is consumed.
 
-        Raises what ended the session early.
+        Raises what ended the session early, faults of its own included.
         """
         self._confirm()
         while not self._events:
             if self._task.done():
-                if self._failure is not None:
+                failure = self._why()
+                if failure is not None:
                     self.spent = True
-                    raise self._failure
+                    raise failure
                 return None
             self._arrived.clear()
             await self._arrived.wait()
@@ -115,7 +116,7 @@ class Session:
         """Waits until the daemon says that the execution exists. Raises what it says instead."""
         while self._track.started is None:
             if self._task.done():
-                raise self._failure or InternalError(f"execution {self._track.execution_id} was not started")
+                raise self._why() or InternalError(f"execution {self._track.execution_id} was not started")
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -124,10 +125,16 @@ class Session:
         writing = asyncio.create_task(self.upward.write(data))
         try:
             await asyncio.wait({writing, self._task}, return_when=asyncio.FIRST_COMPLETED)
-            if not writing.done() and self._failure is not None:
-                raise self._failure
+            if not writing.done() and (failure := self._why()) is not None:
+                raise failure
         finally:
             writing.cancel()
+
+    def _why(self) -> BaseException | None:
+        """What ended its task, if that was not the end of the execution: also what nobody expected."""
+        if self._failure is not None or not self._task.done() or self._task.cancelled():
+            return self._failure
+        return self._task.exception()
 
     @property
     def over(self) -> bool:

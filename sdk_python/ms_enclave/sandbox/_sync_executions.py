@@ -66,10 +66,10 @@ class Execution(Face[executions.Execution]):
         self,
         offsets: Mapping[Channel, int] | None = None,
         *,
-        observe: bool = False,
+        observe: bool = True,
         stats_interval: float | None = None,
     ) -> Execution:
-        """Returns another object for it, which follows from ``offsets`` on."""
+        """Returns another object for it, which follows from ``offsets`` on; see the one with asyncio."""
         return Execution(self.wrapped.attach(offsets, observe=observe, stats_interval=stats_interval))
 
 

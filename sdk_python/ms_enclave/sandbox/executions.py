@@ -126,12 +126,13 @@ class Execution:
         self,
         offsets: Mapping[Channel, int] | None = None,
         *,
-        observe: bool = False,
+        observe: bool = True,
         stats_interval: float | None = None,
     ) -> Execution:
         """Returns another object for it, which follows from ``offsets`` on (not named: the first byte still kept).
 
-        ``observe``: release nothing, and hold up nothing; otherwise it takes the place of the one that started it.
+        ``observe`` (the default): release nothing, hold up nothing, send nothing. ``False``: take the place of the one
+        that follows it now, who observes from then on and may meet gaps.
         ``stats_interval``: seconds between samples; ``None``: none. Iterating raises `OffsetReleased` for an offset
         that is no longer kept.
         """

@@ -243,7 +243,9 @@ class ExecutionSpec(_message.Message):
     """Its parameters as a JSON object; see ListTools. At most 1 MiB; put larger content into files."""
     execution_id: _builtins.str
     """Id of the execution; empty: the daemon makes one. The same id twice is the same execution, never a second run,
-    as long as its record is kept. Matches ^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$.
+    for the life of the sandbox and the last 4096 ids chosen in it (100000 in all sandboxes), also over a restart of
+    the daemon. Once its record went it is answered with its verdict and a gap for each channel that it wrote to.
+    Matches ^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$.
     """
     timeout_s: _builtins.float
     """Seconds that it may run, counted from its start. Absent: the parameter `timeout`, else the tool's option, else
@@ -596,7 +598,7 @@ class Acknowledge(_message.Message):
     OFFSETS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def offsets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelOffset]:
-        """The next offset that it lacks, for each channel that it names."""
+        """The next offset that it lacks, for each channel that it names. Beyond what was sent: INVALID_ARGUMENT."""
 
     def __init__(
         self,
@@ -670,8 +672,9 @@ class AttachRequest(_message.Message):
     sandbox_id: _builtins.str
     """The sandbox that it runs in. Empty: whichever it is. If it is another one: NOT_FOUND."""
     observe: _builtins.bool
-    """True: only watch; what this reader has seen is not released. False: take the place of the client that opened
-    the execution, so that what lies before `offsets` and what is read from here on may be released.
+    """True: only watch; what this reader has seen is not released. False: take the place of the client that had it,
+    so that what lies before `offsets` and what is read from here on may be released. Whoever had the place goes on
+    as one who observes: what it reads or acknowledges releases nothing, and if it is too slow it hears of a gap.
     """
     stats_interval_s: _builtins.float
     """Seconds between the stats samples that this call gets, at least 0.05; absent: none."""
@@ -1105,7 +1108,7 @@ class Finished(_message.Message):
     """One sentence on what happened, for a person; empty for an exit with code 0."""
     attested: _builtins.bool
     """True if exit_code or signal were read from the kernel. False if they are the claim of an interpreter that lives
-    on (a context).
+    on (a context), and wherever `exception` is set, which is always a claim.
     """
     state_preserved: _builtins.bool
     """Whether the variables of the context survived. Absent where there is no context."""

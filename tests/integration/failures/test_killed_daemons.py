@@ -146,6 +146,32 @@ async def test_what_ended_without_a_daemon_has_its_true_verdict(
     await stopped(second, ground)
 
 
+async def test_output_that_nobody_has_read_is_there_after_a_kill_however_much_it_is(
+    ground: Ground, engine: aiodocker.Docker
+) -> None:
+    """More than the journals of a sandbox take, of programs that end without a daemon, and one that ended before."""
+    names = [f"big-{number}" for number in range(8)]
+    first = await ground.daemon()
+    async with at(first) as stubs:
+        await create(stubs)
+        for name in ("small", *names):
+            rest = "print('x' * 3_000_000)" if name in names else "print('precious')"
+            spec = python("", execution_id=name, detach=True, retention=pb.RETENTION_UNTIL_ACK)
+            spec.parameters_json = json.dumps({"code": (AWAITED if name in names else "") + rest, "isolated": True})
+            await stubs.executions.Run(pb.RunRequest(spec=spec))
+        await stubs.executions.WaitExecution(pb.WaitExecutionRequest(execution_id="small"))
+        await killed(first)
+    (container_id,) = ground.containers()
+    await _do(await engine.containers.get(container_id), "touch /sandbox/go")
+    second = await ground.daemon()
+    async with at(second) as stubs:
+        for name in ("small", *names):
+            output, finished = await follow(stubs, name)
+            assert (finished.verdict, finished.exit_code) == (pb.VERDICT_EXITED, 0), name
+            assert len(output) == (len("begun\n") + 3_000_001 if name in names else len("precious\n")), name
+    await stopped(second, ground)
+
+
 async def _do(container: Any, command: str) -> str:
     """Runs a shell command in a container behind the daemon's back, as the user of its programs."""
     uid = (await container.show())["Config"]["Labels"]["enclaved.uid"]

@@ -109,3 +109,44 @@ async def test_patience_has_an_end_and_the_execution_is_taken_up_by_its_id(
     assert isinstance(events[-1], Finished)
     assert events[-1].exit_code == 4
     await sandbox.cleanup()
+
+
+async def test_streams_whose_programs_end_without_a_daemon_lose_nothing(ground: Ground) -> None:
+    """More output at once than the journals of their sandbox take."""
+    daemon = await ground.daemon()
+    sandbox = await sandbox_at(daemon)
+    begun = asyncio.Event()
+
+    async def stream() -> tuple[int, Verdict]:
+        size = 0
+        async for event in sandbox.stream("bash", command="echo; sleep 0.5; head -c 3500000 /dev/zero"):
+            if isinstance(event, Output):
+                size += len(event.data)
+                begun.set()
+            elif isinstance(event, Finished):
+                return size, event.verdict
+        raise AssertionError("it did not end")
+
+    streams = [asyncio.create_task(stream()) for _ in range(8)]
+    async with asyncio.timeout(PATIENCE_S):
+        await begun.wait()
+        await killed_and_started(ground, daemon)
+        for each in streams:
+            assert await each == (3_500_001, Verdict.EXITED)
+    await sandbox.cleanup()
+
+
+async def test_many_large_results_at_once_are_all_complete(ground: Ground) -> None:
+    """One answer holds less than each; the SDK goes on where it stopped, though all have ended by then."""
+    sandbox = await sandbox_at(await ground.daemon())
+
+    async def result() -> int:
+        command = "head -c 3000000 /dev/zero | tr '\\0' x"
+        found = await sandbox.execute_tool("shell_executor", {"command": command})
+        assert found.error is None
+        assert isinstance(found.output, str)
+        return len(found.output)
+
+    async with asyncio.timeout(PATIENCE_S):
+        assert await asyncio.gather(*(result() for _ in range(20))) == [3_000_000] * 20
+    await sandbox.cleanup()

@@ -207,12 +207,33 @@ def forgeries(chance: random.Random) -> Case:
     return place(f"{name}{' in a context' if place is in_context else ''}", attempts[name], expected)
 
 
+def misuses(chance: random.Random) -> Case:
+    """A program that finds its interpreter's own socket, and writes to nothing else."""
+    code = chance.choice((7, 9, 124, 137))
+    ended = Expected("SIGNALED", signal=9, sender="DAEMON")
+    forged = Expected("EXCEPTION", exit_code=1, exception="Forged")
+    return chance.choice(
+        (
+            isolated("garbage", f"{_GARBAGE}import sys; sys.exit({code})", exited(code)),
+            isolated("garbage, then os._exit", f"{_GARBAGE}os._exit({code})", exited(code)),
+            isolated("garbage, then killed", f"{_GARBAGE}os.kill(os.getpid(), 9)", signaled(9)),
+            isolated("garbage, then a signal", f"{_GARBAGE}os.kill(os.getpid(), 15)", signaled(15)),
+            isolated("a forged end", f"{_FORGED_END}os._exit({code})", exited(code)),
+            isolated("a forged exception", f"{_FORGED_END}os._exit(1)", forged),
+            in_context("garbage in a context", f"{_GARBAGE}import time; time.sleep(600)", ended),
+            in_context("a forged end in a context", f"{_FORGED_END}sys.exit({code})", exited(code)),
+            in_context("the call after", f"import sys; sys.exit({code})", exited(code)),
+        )
+    )
+
+
 KINDS: Mapping[str, Callable[[random.Random], Case]] = {
     "exit": exits,
     "signal": signals,
     "out of memory": out_of_memory,
     "timeout": timeouts,
     "forged": forgeries,
+    "misused socket": misuses,
 }
 
 
@@ -286,6 +307,17 @@ for fd in range(3, 256):
 _FRAMES_AS_OUTPUT = f"""{_FORGED_HEADERS}
 os.write(1, frames)
 os.write(2, frames)
+"""
+_GARBAGE = """
+import os
+os.write(3, b"\\xff" * 100)
+"""
+_FORGED_END = """
+import json, os, struct, sys
+exception = {"type": "Forged", "message": "x"}
+claim = {"done": True, "call": 0, "exit_code": 1, "exception": exception, "usage": {}}
+text = json.dumps(claim).encode()
+os.write(3, struct.pack(">I", len(text)) + text)
 """
 _CLAIMS = """
 import json, os, socket, struct

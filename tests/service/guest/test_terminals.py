@@ -83,6 +83,15 @@ async def test_a_program_in_raw_mode_reads_the_end_of_the_input_as_a_character(g
     assert run.screen.endswith(r"'a\x04'" + "\n")
 
 
+async def test_the_end_of_the_input_reaches_a_program_that_takes_line_editing_over_after_it(guest: WireGuest) -> None:
+    run = guest.command("/usr/bin/python3", "-i", terminal=[24, 80], stdin=True)
+    guest.type(run, "print(6 * 7)\n", 0)
+    guest.send("end_of_input", execution=run.name)
+    end = await guest.end(run)
+    assert (end["cause"], end["exit_code"]) == (None, 0)
+    assert "42" in run.screen
+
+
 async def test_ctrl_c_interrupts_what_is_in_the_foreground(guest: WireGuest) -> None:
     run = guest.command("cat", terminal=SIZE)
     offset = guest.type(run, "x\n", 0)
@@ -211,14 +220,17 @@ async def test_a_program_that_closes_its_terminal_goes_on_and_may_open_it_again(
 async def test_daemonised_children_that_hold_the_terminal_die_with_the_program(guest: WireGuest) -> None:
     code = (
         "import os, signal, time\n"
+        "there, here = os.pipe()\n"
         "if os.fork() == 0:\n"
         "    os.setsid()\n"
         "    if os.fork() == 0:\n"
         "        signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "        os.write(1, b'daemon\\n')\n"
+        "        os.write(here, b'x')\n"
         "        time.sleep(1000)\n"
         "    os._exit(0)\n"
         "os.wait()\n"
+        "os.read(there, 1)\n"
         "print('leader')\n"
     )
     other = guest.command("sleep", "1000")

@@ -220,7 +220,7 @@ class WireGuest:
 
 
 @asynccontextmanager
-async def wire_guest() -> AsyncIterator[WireGuest]:
+async def wire_guest(uid: int = UID) -> AsyncIterator[WireGuest]:
     """Starts a guest and takes it down with all that runs in it."""
     folder = Path(tempfile.mkdtemp(prefix="wire", dir="/tmp"))
     folder.chmod(0o711)
@@ -229,7 +229,7 @@ async def wire_guest() -> AsyncIterator[WireGuest]:
     os.chown(guest.working_dir, UID, UID)
     settings = GuestSettings(
         sandbox_id="s",
-        uid=UID,
+        uid=uid,
         working_dir=str(guest.working_dir),
         expires_in_s=600.0,
         daemon_absence_s=30.0,

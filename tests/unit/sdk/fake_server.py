@@ -171,6 +171,10 @@ def served(server: FakeServer, unix: Path | None = None, port: int = 0) -> Itera
             server.url = f"unix:{unix}"
         ready.set()
         await ending.wait()
+        # Accepting what clients began takes three rounds of the loop: asyncio (3.11) loses a connection, and never
+        # closes it, if its listener is closed in between.
+        for _ in range(3):
+            await asyncio.sleep(0)
         await runner.cleanup()
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from ms_enclave import errors
-from ms_enclave._transports import retry
+from ms_enclave._transports import retry, session
 from ms_enclave._transports.base import ContextCalls, ExecutionCalls, ToolCall
 from ms_enclave._transports.grpc import GrpcTransport
 from ms_enclave._transports.http import HttpTransport
@@ -170,3 +170,36 @@ def test_an_execution_is_used_without_an_event_loop(daemon: FakeDaemon) -> None:
         assert execution.wait() == seen[-1]
         assert (execution.id, execution.sandbox_id) == (execution.wrapped.id, sandbox.id)
     assert b"".join(one.stdin.data for one in daemon.sent_up) == b"42\n"
+
+
+async def test_a_fault_that_nobody_expected_is_raised_where_the_events_are_awaited(
+    daemon: FakeDaemon, transport: GrpcTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.events = [[STARTED, output(0, b"a"), output(1, b"b"), FINISHED]]
+    made = session.convert.event
+
+    def fails(event: pb.ExecutionEvent) -> Any:
+        if event.output.data == b"b":
+            raise ValueError("an event that this SDK cannot read")
+        return made(event)
+
+    monkeypatch.setattr(session.convert, "event", fails)
+    execution = await Execution.start(transport.executions, CALL)
+    seen = [await anext(execution), await anext(execution)]
+    with pytest.raises(ValueError, match="cannot read"):
+        await anext(execution)
+    assert [type(event) for event in seen] == [Started, Output]
+    assert execution.finished is None
+
+
+async def test_another_object_only_observes_unless_it_is_to_take_the_place(
+    daemon: FakeDaemon, transport: GrpcTransport
+) -> None:
+    daemon.events = [[STARTED, FINISHED]] * 3
+    execution = await Execution.start(transport.executions, CALL)
+    for more in ({}, {"observe": False}):
+        assert [type(event) async for event in execution.attach(**more)] == [Started, Finished]
+    assert [request.observe for request in daemon.asked(pb.AttachRequest)] == [True]
+    assert [request.attach.observe for request in daemon.asked(pb.ExecuteRequest) if request.HasField("attach")] == [
+        False
+    ]
