@@ -225,6 +225,30 @@ class PathUnusable(WrongState):
         return {"path": self.path}
 
 
+class PathExists(EnclaveError):
+    """Something is there already, where a file should be put that replaces nothing."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path!r} exists already; choose another path, remove it first, or set `replace` for a file")
+        self.path = path
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"path": self.path}
+
+
+class UploadGap(EnclaveError):
+    """An upload goes on behind what has arrived of it."""
+
+    def __init__(self, path: str, arrived_bytes: int) -> None:
+        super().__init__(f"of the upload to {path!r} {arrived_bytes} bytes have arrived; go on from there")
+        self.path, self.arrived_bytes = path, arrived_bytes
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"path": self.path, "arrived_bytes": str(self.arrived_bytes)}
+
+
 class EngineRefused(WrongState):
     """The engine refused what was asked of it, and asking again will not help."""
 

@@ -49,6 +49,8 @@ TABLE: Final[dict[type[errors.EnclaveError], Row]] = {
     errors.ImageUnusable: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_IMAGE_UNUSABLE),
     errors.PathUnusable: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_FILE_UNUSABLE),
     errors.EngineRefused: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_ENGINE_REFUSED),
+    errors.PathExists: Row(code_pb2.ALREADY_EXISTS, error_reason_pb2.ERROR_REASON_FILE_EXISTS),
+    errors.UploadGap: Row(code_pb2.OUT_OF_RANGE, error_reason_pb2.ERROR_REASON_UPLOAD_GAP),
     errors.OffsetReleased: Row(code_pb2.OUT_OF_RANGE, error_reason_pb2.ERROR_REASON_OFFSET_RELEASED),
     errors.LimitReached: Row(code_pb2.RESOURCE_EXHAUSTED, error_reason_pb2.ERROR_REASON_LIMIT_REACHED),
     errors.PoolBusy: Row(code_pb2.DEADLINE_EXCEEDED, error_reason_pb2.ERROR_REASON_POOL_BUSY),

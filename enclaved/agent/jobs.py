@@ -66,6 +66,15 @@ def encode_job(job: Job, env: Mapping[str, str]) -> WireJob:
                 "report": job.report,
                 "recursive": job.recursive,
                 "missing_ok": job.missing_ok,
+                "target_path": job.target_path,
+                "replace": job.replace,
+                "glob": job.glob,
+                "pattern": job.pattern,
+                "literal": job.literal,
+                "ignore_case": job.ignore_case,
+                "matches_max": job.matches_max,
+                "gzip": job.gzip,
+                "upload_id": job.upload_id,
             }
     encoded = json.dumps(document, separators=(",", ":")).encode()
     if len(encoded) > MAX_JOB_BYTES:

@@ -1,35 +1,51 @@
-"""Files of a sandbox, moved by a process in it that has the rights of user code and no others."""
+"""Files of a sandbox, handled by a process in it that has the rights of user code and no others."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Final, TypeVar
 
 from enclaved.agent.handle import RunOptions
+from enclaved.core import file_rows
 from enclaved.core.executions import Execution, Executions
+from enclaved.core.file_failures import check
 from enclaved.core.record import SandboxRecord
 from enclaved.core.sandboxes import Sandboxes
-from enclaved.errors import (
-    EnclaveError,
-    FieldViolation,
-    InvalidRequest,
-    NoSpace,
-    PathNotFound,
-    PathUnusable,
-    SandboxLost,
+from enclaved.errors import FieldViolation, InvalidRequest
+from enclaved.model import (
+    STDOUT,
+    Event,
+    FileChange,
+    FileInfo,
+    FileJob,
+    FileOperation,
+    Finished,
+    Output,
+    SearchMatch,
+    Unpacked,
 )
-from enclaved.model import STDOUT, Event, FileJob, FileOperation, Finished, Output, Verdict
 
-PATH_BYTES_MAX = 4096
-MODE_MAX = 0o777
-TOOL = "files"
+PATH_BYTES_MAX: Final = 4096
+PATTERN_CHARS_MAX: Final = 1000
+MATCHES_MAX: Final = 10_000
+MATCHES_DEFAULT: Final = 1000
+MODE_MAX: Final = 0o777
+TOOL: Final = "files"
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ANSWER_BYTES_MAX = 64 * 1024
+
+RowT = TypeVar("RowT")
 
 
 class Files:
-    """Streams files in and out of running sandboxes."""
+    """Streams files in and out of running sandboxes, and changes them.
+
+    Every method raises `InvalidRequest`, `SandboxNotFound`, `WrongState` at once; `PathNotFound`, `PathUnusable`,
+    `NoSpace`, `SandboxLost` while it works.
+    """
 
     def __init__(self, sandboxes: Sandboxes, executions: Executions) -> None:
         self._sandboxes, self._executions = sandboxes, executions
@@ -38,21 +54,12 @@ class Files:
     async def read(
         self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Reads a regular file from ``offset``, at most ``length`` bytes (0: to the end).
-
-        Raises `InvalidRequest`, `SandboxNotFound`, `WrongState`; while reading `PathNotFound`, `PathUnusable`,
-        `SandboxLost`.
-        """
+        """Reads a regular file from ``offset``, at most ``length`` bytes (0: to the end)."""
         if offset < 0 or length < 0:
             raise InvalidRequest.of("offset" if offset < 0 else "length", "must not be negative")
-        record = await self._sandboxes.awake(sandbox_id)
         job = FileJob(FileOperation.READ, _checked(path), offset=offset, length=length or None)
-        execution = self._start(record, job, stdin=False)
-        try:
-            async with execution.attach() as events:
-                yield _contents(events, record, path)
-        finally:
-            execution.cancel("the reader of the file")
+        async with self._output(sandbox_id, job) as chunks:
+            yield chunks
 
     async def write(
         self,
@@ -62,17 +69,177 @@ class Files:
         *,
         mode: int = 0o644,
         create_parents: bool = False,
+        upload_id: str = "",
+        offset: int = 0,
     ) -> int:
         """Writes a regular file and returns its size. It appears complete or not at all.
 
-        Raises what `read` raises, and `NoSpace`; an exception of ``chunks`` ends the write and passes through.
+        With ``upload_id`` what arrived of a write that was cut is kept, and another goes on at ``offset``. Raises also
+        `UploadGap`; an exception of ``chunks`` ends the write and passes through.
         """
-        if not 0 <= mode <= MODE_MAX:
-            raise InvalidRequest.of("open.mode", f"must be permission bits from 0 to {MODE_MAX:#o}")
+        _check_mode(mode, "open.mode")
+        if upload_id and not _UPLOAD_ID.fullmatch(upload_id):
+            raise InvalidRequest.of("open.upload_id", "must be 1 to 64 letters, digits, _ and -")
+        if offset < 0 or (offset and not upload_id):
+            raise InvalidRequest.of("open.offset", "must be 0 or more, and 0 without an upload_id")
+        job = FileJob(
+            FileOperation.WRITE,
+            _checked(path),
+            mode=mode or 0o644,
+            create_parents=create_parents,
+            upload_id=upload_id,
+            offset=offset,
+        )
+        size, _ = await self._input(sandbox_id, job, chunks)
+        return offset + size
+
+    async def stat(self, sandbox_id: str, path: str) -> FileInfo:
+        """Shows what a path is; a link as itself."""
+        job = FileJob(FileOperation.STAT, _checked(path))
+        async with self._rows(sandbox_id, job, file_rows.file_info) as found:
+            info = await anext(found, None)
+            if info is None:
+                raise file_rows.nonsense(path)
+            async for _ in found:  # to its end, which may be an error
+                pass
+        return info
+
+    @asynccontextmanager
+    async def list(
+        self, sandbox_id: str, path: str, *, recursive: bool = False, glob: str = ""
+    ) -> AsyncIterator[AsyncIterator[tuple[FileInfo, ...]]]:
+        """Lists a directory in pages, sorted by path."""
+        job = FileJob(FileOperation.SCAN, _checked(path), recursive=recursive, glob=_checked_glob(glob))
+        async with (
+            self._rows(sandbox_id, job, file_rows.file_info) as found,
+            aclosing(file_rows.pages(found, lambda info: 4 * (len(info.path) + len(info.link_target)))) as pages,
+        ):
+            yield pages
+
+    async def make_directory(
+        self, sandbox_id: str, path: str, *, mode: int = 0o755, create_parents: bool = False
+    ) -> None:
+        """Makes a directory; leaves one that is there alone. Raises also `PathExists`."""
+        _check_mode(mode, "mode")
+        job = FileJob(FileOperation.MAKE_DIRECTORY, _checked(path), mode=mode or 0o755, create_parents=create_parents)
+        await self._do(sandbox_id, job)
+
+    async def move(self, sandbox_id: str, path: str, target_path: str, *, replace: bool = False) -> None:
+        """Gives something another path. Raises also `PathExists`."""
+        target = _checked(target_path, "target_path")
+        await self._do(sandbox_id, FileJob(FileOperation.MOVE, _checked(path), target_path=target, replace=replace))
+
+    async def copy(
+        self, sandbox_id: str, path: str, target_path: str, *, replace: bool = False, recursive: bool = False
+    ) -> None:
+        """Copies a file or link, and with ``recursive`` a directory. Raises also `PathExists`."""
+        target = _checked(target_path, "target_path")
+        job = FileJob(FileOperation.COPY, _checked(path), target_path=target, replace=replace, recursive=recursive)
+        await self._do(sandbox_id, job)
+
+    async def remove(self, sandbox_id: str, path: str, *, recursive: bool = False, missing_ok: bool = False) -> None:
+        """Removes a file, a link or an empty directory, and with ``recursive`` a directory with all in it."""
+        job = FileJob(FileOperation.DELETE, _checked(path), recursive=recursive, missing_ok=missing_ok)
+        await self._do(sandbox_id, job)
+
+    @asynccontextmanager
+    async def watch(
+        self, sandbox_id: str, path: str, *, recursive: bool = False
+    ) -> AsyncIterator[AsyncIterator[FileChange]]:
+        """Tells what changes in a directory, until the block is left or the directory is gone."""
+        job = FileJob(FileOperation.WATCH, _checked(path), recursive=recursive)
+        async with self._rows(sandbox_id, job, file_rows.file_change) as changes:
+            yield changes
+
+    @asynccontextmanager
+    async def search(
+        self,
+        sandbox_id: str,
+        path: str,
+        pattern: str,
+        *,
+        literal: bool = False,
+        ignore_case: bool = False,
+        glob: str = "",
+        matches_max: int = 0,
+    ) -> AsyncIterator[AsyncIterator[tuple[SearchMatch | None, ...]]]:
+        """Looks for lines that match; ``None`` at the end: there are more than ``matches_max`` (0: 1000)."""
+        if not 0 < len(pattern) <= PATTERN_CHARS_MAX:
+            raise InvalidRequest.of("pattern", f"must have 1 to {PATTERN_CHARS_MAX} characters")
+        if not 0 <= matches_max <= MATCHES_MAX:
+            raise InvalidRequest.of("matches_max", f"must be from 0 to {MATCHES_MAX}")
+        job = FileJob(
+            FileOperation.SEARCH,
+            _checked(path),
+            pattern=pattern,
+            literal=literal,
+            ignore_case=ignore_case,
+            glob=_checked_glob(glob),
+            matches_max=matches_max or MATCHES_DEFAULT,
+        )
+        async with (
+            self._rows(sandbox_id, job, file_rows.search_match) as found,
+            aclosing(file_rows.pages(found, lambda match: 8000)) as pages,
+        ):
+            yield pages
+
+    @asynccontextmanager
+    async def read_archive(
+        self, sandbox_id: str, path: str, *, gzip: bool = False
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Packs a directory or a file into a tar archive."""
+        async with self._output(sandbox_id, FileJob(FileOperation.READ_ARCHIVE, _checked(path), gzip=gzip)) as chunks:
+            yield chunks
+
+    async def write_archive(self, sandbox_id: str, path: str, chunks: AsyncIterator[bytes]) -> Unpacked:
+        """Unpacks a tar archive into a directory. An exception of ``chunks`` ends that and passes through."""
+        _, answer = await self._input(sandbox_id, FileJob(FileOperation.WRITE_ARCHIVE, _checked(path)), chunks)
+        try:
+            return file_rows.unpacked(answer)
+        except file_rows.NotARow:
+            raise file_rows.nonsense(path) from None
+
+    # -- jobs ------------------------------------------------------------------------------------------------------
+
+    async def _do(self, sandbox_id: str, job: FileJob) -> None:
+        async with self._output(sandbox_id, job) as chunks:
+            async for _ in chunks:
+                pass
+
+    @asynccontextmanager
+    async def _rows(
+        self, sandbox_id: str, job: FileJob, read: Callable[[Any], RowT]
+    ) -> AsyncIterator[AsyncIterator[RowT]]:
+        async def checked(found: AsyncIterator[Any]) -> AsyncGenerator[RowT, None]:
+            async for row in found:
+                try:
+                    yield read(row)
+                except file_rows.NotARow:
+                    raise file_rows.nonsense(job.path) from None
+
+        async with (
+            self._output(sandbox_id, job) as chunks,
+            aclosing(file_rows.rows(chunks, job.path)) as found,
+            aclosing(checked(found)) as rows,
+        ):
+            yield rows
+
+    @asynccontextmanager
+    async def _output(self, sandbox_id: str, job: FileJob) -> AsyncIterator[AsyncIterator[bytes]]:
         record = await self._sandboxes.awake(sandbox_id)
-        job = FileJob(FileOperation.WRITE, _checked(path), mode=mode or 0o644, create_parents=create_parents)
+        execution = self._start(record, job, stdin=False)
+        try:
+            async with execution.attach() as events, aclosing(_contents(events, record, job)) as chunks:
+                yield chunks
+        finally:
+            execution.cancel("the reader of the file")
+
+    async def _input(self, sandbox_id: str, job: FileJob, chunks: AsyncIterator[bytes]) -> tuple[int, bytes]:
+        """Sends ``chunks`` to a job; returns how many bytes that were, and the job's answer."""
+        record = await self._sandboxes.awake(sandbox_id)
         execution = self._start(record, job, stdin=True)
         size = 0
+        answer = bytearray()
         try:
             async for chunk in chunks:
                 await execution.write_stdin(chunk)
@@ -81,27 +248,26 @@ class Files:
                     break
             else:
                 await execution.end_input()
-            async with execution.attach() as events:
-                async for event in events:
-                    if isinstance(event, Finished):
-                        _check(event, record, path)
+            async with execution.attach() as events, aclosing(_contents(events, record, job)) as output:
+                async for data in output:
+                    answer += data[: _ANSWER_BYTES_MAX - len(answer)]
         finally:
             execution.cancel("the writer of the file")
-        return size
+        return size, bytes(answer)
 
     def _start(self, record: SandboxRecord, job: FileJob, *, stdin: bool) -> Execution:
         return self._executions.start(record, TOOL, job, RunOptions(record.spec.timeout_max_s, stdin=stdin))
 
 
-async def _contents(events: AsyncIterator[Event], record: SandboxRecord, path: str) -> AsyncIterator[bytes]:
+async def _contents(events: AsyncIterator[Event], record: SandboxRecord, job: FileJob) -> AsyncGenerator[bytes, None]:
     async for event in events:
         if isinstance(event, Output) and event.channel == STDOUT:
             yield event.data
         elif isinstance(event, Finished):
-            _check(event, record, path)
+            check(event, record.id, job)
 
 
-def _checked(path: str) -> str:
+def _checked(path: str, field: str = "path") -> str:
     problem = ""
     if not path.strip():
         problem = "must not be empty"
@@ -110,30 +276,14 @@ def _checked(path: str) -> str:
     elif len(path.encode("utf-8", "surrogatepass")) > PATH_BYTES_MAX:
         problem = f"must not be longer than {PATH_BYTES_MAX} bytes"
     if problem:
-        raise InvalidRequest(FieldViolation("path", problem))
+        raise InvalidRequest(FieldViolation(field, problem))
     return path
 
 
-def _check(finished: Finished, record: SandboxRecord, path: str) -> None:
-    """Raises what the end of a file job means."""
-    error = failure(finished, record.id, path)
-    if error is not None:
-        raise error
+def _checked_glob(glob: str) -> str:
+    return _checked(glob, "glob") if glob else ""
 
 
-def failure(finished: Finished, sandbox_id: str, path: str) -> EnclaveError | None:
-    """The error that the end of a file job means; ``None`` if it did its work."""
-    if finished.verdict is Verdict.EXITED and finished.exit_code == 0:
-        return None
-    if finished.verdict is Verdict.SANDBOX_LOST:
-        return SandboxLost(sandbox_id, finished.message)
-    claim = finished.exception
-    if finished.verdict is not Verdict.EXCEPTION or claim is None:
-        return PathUnusable(path, f"the process that handled the file ended early: {finished.message}")
-    if claim.type == "FileNotFoundError":
-        return PathNotFound(path)
-    if claim.type == "PathRefused" and claim.errno == errno.EXDEV:
-        return InvalidRequest.of("path", claim.message)
-    if claim.errno in _FULL:
-        return NoSpace(path, f"{path!r}: {claim.message}; the sandbox's file system is full")
-    return PathUnusable(path, claim.message)
+def _check_mode(mode: int, field: str) -> None:
+    if not 0 <= mode <= MODE_MAX:
+        raise InvalidRequest.of(field, f"must be permission bits from 0 to {MODE_MAX:#o}")

@@ -116,7 +116,7 @@ PARAMETERS_BODY: Final[dict[str, Any]] = {
 }
 ARCHIVE_BODY: Final[dict[str, Any]] = {
     "requestBody": {
-        "description": "A tar archive, plain or packed by gzip, bzip2 or xz; files and directories only.",
+        "description": "A tar archive, plain or packed by gzip, bzip2 or xz. Links may not lead out.",
         "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }

@@ -30,6 +30,8 @@ STATUS: Final[Mapping[type[errors.EnclaveError], int]] = MappingProxyType(
         errors.WrongState: 409,
         errors.ImageUnusable: 400,
         errors.PathUnusable: 400,
+        errors.PathExists: 409,
+        errors.UploadGap: 409,
         errors.EngineRefused: 400,
         errors.OffsetReleased: 409,
         errors.LimitReached: 429,

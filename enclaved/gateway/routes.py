@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
@@ -23,12 +23,11 @@ from enclaved.core.system import System
 from enclaved.errors import (
     EnclaveError,
     InvalidRequest,
-    PathUnusable,
     PoolNotFound,
     SandboxNotFound,
     WrongState,
 )
-from enclaved.gateway import archives, described, views
+from enclaved.gateway import described, views
 from enclaved.gateway.bodies import (
     DockerSandboxConfig,
     SandboxStatus,
@@ -222,8 +221,7 @@ class Routes:
         first = await anext(chunks, None)
         if first is None:
             raise Refused(400, "Archive body must not be empty")
-        target = _Uploads(self._core, sandbox_id)
-        await archives.unpack(_with_first(first, chunks), target_dir, target)
+        await self._core.files.write_archive(sandbox_id, target_dir or ".", _with_first(first, chunks))
         return JSONResponse({"ok": True})
 
     # -- the pool
@@ -313,25 +311,6 @@ class Routes:
         container_id = self._core.sandboxes.record(sandbox.id).container_id
         tools = self._core.sandboxes.tools(sandbox.id)
         return views.sandbox_info(sandbox, self._status(sandbox), container_id, tools)
-
-
-class _Uploads:
-    """Unpacks into a sandbox, with the rights of user code."""
-
-    def __init__(self, core: Core, sandbox_id: str) -> None:
-        self._core, self._sandbox_id = core, sandbox_id
-
-    async def write(self, path: str, chunks: AsyncIterator[bytes], mode: int) -> None:
-        """Writes a file."""
-        await self._core.files.write(self._sandbox_id, path, chunks, mode=mode, create_parents=True)
-
-    async def make_directories(self, paths: Sequence[str]) -> None:
-        """Makes directories in which nothing was written."""
-        for start in range(0, len(paths), 100):
-            command = ["mkdir", "-p", "--", *paths[start : start + 100]]
-            result = await self._core.executions.run(ToolCall(self._sandbox_id, "command", {"command": command}))
-            if result.finished is None or result.finished.exit_code != 0:
-                raise PathUnusable(paths[start], result.stderr.decode("utf-8", "replace")[:200] or "cannot be made")
 
 
 async def _config(request: Request, kind: SandboxType, failure: str) -> SandboxRequest:

@@ -31,6 +31,7 @@ from enclaved.model.executions import (
     ToolCall,
     Verdict,
 )
+from enclaved.model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, Unpacked
 from enclaved.model.sandboxes import (
     EMPTY,
     Adjustment,
@@ -56,6 +57,7 @@ __all__ = [
     "STDOUT",
     "TERMINAL",
     "Adjustment",
+    "ChangeKind",
     "CommandJob",
     "ContextInfo",
     "EngineInfo",
@@ -63,8 +65,11 @@ __all__ = [
     "ExceptionInfo",
     "ExecutionInfo",
     "ExecutionPage",
+    "FileChange",
+    "FileInfo",
     "FileJob",
     "FileOperation",
+    "FileType",
     "Finished",
     "Job",
     "LimitHit",
@@ -89,6 +94,7 @@ __all__ = [
     "SandboxSpec",
     "SandboxState",
     "SandboxUpdate",
+    "SearchMatch",
     "SignalSender",
     "Started",
     "StatsSample",
@@ -96,6 +102,7 @@ __all__ = [
     "TerminalSize",
     "ToolCall",
     "ToolDescription",
+    "Unpacked",
     "Verdict",
     "Volume",
 ]

@@ -43,6 +43,15 @@ class FileOperation(enum.StrEnum):
     LIST = "list"
     EXISTS = "exists"
     WIPE = "wipe"
+    STAT = "stat"
+    SCAN = "scan"
+    MAKE_DIRECTORY = "make_directory"
+    MOVE = "move"
+    COPY = "copy"
+    SEARCH = "search"
+    WATCH = "watch"
+    READ_ARCHIVE = "read_archive"
+    WRITE_ARCHIVE = "write_archive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,7 @@ class FileJob:
     ``report`` when they are done. A wipe empties every place that the user may write to, whatever its path, and writes
     a JSON object with the numbers ``removed`` and ``left``. A failure is an exception of the program
     (``FileNotFoundError``, ...), with its text on stderr.
+    Stat, scan (a listing), search and watch write JSON lines; archives are tar on stdout or stdin.
     ``encoding`` transcodes text between the file and UTF-8 on the channel; ``None`` moves bytes as they are.
     """
 
@@ -68,9 +78,24 @@ class FileJob:
     length: int | None = None
     report: str = ""
     recursive: bool = False
-    """For a delete: directories with all that is in them."""
+    """For a delete, copy, scan or watch: directories with all that is in them."""
     missing_ok: bool = False
     """For a delete: nothing there is fine."""
+    target_path: str = ""
+    """For a move or copy: where to."""
+    replace: bool = False
+    """For a move or copy: a file that is there may be replaced."""
+    glob: str = ""
+    """For a scan or search: only paths that match; empty: all."""
+    pattern: str = ""
+    """For a search: a regular expression, or with ``literal`` a text."""
+    literal: bool = False
+    ignore_case: bool = False
+    matches_max: int = 0
+    gzip: bool = False
+    """For reading an archive: compress it."""
+    upload_id: str = ""
+    """For a write: names what has arrived, so that ``offset`` can go on there; empty: nothing is kept."""
 
 
 Job = PythonJob | CommandJob | FileJob

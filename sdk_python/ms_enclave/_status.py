@@ -33,6 +33,8 @@ BY_REASON: Final[dict[str, type[EnclaveError]]] = {
     "WRONG_STATE": errors.WrongState,
     "IMAGE_UNUSABLE": errors.ImageUnusable,
     "FILE_UNUSABLE": errors.PathUnusable,
+    "FILE_EXISTS": errors.PathExists,
+    "UPLOAD_GAP": errors.UploadGap,
     "OFFSET_RELEASED": errors.OffsetReleased,
     "LIMIT_REACHED": errors.LimitReached,
     "NO_SPACE": errors.NoSpace,

@@ -18,6 +18,8 @@ class that describes it best:
     ├── SandboxExists (ValueError)
     ├── WrongState (ValueError)              the sandbox is in a state in which the call makes no sense
     ├── ImageUnusable
+    ├── PathExists (FileExistsError)         something is there already, and was not to be replaced
+    ├── UploadGap                            an upload goes on behind what has arrived of it
     ├── PathUnusable (OSError)               a directory or device where a file is needed, or no permission
     ├── EngineRefused                        the container engine said no, and will say no again
     ├── OffsetReleased
@@ -65,6 +67,7 @@ __all__ = [
     "NotFound",
     "NotServed",
     "OffsetReleased",
+    "PathExists",
     "PathNotFound",
     "PathUnusable",
     "PolicyDenied",
@@ -77,6 +80,7 @@ __all__ = [
     "ToolNotFound",
     "Unauthenticated",
     "Unavailable",
+    "UploadGap",
     "WrongState",
 ]
 
@@ -168,6 +172,14 @@ class WrongState(EnclaveError, ValueError):
 
 class ImageUnusable(EnclaveError):
     """The image cannot run as a sandbox (for example, it has no Python)."""
+
+
+class PathExists(EnclaveError, FileExistsError):
+    """Something is at the path in the sandbox already, and it was not to be replaced."""
+
+
+class UploadGap(EnclaveError):
+    """An upload goes on behind what has arrived of it: ``metadata["arrived_bytes"]``."""
 
 
 class PathUnusable(EnclaveError, OSError):

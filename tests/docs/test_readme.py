@@ -10,7 +10,14 @@ import pytest
 from tests.docs.pages import ROOT, Block, blocks
 from tests.docs.place import A_MANAGER, A_SANDBOX, PRELUDE, Place
 
-PAGES = ("README.md", "docs/python.md", "docs/executions.md", "docs/contexts.md", "docs/sandboxes.md")
+PAGES = (
+    "README.md",
+    "docs/python.md",
+    "docs/executions.md",
+    "docs/contexts.md",
+    "docs/files.md",
+    "docs/sandboxes.md",
+)
 ALL_PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 COMPLETE = [block for page in PAGES for block in blocks(page, "python") if block.is_complete]
 PROGRAMS = [block for block in COMPLETE if "8000" not in block.text]

@@ -294,6 +294,8 @@ class FakeFiles:
         *,
         mode: int = 0o644,
         create_parents: bool = False,
+        upload_id: str = "",
+        offset: int = 0,
     ) -> int:
         self.asked.append(("write", sandbox_id, path, mode, create_parents))
         content = b"".join([chunk async for chunk in chunks])

@@ -14,6 +14,7 @@ from enclaved.services._convert.calls import (
     wait_s,
 )
 from enclaved.services._convert.executions import context, event, execution, run_response
+from enclaved.services._convert.files import file_change, file_info, search_matches
 from enclaved.services._convert.others import pool, pull_progress, system_info, tool
 from enclaved.services._convert.sandboxes import sandbox, sandbox_request, sandbox_update, states
 
@@ -21,6 +22,8 @@ __all__ = [
     "context",
     "event",
     "execution",
+    "file_change",
+    "file_info",
     "is_running",
     "offsets",
     "pool",
@@ -29,6 +32,7 @@ __all__ = [
     "sandbox",
     "sandbox_request",
     "sandbox_update",
+    "search_matches",
     "signal_number",
     "states",
     "stats_interval_s",

@@ -42,6 +42,7 @@ from ms_enclave._model.executions import (
     Retention,
     TerminalSize,
 )
+from ms_enclave._model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, SearchResult
 from ms_enclave._model.requests import (
     ExecuteCodeRequest,
     ExecuteCommandRequest,
@@ -61,6 +62,7 @@ from ms_enclave._model.results import (
 from ms_enclave._model.unserved import VolcengineSandboxConfig, VolcengineSandboxManagerConfig
 
 __all__ = [
+    "ChangeKind",
     "Channel",
     "CommandResult",
     "ContextInfo",
@@ -74,8 +76,11 @@ __all__ = [
     "ExecutionOptions",
     "ExecutionResult",
     "ExecutionStatus",
+    "FileChange",
+    "FileInfo",
     "FileOperationConfig",
     "FileOperationRequest",
+    "FileType",
     "Finished",
     "HealthCheckResult",
     "LimitHit",
@@ -94,6 +99,8 @@ __all__ = [
     "SandboxManagerType",
     "SandboxStatus",
     "SandboxType",
+    "SearchMatch",
+    "SearchResult",
     "ShellExecutorConfig",
     "SignalSender",
     "Started",

@@ -24,12 +24,14 @@ from ms_enclave._model import (
     ToolResult,
 )
 from ms_enclave._model.config import DockerSandboxConfig
+from ms_enclave._model.files import FileChange, FileInfo, SearchResult
 
 __all__ = [
     "POOL_WAIT_S",
     "ContextCalls",
     "ExecutionCalls",
     "ExecutionFollower",
+    "FileCalls",
     "LifecycleCalls",
     "PullProgress",
     "SandboxChange",
@@ -231,6 +233,80 @@ class LifecycleCalls(Protocol):
         ...
 
 
+class FileCalls(Protocol):
+    """The files of sandboxes. All raise `PathNotFound`, `PathUnusable`, `InvalidRequest`, `NoSpace`."""
+
+    async def stat(self, sandbox_id: str, path: str) -> FileInfo:
+        """Shows what a path is."""
+        ...
+
+    def list(
+        self, sandbox_id: str, path: str, *, recursive: bool = False, glob: str = ""
+    ) -> AsyncGenerator[FileInfo, None]:
+        """Lists a directory, sorted by path."""
+        ...
+
+    async def make_directory(self, sandbox_id: str, path: str, *, mode: int, create_parents: bool) -> None:
+        """Makes a directory. Raises `PathExists`."""
+        ...
+
+    async def move(self, sandbox_id: str, path: str, target_path: str, *, replace: bool) -> None:
+        """Gives something another path. Raises `PathExists`."""
+        ...
+
+    async def copy(self, sandbox_id: str, path: str, target_path: str, *, replace: bool, recursive: bool) -> None:
+        """Copies a file, a link or a directory. Raises `PathExists`."""
+        ...
+
+    async def remove(self, sandbox_id: str, path: str, *, recursive: bool, missing_ok: bool) -> None:
+        """Removes a file, a link or a directory."""
+        ...
+
+    def watch(self, sandbox_id: str, path: str, *, recursive: bool = False) -> AsyncGenerator[FileChange | None, None]:
+        """Yields ``None`` once the directory is watched, then what changes."""
+        ...
+
+    async def search(
+        self,
+        sandbox_id: str,
+        path: str,
+        pattern: str,
+        *,
+        literal: bool,
+        ignore_case: bool,
+        glob: str,
+        matches_max: int,
+    ) -> SearchResult:
+        """Looks for lines in files."""
+        ...
+
+    def read(self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0) -> AsyncGenerator[bytes, None]:
+        """Reads a file, or ``length`` bytes of it (0: to its end)."""
+        ...
+
+    async def upload(
+        self,
+        sandbox_id: str,
+        path: str,
+        content: Callable[[int], AsyncIterator[bytes]],
+        *,
+        mode: int,
+        upload_id: str,
+    ) -> int:
+        """Writes a file, going on where a lost connection cut it. ``content``: its bytes from an offset on."""
+        ...
+
+    def read_archive(self, sandbox_id: str, path: str, *, gzip: bool = False) -> AsyncGenerator[bytes, None]:
+        """Packs a directory or a file into a tar archive."""
+        ...
+
+    async def write_archive(
+        self, sandbox_id: str, path: str, content: Callable[[], AsyncIterator[bytes]]
+    ) -> tuple[int, int]:
+        """Unpacks a tar archive; returns how many entries and bytes that made. ``content`` is asked anew."""
+        ...
+
+
 class Transport(Protocol):
     """A way to one daemon. One that cannot do something raises `NotServed`, which says what can."""
 
@@ -252,6 +328,11 @@ class Transport(Protocol):
     @property
     def lifecycle(self) -> LifecycleCalls:
         """The life of sandboxes."""
+        ...
+
+    @property
+    def files(self) -> FileCalls:
+        """Files."""
         ...
 
     async def create_sandbox(self, plan: SandboxPlan) -> SandboxInfo:

@@ -18,6 +18,7 @@ from ms_enclave._transports.base import PullProgress, SandboxPlan, ToolCall
 from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
 from ms_enclave._transports.contexts import Contexts
 from ms_enclave._transports.executions import Executions
+from ms_enclave._transports.files import Files
 from ms_enclave._transports.lifecycle import Lifecycle
 from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxExists, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
@@ -57,6 +58,7 @@ class GrpcTransport:
         self.executions = Executions(self._calls)
         self.contexts = Contexts(self._calls)
         self.lifecycle = Lifecycle(self._calls)
+        self.files = Files(self._calls)
         self._request_s = request_timeout_s
 
     @property

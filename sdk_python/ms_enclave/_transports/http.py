@@ -30,6 +30,7 @@ from ms_enclave._model import (
 )
 from ms_enclave._transports.base import POOL_WAIT_S, SandboxPlan, ToolCall
 from ms_enclave._transports.http_calls import HttpCalls, Request
+from ms_enclave._transports.http_files import HttpFiles
 from ms_enclave._transports.http_unserved import UnservedContexts, UnservedExecutions, UnservedLifecycle, no_streams
 from ms_enclave.errors import InternalError, InvalidRequest, NotServed, SandboxNotFound
 
@@ -65,6 +66,7 @@ class HttpTransport:
         self.executions = UnservedExecutions()
         self.contexts = UnservedContexts()
         self.lifecycle = UnservedLifecycle()
+        self.files = HttpFiles(self._send_archive)
         self._request_s = request_timeout_s
 
     @property
@@ -208,6 +210,20 @@ class HttpTransport:
                 raise _naming(error, sandbox_id) from None
             return member.size
 
+    async def _send_archive(self, sandbox_id: str, target: str, archive: IO[bytes], size: int) -> None:
+        request = Request(
+            "POST",
+            f"/sandbox/{_segment(sandbox_id)}/archive",
+            {"target_dir": convert.text(target, "target")},
+            lambda: _pieces(archive),
+            length_bytes=size,
+            repeatable=True,
+        )
+        try:
+            await self._calls.call(request, timeout_s=FILE_S)
+        except SandboxNotFound as error:
+            raise _naming(error, sandbox_id) from None
+
     # -- the server ----------------------------------------------------------------------------------------------
 
     async def health(self, *, timeout_s: float | None = None) -> HealthCheckResult:
@@ -292,7 +308,12 @@ def _padded(size: int) -> int:
 
 async def _archive(member: tarfile.TarInfo, content: IO[bytes]) -> AsyncIterator[bytes]:
     yield member.tobuf()
+    async for data in _pieces(content):
+        yield data
+    yield bytes(_padded(member.size) - member.size + 2 * tarfile.BLOCKSIZE)
+
+
+async def _pieces(content: IO[bytes]) -> AsyncIterator[bytes]:
     content.seek(0)
     while data := content.read(CHUNK_BYTES):
         yield data
-    yield bytes(_padded(member.size) - member.size + 2 * tarfile.BLOCKSIZE)

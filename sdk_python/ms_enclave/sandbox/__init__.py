@@ -28,6 +28,7 @@ from ms_enclave.sandbox.boxes import (
 )
 from ms_enclave.sandbox.contexts import Context, Contexts
 from ms_enclave.sandbox.executions import Execution
+from ms_enclave.sandbox.files import Files
 from ms_enclave.sandbox.manager import (
     HttpSandboxManager,
     LocalSandboxManager,
@@ -58,6 +59,7 @@ __all__ = [
     "ExecutionOptions",
     "ExecutionStatus",
     "FileOperation",
+    "Files",
     "HealthCheckResult",
     "HttpSandboxManager",
     "LocalSandboxManager",

@@ -23,8 +23,8 @@ class Blocking(Generic[P, R]):
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, instance: Face[Any], owner: type) -> Callable[P, R]: ...
-    def __get__(self, instance: Face[Any] | None, owner: type) -> Self | Callable[P, R]:
+    def __get__(self, instance: Holder, owner: type) -> Callable[P, R]: ...
+    def __get__(self, instance: Holder | None, owner: type) -> Self | Callable[P, R]:
         if instance is None:
             return self
         method = getattr(instance.wrapped, self._method.__name__)
@@ -35,6 +35,13 @@ class Blocking(Generic[P, R]):
 
         call.__name__, call.__doc__ = self._method.__name__, self._method.__doc__
         return call
+
+
+class Holder(Protocol):
+    """What holds another object, whose methods it shows."""
+
+    @property
+    def wrapped(self) -> Any: ...
 
 
 class Wrapped(Protocol):

@@ -1,6 +1,7 @@
 """The documented models: configurations, requests, results, events and enumerations."""
 
 from ms_enclave._model import (
+    ChangeKind,
     Channel,
     CommandResult,
     ContextInfo,
@@ -14,8 +15,11 @@ from ms_enclave._model import (
     ExecutionOptions,
     ExecutionResult,
     ExecutionStatus,
+    FileChange,
+    FileInfo,
     FileOperationConfig,
     FileOperationRequest,
+    FileType,
     Finished,
     HealthCheckResult,
     LimitHit,
@@ -34,6 +38,8 @@ from ms_enclave._model import (
     SandboxManagerType,
     SandboxStatus,
     SandboxType,
+    SearchMatch,
+    SearchResult,
     ShellExecutorConfig,
     SignalSender,
     Started,
@@ -51,6 +57,7 @@ from ms_enclave._model import (
 )
 
 __all__ = [
+    "ChangeKind",
     "Channel",
     "CommandResult",
     "ContextInfo",
@@ -64,8 +71,11 @@ __all__ = [
     "ExecutionOptions",
     "ExecutionResult",
     "ExecutionStatus",
+    "FileChange",
+    "FileInfo",
     "FileOperationConfig",
     "FileOperationRequest",
+    "FileType",
     "Finished",
     "HealthCheckResult",
     "LimitHit",
@@ -84,6 +94,8 @@ __all__ = [
     "SandboxManagerType",
     "SandboxStatus",
     "SandboxType",
+    "SearchMatch",
+    "SearchResult",
     "ShellExecutorConfig",
     "SignalSender",
     "Started",

@@ -29,12 +29,14 @@ from ms_enclave.sandbox import boxes, manager
 from ms_enclave.sandbox._blocking import Blocking, Face, iterate
 from ms_enclave.sandbox._portal import process_portal
 from ms_enclave.sandbox._sync_executions import Context, Contexts, Execution
+from ms_enclave.sandbox._sync_files import Files
 from ms_enclave.sandbox.tools import Tool
 
 __all__ = [
     "Context",
     "Contexts",
     "Execution",
+    "Files",
     "HttpSandboxManager",
     "LocalSandboxManager",
     "Sandbox",
@@ -114,6 +116,11 @@ class Sandbox(Face[boxes.Sandbox]):
     def contexts(self) -> Contexts:
         """Its persistent interpreters: ``open``, ``list``, ``close``, ``reset``."""
         return Contexts(self.wrapped.contexts)
+
+    @property
+    def files(self) -> Files:
+        """Its files: ``read``, ``write``, ``list``, ``search``, ``watch`` and others."""
+        return Files(self.wrapped.files)
 
     def stream(
         self,

@@ -80,6 +80,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONTEXT_NOT_FOUND: _ErrorReason.ValueType  # 25
     """No context of this name is open in the sandbox."""
+    ERROR_REASON_FILE_EXISTS: _ErrorReason.ValueType  # 26
+    """ALREADY_EXISTS: something is at the path already, and it was not to be replaced. Keys: path."""
+    ERROR_REASON_UPLOAD_GAP: _ErrorReason.ValueType  # 27
+    """OUT_OF_RANGE: an upload goes on behind what has arrived of it. Keys: path, arrived_bytes."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable, machine-readable cause of a failed call. Every error status carries a google.rpc.ErrorInfo whose
@@ -146,4 +150,8 @@ Keys: pool_id.
 """
 ERROR_REASON_CONTEXT_NOT_FOUND: ErrorReason.ValueType  # 25
 """No context of this name is open in the sandbox."""
+ERROR_REASON_FILE_EXISTS: ErrorReason.ValueType  # 26
+"""ALREADY_EXISTS: something is at the path already, and it was not to be replaced. Keys: path."""
+ERROR_REASON_UPLOAD_GAP: ErrorReason.ValueType  # 27
+"""OUT_OF_RANGE: an upload goes on behind what has arrived of it. Keys: path, arrived_bytes."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -22,25 +22,76 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ms_enclave/v1/file_service.proto\x12\rms_enclave.v1\"S\n\x0fReadFileRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06length\x18\x04 \x01(\x03\" \n\x10ReadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"S\n\x10WriteFileRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.ms_enclave.v1.OpenFileH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04step\"R\n\x08OpenFile\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x16\n\x0e\x63reate_parents\x18\x04 \x01(\x08\"\'\n\x11WriteFileResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\x32\xae\x01\n\x0b\x46ileService\x12M\n\x08ReadFile\x12\x1e.ms_enclave.v1.ReadFileRequest\x1a\x1f.ms_enclave.v1.ReadFileResponse0\x01\x12P\n\tWriteFile\x12\x1f.ms_enclave.v1.WriteFileRequest\x1a .ms_enclave.v1.WriteFileResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ms_enclave/v1/file_service.proto\x12\rms_enclave.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n\x0fReadFileRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06length\x18\x04 \x01(\x03\" \n\x10ReadFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"S\n\x10WriteFileRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.ms_enclave.v1.OpenFileH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04step\"u\n\x08OpenFile\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x16\n\x0e\x63reate_parents\x18\x04 \x01(\x08\x12\x11\n\tupload_id\x18\x05 \x01(\t\x12\x0e\n\x06offset\x18\x06 \x01(\x03\"\'\n\x11WriteFileResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\"\xb4\x01\n\x08\x46ileInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12%\n\x04type\x18\x02 \x01(\x0e\x32\x17.ms_enclave.v1.FileType\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04mode\x18\x04 \x01(\r\x12/\n\x0bmodify_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03uid\x18\x06 \x01(\r\x12\x13\n\x0blink_target\x18\x07 \x01(\t\"3\n\x0fStatFileRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"9\n\x10StatFileResponse\x12%\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x17.ms_enclave.v1.FileInfo\"Y\n\x14ListDirectoryRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\x12\x0c\n\x04glob\x18\x04 \x01(\t\"?\n\x15ListDirectoryResponse\x12&\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x17.ms_enclave.v1.FileInfo\"^\n\x14MakeDirectoryRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0c\n\x04mode\x18\x03 \x01(\r\x12\x16\n\x0e\x63reate_parents\x18\x04 \x01(\x08\"\x17\n\x15MakeDirectoryResponse\"Y\n\x0fMoveFileRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0btarget_path\x18\x03 \x01(\t\x12\x0f\n\x07replace\x18\x04 \x01(\x08\"\x12\n\x10MoveFileResponse\"l\n\x0f\x43opyFileRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0btarget_path\x18\x03 \x01(\t\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\x11\n\trecursive\x18\x05 \x01(\x08\"\x12\n\x10\x43opyFileResponse\"\\\n\x11RemoveFileRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\x12\x12\n\nmissing_ok\x18\x04 \x01(\x08\"\x14\n\x12RemoveFileResponse\"L\n\x15WatchDirectoryRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\trecursive\x18\x03 \x01(\x08\"\xa9\x02\n\x16WatchDirectoryResponse\x12<\n\x06\x63hange\x18\x01 \x01(\x0e\x32,.ms_enclave.v1.WatchDirectoryResponse.Change\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0cis_directory\x18\x03 \x01(\x08\"\xac\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_READY\x10\x01\x12\x12\n\x0e\x43HANGE_CREATED\x10\x02\x12\x13\n\x0f\x43HANGE_MODIFIED\x10\x03\x12\x12\n\x0e\x43HANGE_REMOVED\x10\x04\x12\x15\n\x11\x43HANGE_ATTRIBUTES\x10\x05\x12\x13\n\x0f\x43HANGE_OVERFLOW\x10\x06\x12\x0f\n\x0b\x43HANGE_GONE\x10\x07\"\x90\x01\n\x12SearchFilesRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07pattern\x18\x03 \x01(\t\x12\x0f\n\x07literal\x18\x04 \x01(\x08\x12\x13\n\x0bignore_case\x18\x05 \x01(\x08\x12\x0c\n\x04glob\x18\x06 \x01(\t\x12\x13\n\x0bmatches_max\x18\x07 \x01(\x05\"U\n\x13SearchFilesResponse\x12+\n\x07matches\x18\x01 \x03(\x0b\x32\x1a.ms_enclave.v1.SearchMatch\x12\x11\n\ttruncated\x18\x02 \x01(\x08\"7\n\x0bSearchMatch\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\x03\x12\x0c\n\x04text\x18\x03 \x01(\t\"D\n\x12ReadArchiveRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0c\n\x04gzip\x18\x03 \x01(\x08\"#\n\x13ReadArchiveResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"Y\n\x13WriteArchiveRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.ms_enclave.v1.OpenArchiveH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04step\"/\n\x0bOpenArchive\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\";\n\x14WriteArchiveResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x03\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03*\x81\x01\n\x08\x46ileType\x12\x19\n\x15\x46ILE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46ILE_TYPE_REGULAR\x10\x01\x12\x17\n\x13\x46ILE_TYPE_DIRECTORY\x10\x02\x12\x15\n\x11\x46ILE_TYPE_SYMLINK\x10\x03\x12\x13\n\x0f\x46ILE_TYPE_OTHER\x10\x04\x32\x8e\x08\n\x0b\x46ileService\x12M\n\x08ReadFile\x12\x1e.ms_enclave.v1.ReadFileRequest\x1a\x1f.ms_enclave.v1.ReadFileResponse0\x01\x12P\n\tWriteFile\x12\x1f.ms_enclave.v1.WriteFileRequest\x1a .ms_enclave.v1.WriteFileResponse(\x01\x12K\n\x08StatFile\x12\x1e.ms_enclave.v1.StatFileRequest\x1a\x1f.ms_enclave.v1.StatFileResponse\x12\\\n\rListDirectory\x12#.ms_enclave.v1.ListDirectoryRequest\x1a$.ms_enclave.v1.ListDirectoryResponse0\x01\x12Z\n\rMakeDirectory\x12#.ms_enclave.v1.MakeDirectoryRequest\x1a$.ms_enclave.v1.MakeDirectoryResponse\x12K\n\x08MoveFile\x12\x1e.ms_enclave.v1.MoveFileRequest\x1a\x1f.ms_enclave.v1.MoveFileResponse\x12K\n\x08\x43opyFile\x12\x1e.ms_enclave.v1.CopyFileRequest\x1a\x1f.ms_enclave.v1.CopyFileResponse\x12Q\n\nRemoveFile\x12 .ms_enclave.v1.RemoveFileRequest\x1a!.ms_enclave.v1.RemoveFileResponse\x12_\n\x0eWatchDirectory\x12$.ms_enclave.v1.WatchDirectoryRequest\x1a%.ms_enclave.v1.WatchDirectoryResponse0\x01\x12V\n\x0bSearchFiles\x12!.ms_enclave.v1.SearchFilesRequest\x1a\".ms_enclave.v1.SearchFilesResponse0\x01\x12V\n\x0bReadArchive\x12!.ms_enclave.v1.ReadArchiveRequest\x1a\".ms_enclave.v1.ReadArchiveResponse0\x01\x12Y\n\x0cWriteArchive\x12\".ms_enclave.v1.WriteArchiveRequest\x1a#.ms_enclave.v1.WriteArchiveResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ms_enclave.v1.file_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_READFILEREQUEST']._serialized_start=51
-  _globals['_READFILEREQUEST']._serialized_end=134
-  _globals['_READFILERESPONSE']._serialized_start=136
-  _globals['_READFILERESPONSE']._serialized_end=168
-  _globals['_WRITEFILEREQUEST']._serialized_start=170
-  _globals['_WRITEFILEREQUEST']._serialized_end=253
-  _globals['_OPENFILE']._serialized_start=255
-  _globals['_OPENFILE']._serialized_end=337
-  _globals['_WRITEFILERESPONSE']._serialized_start=339
-  _globals['_WRITEFILERESPONSE']._serialized_end=378
-  _globals['_FILESERVICE']._serialized_start=381
-  _globals['_FILESERVICE']._serialized_end=555
+  _globals['_FILETYPE']._serialized_start=2355
+  _globals['_FILETYPE']._serialized_end=2484
+  _globals['_READFILEREQUEST']._serialized_start=84
+  _globals['_READFILEREQUEST']._serialized_end=167
+  _globals['_READFILERESPONSE']._serialized_start=169
+  _globals['_READFILERESPONSE']._serialized_end=201
+  _globals['_WRITEFILEREQUEST']._serialized_start=203
+  _globals['_WRITEFILEREQUEST']._serialized_end=286
+  _globals['_OPENFILE']._serialized_start=288
+  _globals['_OPENFILE']._serialized_end=405
+  _globals['_WRITEFILERESPONSE']._serialized_start=407
+  _globals['_WRITEFILERESPONSE']._serialized_end=446
+  _globals['_FILEINFO']._serialized_start=449
+  _globals['_FILEINFO']._serialized_end=629
+  _globals['_STATFILEREQUEST']._serialized_start=631
+  _globals['_STATFILEREQUEST']._serialized_end=682
+  _globals['_STATFILERESPONSE']._serialized_start=684
+  _globals['_STATFILERESPONSE']._serialized_end=741
+  _globals['_LISTDIRECTORYREQUEST']._serialized_start=743
+  _globals['_LISTDIRECTORYREQUEST']._serialized_end=832
+  _globals['_LISTDIRECTORYRESPONSE']._serialized_start=834
+  _globals['_LISTDIRECTORYRESPONSE']._serialized_end=897
+  _globals['_MAKEDIRECTORYREQUEST']._serialized_start=899
+  _globals['_MAKEDIRECTORYREQUEST']._serialized_end=993
+  _globals['_MAKEDIRECTORYRESPONSE']._serialized_start=995
+  _globals['_MAKEDIRECTORYRESPONSE']._serialized_end=1018
+  _globals['_MOVEFILEREQUEST']._serialized_start=1020
+  _globals['_MOVEFILEREQUEST']._serialized_end=1109
+  _globals['_MOVEFILERESPONSE']._serialized_start=1111
+  _globals['_MOVEFILERESPONSE']._serialized_end=1129
+  _globals['_COPYFILEREQUEST']._serialized_start=1131
+  _globals['_COPYFILEREQUEST']._serialized_end=1239
+  _globals['_COPYFILERESPONSE']._serialized_start=1241
+  _globals['_COPYFILERESPONSE']._serialized_end=1259
+  _globals['_REMOVEFILEREQUEST']._serialized_start=1261
+  _globals['_REMOVEFILEREQUEST']._serialized_end=1353
+  _globals['_REMOVEFILERESPONSE']._serialized_start=1355
+  _globals['_REMOVEFILERESPONSE']._serialized_end=1375
+  _globals['_WATCHDIRECTORYREQUEST']._serialized_start=1377
+  _globals['_WATCHDIRECTORYREQUEST']._serialized_end=1453
+  _globals['_WATCHDIRECTORYRESPONSE']._serialized_start=1456
+  _globals['_WATCHDIRECTORYRESPONSE']._serialized_end=1753
+  _globals['_WATCHDIRECTORYRESPONSE_CHANGE']._serialized_start=1581
+  _globals['_WATCHDIRECTORYRESPONSE_CHANGE']._serialized_end=1753
+  _globals['_SEARCHFILESREQUEST']._serialized_start=1756
+  _globals['_SEARCHFILESREQUEST']._serialized_end=1900
+  _globals['_SEARCHFILESRESPONSE']._serialized_start=1902
+  _globals['_SEARCHFILESRESPONSE']._serialized_end=1987
+  _globals['_SEARCHMATCH']._serialized_start=1989
+  _globals['_SEARCHMATCH']._serialized_end=2044
+  _globals['_READARCHIVEREQUEST']._serialized_start=2046
+  _globals['_READARCHIVEREQUEST']._serialized_end=2114
+  _globals['_READARCHIVERESPONSE']._serialized_start=2116
+  _globals['_READARCHIVERESPONSE']._serialized_end=2151
+  _globals['_WRITEARCHIVEREQUEST']._serialized_start=2153
+  _globals['_WRITEARCHIVEREQUEST']._serialized_end=2242
+  _globals['_OPENARCHIVE']._serialized_start=2244
+  _globals['_OPENARCHIVE']._serialized_end=2291
+  _globals['_WRITEARCHIVERESPONSE']._serialized_start=2293
+  _globals['_WRITEARCHIVERESPONSE']._serialized_end=2352
+  _globals['_FILESERVICE']._serialized_start=2487
+  _globals['_FILESERVICE']._serialized_end=3525
 # @@protoc_insertion_point(module_scope)

@@ -26,12 +26,13 @@ if _version_not_supported:
 
 
 class FileServiceStub(object):
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed. Errors of both calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
@@ -51,15 +52,66 @@ class FileServiceStub(object):
                 request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.WriteFileRequest.SerializeToString,
                 response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.WriteFileResponse.FromString,
                 _registered_method=True)
+        self.StatFile = channel.unary_unary(
+                '/ms_enclave.v1.FileService/StatFile',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.StatFileRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.StatFileResponse.FromString,
+                _registered_method=True)
+        self.ListDirectory = channel.unary_stream(
+                '/ms_enclave.v1.FileService/ListDirectory',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.ListDirectoryRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.ListDirectoryResponse.FromString,
+                _registered_method=True)
+        self.MakeDirectory = channel.unary_unary(
+                '/ms_enclave.v1.FileService/MakeDirectory',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.MakeDirectoryRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.MakeDirectoryResponse.FromString,
+                _registered_method=True)
+        self.MoveFile = channel.unary_unary(
+                '/ms_enclave.v1.FileService/MoveFile',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.MoveFileRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.MoveFileResponse.FromString,
+                _registered_method=True)
+        self.CopyFile = channel.unary_unary(
+                '/ms_enclave.v1.FileService/CopyFile',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.CopyFileRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.CopyFileResponse.FromString,
+                _registered_method=True)
+        self.RemoveFile = channel.unary_unary(
+                '/ms_enclave.v1.FileService/RemoveFile',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.RemoveFileRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.RemoveFileResponse.FromString,
+                _registered_method=True)
+        self.WatchDirectory = channel.unary_stream(
+                '/ms_enclave.v1.FileService/WatchDirectory',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.WatchDirectoryRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.WatchDirectoryResponse.FromString,
+                _registered_method=True)
+        self.SearchFiles = channel.unary_stream(
+                '/ms_enclave.v1.FileService/SearchFiles',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.SearchFilesRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.SearchFilesResponse.FromString,
+                _registered_method=True)
+        self.ReadArchive = channel.unary_stream(
+                '/ms_enclave.v1.FileService/ReadArchive',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.ReadArchiveRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.ReadArchiveResponse.FromString,
+                _registered_method=True)
+        self.WriteArchive = channel.stream_unary(
+                '/ms_enclave.v1.FileService/WriteArchive',
+                request_serializer=ms__enclave_dot_v1_dot_file__service__pb2.WriteArchiveRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.WriteArchiveResponse.FromString,
+                _registered_method=True)
 
 
 class FileServiceServicer(object):
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed. Errors of both calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
@@ -79,6 +131,84 @@ class FileServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StatFile(self, request, context):
+        """Shows what a path is. A link is shown as itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDirectory(self, request, context):
+        """Lists a directory as a stream of pages, sorted by path; with `recursive` everything below it, links not followed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeDirectory(self, request, context):
+        """Makes a directory. One that exists is left as it is. Errors also: ALREADY_EXISTS (a file is there).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveFile(self, request, context):
+        """Gives a file, link or directory another name, in one step where both are on one file system. Errors also:
+        ALREADY_EXISTS (something is there, and `replace` is not set or it is no file).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyFile(self, request, context):
+        """Copies a file, or with `recursive` a directory; links are copied as links. A copy that fails leaves nothing under
+        the new name. Errors also: as MoveFile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveFile(self, request, context):
+        """Removes a file, a link or an empty directory, and with `recursive` a directory with all that is in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDirectory(self, request, context):
+        """Tells what changes in a directory until the client leaves: first one READY, then the changes in order. If they
+        come faster than they are read, OVERFLOW says that some were lost. Ends like a program after the longest time that
+        the sandbox grants to one (FAILED_PRECONDITION).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchFiles(self, request, context):
+        """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
+        also: INVALID_ARGUMENT (no regular expression).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadArchive(self, request, context):
+        """Packs a directory, or one file, into a tar archive, streamed. Pipes, sockets and devices are left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteArchive(self, request_iterator, context):
+        """Unpacks a tar archive (plain, gzip, bzip2 or xz) into a directory, streamed. Names of entries are
+        taken below the directory, absolute ones too. Names that lead out, links that lead out, devices and pipes are refused
+        with INVALID_ARGUMENT before anything of them is written; what came before them stays. Hard links become copies. At
+        most 100000 entries and 16 GiB; a client that sends nothing for 30 s ends with DEADLINE_EXCEEDED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FileServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +222,56 @@ def add_FileServiceServicer_to_server(servicer, server):
                     request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.WriteFileRequest.FromString,
                     response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.WriteFileResponse.SerializeToString,
             ),
+            'StatFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.StatFile,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.StatFileRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.StatFileResponse.SerializeToString,
+            ),
+            'ListDirectory': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListDirectory,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.ListDirectoryRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.ListDirectoryResponse.SerializeToString,
+            ),
+            'MakeDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeDirectory,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.MakeDirectoryRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.MakeDirectoryResponse.SerializeToString,
+            ),
+            'MoveFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveFile,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.MoveFileRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.MoveFileResponse.SerializeToString,
+            ),
+            'CopyFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.CopyFile,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.CopyFileRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.CopyFileResponse.SerializeToString,
+            ),
+            'RemoveFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveFile,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.RemoveFileRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.RemoveFileResponse.SerializeToString,
+            ),
+            'WatchDirectory': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDirectory,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.WatchDirectoryRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.WatchDirectoryResponse.SerializeToString,
+            ),
+            'SearchFiles': grpc.unary_stream_rpc_method_handler(
+                    servicer.SearchFiles,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.SearchFilesRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.SearchFilesResponse.SerializeToString,
+            ),
+            'ReadArchive': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadArchive,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.ReadArchiveRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.ReadArchiveResponse.SerializeToString,
+            ),
+            'WriteArchive': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteArchive,
+                    request_deserializer=ms__enclave_dot_v1_dot_file__service__pb2.WriteArchiveRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_file__service__pb2.WriteArchiveResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'ms_enclave.v1.FileService', rpc_method_handlers)
@@ -101,12 +281,13 @@ def add_FileServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FileService(object):
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed. Errors of both calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
@@ -154,6 +335,276 @@ class FileService(object):
             '/ms_enclave.v1.FileService/WriteFile',
             ms__enclave_dot_v1_dot_file__service__pb2.WriteFileRequest.SerializeToString,
             ms__enclave_dot_v1_dot_file__service__pb2.WriteFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StatFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/StatFile',
+            ms__enclave_dot_v1_dot_file__service__pb2.StatFileRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.StatFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/ListDirectory',
+            ms__enclave_dot_v1_dot_file__service__pb2.ListDirectoryRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.ListDirectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/MakeDirectory',
+            ms__enclave_dot_v1_dot_file__service__pb2.MakeDirectoryRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.MakeDirectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/MoveFile',
+            ms__enclave_dot_v1_dot_file__service__pb2.MoveFileRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.MoveFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/CopyFile',
+            ms__enclave_dot_v1_dot_file__service__pb2.CopyFileRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.CopyFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/RemoveFile',
+            ms__enclave_dot_v1_dot_file__service__pb2.RemoveFileRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.RemoveFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/WatchDirectory',
+            ms__enclave_dot_v1_dot_file__service__pb2.WatchDirectoryRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.WatchDirectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/SearchFiles',
+            ms__enclave_dot_v1_dot_file__service__pb2.SearchFilesRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.SearchFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadArchive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ms_enclave.v1.FileService/ReadArchive',
+            ms__enclave_dot_v1_dot_file__service__pb2.ReadArchiveRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.ReadArchiveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteArchive(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/ms_enclave.v1.FileService/WriteArchive',
+            ms__enclave_dot_v1_dot_file__service__pb2.WriteArchiveRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_file__service__pb2.WriteArchiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,12 +27,13 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class FileServiceStub:
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed. Errors of both calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
@@ -47,15 +48,49 @@ class FileServiceStub:
     call succeeds; a call that fails or is cut leaves what was there before. A client that sends nothing for 30 s
     ends with DEADLINE_EXCEEDED.
     """
+    StatFile: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.StatFileRequest, _file_service_pb2.StatFileResponse]
+    """Shows what a path is. A link is shown as itself."""
+    ListDirectory: _grpc.UnaryStreamMultiCallable[_file_service_pb2.ListDirectoryRequest, _file_service_pb2.ListDirectoryResponse]
+    """Lists a directory as a stream of pages, sorted by path; with `recursive` everything below it, links not followed."""
+    MakeDirectory: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.MakeDirectoryRequest, _file_service_pb2.MakeDirectoryResponse]
+    """Makes a directory. One that exists is left as it is. Errors also: ALREADY_EXISTS (a file is there)."""
+    MoveFile: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.MoveFileRequest, _file_service_pb2.MoveFileResponse]
+    """Gives a file, link or directory another name, in one step where both are on one file system. Errors also:
+    ALREADY_EXISTS (something is there, and `replace` is not set or it is no file).
+    """
+    CopyFile: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.CopyFileRequest, _file_service_pb2.CopyFileResponse]
+    """Copies a file, or with `recursive` a directory; links are copied as links. A copy that fails leaves nothing under
+    the new name. Errors also: as MoveFile.
+    """
+    RemoveFile: _grpc.UnaryUnaryMultiCallable[_file_service_pb2.RemoveFileRequest, _file_service_pb2.RemoveFileResponse]
+    """Removes a file, a link or an empty directory, and with `recursive` a directory with all that is in it."""
+    WatchDirectory: _grpc.UnaryStreamMultiCallable[_file_service_pb2.WatchDirectoryRequest, _file_service_pb2.WatchDirectoryResponse]
+    """Tells what changes in a directory until the client leaves: first one READY, then the changes in order. If they
+    come faster than they are read, OVERFLOW says that some were lost. Ends like a program after the longest time that
+    the sandbox grants to one (FAILED_PRECONDITION).
+    """
+    SearchFiles: _grpc.UnaryStreamMultiCallable[_file_service_pb2.SearchFilesRequest, _file_service_pb2.SearchFilesResponse]
+    """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
+    also: INVALID_ARGUMENT (no regular expression).
+    """
+    ReadArchive: _grpc.UnaryStreamMultiCallable[_file_service_pb2.ReadArchiveRequest, _file_service_pb2.ReadArchiveResponse]
+    """Packs a directory, or one file, into a tar archive, streamed. Pipes, sockets and devices are left out."""
+    WriteArchive: _grpc.StreamUnaryMultiCallable[_file_service_pb2.WriteArchiveRequest, _file_service_pb2.WriteArchiveResponse]
+    """Unpacks a tar archive (plain, gzip, bzip2 or xz) into a directory, streamed. Names of entries are
+    taken below the directory, absolute ones too. Names that lead out, links that lead out, devices and pipes are refused
+    with INVALID_ARGUMENT before anything of them is written; what came before them stays. Hard links become copies. At
+    most 100000 entries and 16 GiB; a client that sends nothing for 30 s ends with DEADLINE_EXCEEDED.
+    """
 
 @_typing.type_check_only
 class FileServiceAsyncStub(FileServiceStub):
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed. Errors of both calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
@@ -67,14 +102,48 @@ class FileServiceAsyncStub(FileServiceStub):
     call succeeds; a call that fails or is cut leaves what was there before. A client that sends nothing for 30 s
     ends with DEADLINE_EXCEEDED.
     """
+    StatFile: _aio.UnaryUnaryMultiCallable[_file_service_pb2.StatFileRequest, _file_service_pb2.StatFileResponse]  # type: ignore[assignment]
+    """Shows what a path is. A link is shown as itself."""
+    ListDirectory: _aio.UnaryStreamMultiCallable[_file_service_pb2.ListDirectoryRequest, _file_service_pb2.ListDirectoryResponse]  # type: ignore[assignment]
+    """Lists a directory as a stream of pages, sorted by path; with `recursive` everything below it, links not followed."""
+    MakeDirectory: _aio.UnaryUnaryMultiCallable[_file_service_pb2.MakeDirectoryRequest, _file_service_pb2.MakeDirectoryResponse]  # type: ignore[assignment]
+    """Makes a directory. One that exists is left as it is. Errors also: ALREADY_EXISTS (a file is there)."""
+    MoveFile: _aio.UnaryUnaryMultiCallable[_file_service_pb2.MoveFileRequest, _file_service_pb2.MoveFileResponse]  # type: ignore[assignment]
+    """Gives a file, link or directory another name, in one step where both are on one file system. Errors also:
+    ALREADY_EXISTS (something is there, and `replace` is not set or it is no file).
+    """
+    CopyFile: _aio.UnaryUnaryMultiCallable[_file_service_pb2.CopyFileRequest, _file_service_pb2.CopyFileResponse]  # type: ignore[assignment]
+    """Copies a file, or with `recursive` a directory; links are copied as links. A copy that fails leaves nothing under
+    the new name. Errors also: as MoveFile.
+    """
+    RemoveFile: _aio.UnaryUnaryMultiCallable[_file_service_pb2.RemoveFileRequest, _file_service_pb2.RemoveFileResponse]  # type: ignore[assignment]
+    """Removes a file, a link or an empty directory, and with `recursive` a directory with all that is in it."""
+    WatchDirectory: _aio.UnaryStreamMultiCallable[_file_service_pb2.WatchDirectoryRequest, _file_service_pb2.WatchDirectoryResponse]  # type: ignore[assignment]
+    """Tells what changes in a directory until the client leaves: first one READY, then the changes in order. If they
+    come faster than they are read, OVERFLOW says that some were lost. Ends like a program after the longest time that
+    the sandbox grants to one (FAILED_PRECONDITION).
+    """
+    SearchFiles: _aio.UnaryStreamMultiCallable[_file_service_pb2.SearchFilesRequest, _file_service_pb2.SearchFilesResponse]  # type: ignore[assignment]
+    """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
+    also: INVALID_ARGUMENT (no regular expression).
+    """
+    ReadArchive: _aio.UnaryStreamMultiCallable[_file_service_pb2.ReadArchiveRequest, _file_service_pb2.ReadArchiveResponse]  # type: ignore[assignment]
+    """Packs a directory, or one file, into a tar archive, streamed. Pipes, sockets and devices are left out."""
+    WriteArchive: _aio.StreamUnaryMultiCallable[_file_service_pb2.WriteArchiveRequest, _file_service_pb2.WriteArchiveResponse]  # type: ignore[assignment]
+    """Unpacks a tar archive (plain, gzip, bzip2 or xz) into a directory, streamed. Names of entries are
+    taken below the directory, absolute ones too. Names that lead out, links that lead out, devices and pipes are refused
+    with INVALID_ARGUMENT before anything of them is written; what came before them stays. Hard links become copies. At
+    most 100000 entries and 16 GiB; a client that sends nothing for 30 s ends with DEADLINE_EXCEEDED.
+    """
 
 class FileServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Moves files in and out of a running sandbox. Everything is done inside the sandbox by a process that has the
-    rights of user code and no others; the engine's archive API is never used.
+    """Works with the files of a running sandbox. Everything is done inside the sandbox by a process that has the rights of
+    user code and no others; the engine's archive API is never used.
 
-    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after
-    links are followed. Errors of both calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
-    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (not a regular file, no permission, sandbox not running),
+    Paths are absolute or relative to the working directory, and must lie in the working directory or /tmp after links
+    are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
+    UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
+    NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
     RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
     """
 
@@ -95,6 +164,99 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         """Writes a regular file. First message: `open`; then chunks. The file appears under its name, complete, when the
         call succeeds; a call that fails or is cut leaves what was there before. A client that sends nothing for 30 s
         ends with DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def StatFile(
+        self,
+        request: _file_service_pb2.StatFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.StatFileResponse, _abc.Awaitable[_file_service_pb2.StatFileResponse]]:
+        """Shows what a path is. A link is shown as itself."""
+
+    @_abc_1.abstractmethod
+    def ListDirectory(
+        self,
+        request: _file_service_pb2.ListDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_file_service_pb2.ListDirectoryResponse], _abc.AsyncIterator[_file_service_pb2.ListDirectoryResponse]]:
+        """Lists a directory as a stream of pages, sorted by path; with `recursive` everything below it, links not followed."""
+
+    @_abc_1.abstractmethod
+    def MakeDirectory(
+        self,
+        request: _file_service_pb2.MakeDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.MakeDirectoryResponse, _abc.Awaitable[_file_service_pb2.MakeDirectoryResponse]]:
+        """Makes a directory. One that exists is left as it is. Errors also: ALREADY_EXISTS (a file is there)."""
+
+    @_abc_1.abstractmethod
+    def MoveFile(
+        self,
+        request: _file_service_pb2.MoveFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.MoveFileResponse, _abc.Awaitable[_file_service_pb2.MoveFileResponse]]:
+        """Gives a file, link or directory another name, in one step where both are on one file system. Errors also:
+        ALREADY_EXISTS (something is there, and `replace` is not set or it is no file).
+        """
+
+    @_abc_1.abstractmethod
+    def CopyFile(
+        self,
+        request: _file_service_pb2.CopyFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.CopyFileResponse, _abc.Awaitable[_file_service_pb2.CopyFileResponse]]:
+        """Copies a file, or with `recursive` a directory; links are copied as links. A copy that fails leaves nothing under
+        the new name. Errors also: as MoveFile.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveFile(
+        self,
+        request: _file_service_pb2.RemoveFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.RemoveFileResponse, _abc.Awaitable[_file_service_pb2.RemoveFileResponse]]:
+        """Removes a file, a link or an empty directory, and with `recursive` a directory with all that is in it."""
+
+    @_abc_1.abstractmethod
+    def WatchDirectory(
+        self,
+        request: _file_service_pb2.WatchDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_file_service_pb2.WatchDirectoryResponse], _abc.AsyncIterator[_file_service_pb2.WatchDirectoryResponse]]:
+        """Tells what changes in a directory until the client leaves: first one READY, then the changes in order. If they
+        come faster than they are read, OVERFLOW says that some were lost. Ends like a program after the longest time that
+        the sandbox grants to one (FAILED_PRECONDITION).
+        """
+
+    @_abc_1.abstractmethod
+    def SearchFiles(
+        self,
+        request: _file_service_pb2.SearchFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_file_service_pb2.SearchFilesResponse], _abc.AsyncIterator[_file_service_pb2.SearchFilesResponse]]:
+        """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
+        also: INVALID_ARGUMENT (no regular expression).
+        """
+
+    @_abc_1.abstractmethod
+    def ReadArchive(
+        self,
+        request: _file_service_pb2.ReadArchiveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_file_service_pb2.ReadArchiveResponse], _abc.AsyncIterator[_file_service_pb2.ReadArchiveResponse]]:
+        """Packs a directory, or one file, into a tar archive, streamed. Pipes, sockets and devices are left out."""
+
+    @_abc_1.abstractmethod
+    def WriteArchive(
+        self,
+        request_iterator: _MaybeAsyncIterator[_file_service_pb2.WriteArchiveRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_file_service_pb2.WriteArchiveResponse, _abc.Awaitable[_file_service_pb2.WriteArchiveResponse]]:
+        """Unpacks a tar archive (plain, gzip, bzip2 or xz) into a directory, streamed. Names of entries are
+        taken below the directory, absolute ones too. Names that lead out, links that lead out, devices and pipes are refused
+        with INVALID_ARGUMENT before anything of them is written; what came before them stays. Hard links become copies. At
+        most 100000 entries and 16 GiB; a client that sends nothing for 30 s ends with DEADLINE_EXCEEDED.
         """
 
 def add_FileServiceServicer_to_server(servicer: FileServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from enclaved.gateway import archives, intake
+from enclaved.gateway import intake
 from tests.service.daemons import PATIENCE_S, Running
 
 DUMPED = {
@@ -377,12 +377,11 @@ async def test_the_execute_bit_survives_and_no_other_right_does(api: httpx.Async
     [
         (packed(("../x", b"")), "leads out of the target directory"),
         (packed(("a/../../x", b"")), "leads out of the target directory"),
-        (packed(special("x", tarfile.SYMTYPE, "/etc/passwd")), "neither a regular file nor a directory"),
-        (packed(special("x", tarfile.LNKTYPE, "y")), "neither a regular file nor a directory"),
-        (packed(special("x", tarfile.CHRTYPE)), "neither a regular file nor a directory"),
-        (packed(special("x", tarfile.FIFOTYPE)), "neither a regular file nor a directory"),
+        (packed(special("x", tarfile.SYMTYPE, "/etc/passwd")), "is a link that leads out of the archive"),
+        (packed(special("x", tarfile.LNKTYPE, "y")), "links to nothing that is a file in the archive"),
+        (packed(special("x", tarfile.CHRTYPE)), "is a device, a pipe or another special file"),
+        (packed(special("x", tarfile.FIFOTYPE)), "is a device, a pipe or another special file"),
         (packed(("x", b"abc"))[:700], "it ends too early"),
-        (packed(("\udcff", b"abc"), form=tarfile.GNU_FORMAT), "a name is not UTF-8"),
         (b"x" * 2000, "cannot be read"),
         (b"\x1f\x8b" + b"x" * 2000, "cannot be read"),
         (gzip.compress(packed(("x", b"abc")))[:40], "cannot be read"),
@@ -393,18 +392,6 @@ async def test_a_hostile_archive_is_refused(api: httpx.AsyncClient, home: tuple[
     sandbox_id, here = home
     answer = await put(api, sandbox_id, archive, target_dir=f"{here}/in")
     assert (answer.status_code, detail in answer.json()["detail"]) == (400, True), answer.text
-
-
-async def test_an_archive_of_too_many_members_is_refused(api, home: tuple[str, str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(archives, "MEMBERS_MAX", 2)
-    answer = await put(api, home[0], packed(*((str(n), b"") for n in range(9))), target_dir=home[1])
-    assert (answer.status_code, "has more than 2 members" in answer.text) == (400, True)
-
-
-async def test_an_archive_that_unpacks_to_too_much_is_refused(api, home, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(archives, "UNPACKED_BYTES_MAX", 1000)
-    answer = await put(api, home[0], gzip.compress(packed(("x", bytes(2000)))), target_dir=home[1])
-    assert (answer.status_code, "unpacks to more than 1000 bytes" in answer.text) == (400, True)
 
 
 async def test_a_target_outside_the_sandboxs_directories_is_refused(api: httpx.AsyncClient, home: tuple[str, str]):

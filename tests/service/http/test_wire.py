@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from enclaved.gateway import archives, intake, server
+from enclaved.core.files import Files
+from enclaved.gateway import intake, server
 from tests.service.daemons import PATIENCE_S, Running, daemon, settings_in
 
 
@@ -146,7 +147,7 @@ async def test_a_fault_of_ours_is_counted(running: Running, api: httpx.AsyncClie
         raise ZeroDivisionError
 
     assert "enclaved_faults_total 0.0" in (await running.get("/metrics"))[1]
-    monkeypatch.setattr(archives, "unpack", broken)
+    monkeypatch.setattr(Files, "write_archive", broken)
     sandbox_id = (await api.post("/sandbox/create")).json()["sandbox_id"]
     answer = await api.post(f"/sandbox/{sandbox_id}/archive", content=b"x")
     assert (answer.status_code, "internal error" in answer.text) == (500, True)

@@ -137,7 +137,7 @@ class FakeServer:
         if sandbox_id not in self.sandboxes:
             return refused(404, f"Sandbox {sandbox_id} not found")
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            for member in archive:
+            for member in (found for found in archive if not found.isdir()):
                 content = archive.extractfile(member)
                 assert content is not None
                 self.files[sandbox_id, f"{target}/{member.name}"] = (content.read(), member.mode)

@@ -1,154 +1,140 @@
-"""Directories and archives go in file by file, and hostile ones do not go in at all."""
+"""What goes from this machine into a sandbox, and what comes back: only files, and only those that changed."""
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from datetime import datetime
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ms_enclave.errors import InvalidRequest
+from ms_enclave._model.files import FileInfo, FileType
+from ms_enclave.errors import InvalidRequest, PathNotFound
+from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox import _uploads as uploads
 
 
-class Writes:
-    """Remembers what was written."""
+class FakeFiles:
+    """The files of a sandbox, in memory."""
 
     def __init__(self) -> None:
-        self.files: dict[str, tuple[bytes, int]] = {}
+        self.found: dict[str, FileInfo] = {}
+        self.archives: list[dict[str, tuple[bytes, int]]] = []
+        self.contents: dict[str, bytes] = {}
 
-    async def __call__(self, path: str, content: uploads.Content, mode: int) -> int:
-        again = [b"".join([piece async for piece in content()]) for _ in range(2)]
-        assert again[0] == again[1], "the content can be asked for anew"
-        self.files[path] = (again[0], mode)
-        return len(again[0])
+    async def stat(self, sandbox_id: str, path: str) -> FileInfo:
+        if not self.found:
+            raise PathNotFound("nothing there")
+        return info("/sandbox/in", kind=FileType.DIRECTORY)
+
+    async def list(self, sandbox_id: str, path: str, *, recursive: bool) -> AsyncGenerator[FileInfo, None]:
+        for one in self.found.values():
+            yield one
+
+    async def read(self, sandbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
+        yield self.contents[path]
+
+    async def write_archive(
+        self, sandbox_id: str, path: str, content: Callable[[], AsyncIterator[bytes]]
+    ) -> tuple[int, int]:
+        data = b"".join([piece async for piece in content()])
+        members = {}
+        with tarfile.open(fileobj=BytesIO(data)) as archive:
+            for member in archive:
+                file = archive.extractfile(member)
+                assert file is not None
+                members[member.name] = (file.read(), member.mode)
+                self.found[member.name] = info(
+                    f"/sandbox/in/{member.name}", size=member.size, mode=member.mode, time_s=int(member.mtime)
+                )
+        self.archives.append(members)
+        return len(members), len(data)
+
+
+def info(
+    path: str, *, kind: FileType = FileType.REGULAR, size: int = 0, mode: int = 0o644, time_s: int = 1000
+) -> FileInfo:
+    return FileInfo(path, kind, size, mode, datetime.fromtimestamp(time_s), 1000)
 
 
 @pytest.fixture
-def write() -> Writes:
-    return Writes()
+def files() -> Any:
+    return FakeFiles()
 
 
-def archive(*members: tarfile.TarInfo | tuple[str, bytes], mode: str = "w") -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode=mode) as tar:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                tar.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size, info.mode = len(member[1]), 0o755
-                tar.addfile(info, io.BytesIO(member[1]))
-    return file.getvalue()
-
-
-def special(name: str, kind: bytes, link: str = "", size: int = 0) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = kind, link, size
-    return info
-
-
-async def test_a_directory_is_copied_with_everything_below_it(write: Writes, tmp_path: Path) -> None:
+async def test_a_directory_is_sent_once_and_then_only_what_changed(files: Any, tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "top.txt").write_bytes(b"top")
-    (tmp_path / "top.txt").chmod(0o644)
+    (tmp_path / "top.txt").chmod(0o666)
     (tmp_path / "a" / "b" / "run.sh").write_bytes(b"x" * 600_000)
     (tmp_path / "a" / "b" / "run.sh").chmod(0o755)
     (tmp_path / "link").symlink_to("top.txt")
-    await uploads.put_dir(write, str(tmp_path), "/sandbox/in")
-    assert write.files == {
-        "/sandbox/in/top.txt": (b"top", 0o644),
-        "/sandbox/in/link": (b"top", 0o644),
-        "/sandbox/in/a/b/run.sh": (b"x" * 600_000, 0o755),
-    }
+    assert await directories.put(files, "box", tmp_path, "in") == 3
+    assert files.archives == [
+        {"top.txt": (b"top", 0o644), "link": (b"top", 0o644), "a/b/run.sh": (b"x" * 600_000, 0o755)}
+    ]
+    assert await directories.put(files, "box", tmp_path, "in") == 0
+    (tmp_path / "a" / "b" / "run.sh").write_bytes(b"y")
+    assert await directories.put(files, "box", tmp_path, "in") == 1
+    assert files.archives[1:] == [{"a/b/run.sh": (b"y", 0o755)}]
 
 
-async def test_only_files_and_directories_are_copied(write: Writes, tmp_path: Path) -> None:
+async def test_only_files_and_directories_are_sent(files: Any, tmp_path: Path) -> None:
     (tmp_path / "ok").write_text("x")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="pipe' is neither a regular file nor a directory"):
-        await uploads.put_dir(write, tmp_path, "in")
+        await directories.put(files, "box", tmp_path, "in")
     (tmp_path / "pipe").unlink()
     (tmp_path / "secret").symlink_to("/etc/passwd")
     with pytest.raises(ValueError, match="secret' is a link that leads out"):
-        await uploads.put_dir(write, tmp_path, "in")
+        await directories.put(files, "box", tmp_path, "in")
     with pytest.raises(ValueError, match="is no directory"):
-        await uploads.put_dir(write, tmp_path / "nope", "in")
-    assert write.files == {}
+        await directories.put(files, "box", tmp_path / "nope", "in")
+    assert files.archives == []
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
-async def test_an_archive_is_unpacked(write: Writes, mode: str) -> None:
-    data = archive(
-        special("d/", tarfile.DIRTYPE),
-        ("d/a", b"A" * 300_000),
-        special("hard", tarfile.LNKTYPE, "d/a"),
-        special("d/soft", tarfile.SYMTYPE, "a"),
-        mode=mode,
-    )
-    await uploads.put_archive(write, "/sandbox", data)
-    assert {path: data for path, (data, _) in write.files.items()} == dict.fromkeys(
-        ["/sandbox/d/a", "/sandbox/hard", "/sandbox/d/soft"], b"A" * 300_000
-    )
-    assert write.files["/sandbox/d/a"][1] == 0o755
+async def test_what_a_sandbox_lists_cannot_lead_out_of_the_directory_here(files: Any, tmp_path: Path) -> None:
+    top = "/sandbox/out"
+    good = [f"{top}/a/f", f"{top}/g"]
+    hostile = [
+        f"{top}/../escape",
+        f"{top}/a/../../escape",
+        f"{top}//etc/x",
+        "/etc/passwd",
+        f"{top}/\N{REPLACEMENT CHARACTER}",
+        f"{top}/./x",
+    ]
+    listed = [info(path, size=1) for path in good + hostile]
+    listed.append(info(f"{top}/link", kind=FileType.SYMLINK))
+    files.contents = dict.fromkeys(good + hostile, b"1")
+    target = tmp_path / "here"
+    assert await directories.get(files, "box", top, listed, target) == 2
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "here",
+        "here/a",
+        "here/a/f",
+        "here/g",
+    ]
+    assert await directories.get(files, "box", top, listed, target) == 0
 
 
-@pytest.mark.parametrize(
-    ("data", "text"),
-    [
-        (b"", "Archive body must not be empty"),
-        (b"no archive", "cannot be read"),
-        (archive(("a", b"x" * 5000))[:2000], "cannot be read"),
-        (archive(("a", os.urandom(5000)), mode="w:gz")[:2000], "cannot be read"),
-        (archive(("../a", b"x")), "cannot be read"),
-        (archive(("ok", b"x"), special("s", tarfile.SYMTYPE, "../../etc/passwd")), "cannot be read"),
-        (archive(special("s", tarfile.SYMTYPE, "/etc/passwd")), "cannot be read"),
-        (archive(special("h", tarfile.LNKTYPE, "nope")), "links to nothing"),
-        (archive(special("a", tarfile.SYMTYPE, "b"), special("b", tarfile.SYMTYPE, "a")), "links to nothing"),
-        (archive(special("d/", tarfile.DIRTYPE), special("s", tarfile.SYMTYPE, "d")), "links to nothing"),
-        (archive(special("dev", tarfile.CHRTYPE)), "cannot be read"),
-    ],
-    ids=[
-        "empty",
-        "junk",
-        "cut",
-        "cut and packed",
-        "climbs",
-        "climbs by link",
-        "absolute link",
-        "dangling",
-        "loop",
-        "directory",
-        "device",
-    ],
-)
-async def test_a_hostile_archive_writes_nothing(write: Writes, data: bytes, text: str) -> None:
-    with pytest.raises(InvalidRequest, match=text):
-        await uploads.put_archive(write, "/sandbox", data)
-    assert write.files == {}
+async def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    async def breaks() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise InvalidRequest("cut")
+
+    with pytest.raises(InvalidRequest):
+        await directories.save(breaks(), tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
 
 
-async def test_an_archive_that_is_too_large_is_refused(write: Writes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "ARCHIVE_BYTES_MAX", 100)
-    with pytest.raises(ValueError, match="more than 100 bytes"):
-        await uploads.put_archive(write, "x", archive(("a", b"x" * 101)))
-    copies = [special(f"h{n}", tarfile.LNKTYPE, "a") for n in range(3)]
-    with pytest.raises(ValueError, match="more than 100 bytes"):
-        await uploads.put_archive(write, "x", archive(("a", b"x" * 30), *copies))
-    monkeypatch.setattr(uploads, "ARCHIVE_MEMBERS_MAX", 2)
-    with pytest.raises(ValueError, match="more than 2 members"):
-        await uploads.put_archive(write, "x", archive(("a", b""), ("b", b""), ("c", b"")))
-    assert write.files == {}
-
-
-async def test_a_member_that_claims_to_be_huge_is_not_unpacked_to_see(write: Writes) -> None:
-    bomb = special("bomb", tarfile.REGTYPE, size=2**50).tobuf() + bytes(10240)
-    with pytest.raises(ValueError, match="unpacks to more than"):
-        await uploads.put_archive(write, "x", bomb)
-
-
-async def test_absolute_names_stay_below_the_target(write: Writes) -> None:
-    await uploads.put_archive(write, "/sandbox", archive(("/etc/x", b"x")))
-    assert list(write.files) == ["/sandbox/etc/x"]
+async def test_the_content_of_bytes_can_be_asked_for_anew() -> None:
+    content = uploads.content_of(b"x" * 600_000)
+    for _ in range(2):
+        assert b"".join([piece async for piece in content()]) == b"x" * 600_000
+    with pytest.raises(InvalidRequest, match="cannot be written as"):
+        uploads.encoded("\N{SNOWMAN}", "ascii")

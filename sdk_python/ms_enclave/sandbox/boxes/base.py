@@ -27,6 +27,7 @@ from ms_enclave._transports.base import Transport
 from ms_enclave.errors import InvalidRequest, NotServed, ToolNotFound, WrongState
 from ms_enclave.sandbox.contexts import Contexts
 from ms_enclave.sandbox.executions import Execution
+from ms_enclave.sandbox.files import Files
 from ms_enclave.sandbox.tools.base import Tool, ToolFactory, as_result
 from ms_enclave.sandbox.tools.sandbox_tools import SandboxTool
 
@@ -241,6 +242,11 @@ class Sandbox(abc.ABC):
     def contexts(self) -> Contexts:
         """Its persistent interpreters: ``open``, ``list``, ``close``, ``reset``."""
         return Contexts(self)
+
+    @property
+    def files(self) -> Files:
+        """Its files: ``read``, ``write``, ``list``, ``search``, ``watch`` and others."""
+        return Files(self)
 
     async def transport(self) -> Transport | None:
         """Returns the way to the daemon that keeps it; ``None`` for kinds that have none. Raises `WrongState`."""

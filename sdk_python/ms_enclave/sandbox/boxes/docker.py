@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from ms_enclave._model import (
 from ms_enclave._model.config import memory_bytes as as_bytes
 from ms_enclave._transports.base import SandboxChange, SandboxPlan, Transport
 from ms_enclave.errors import EnclaveError, InvalidRequest, NotServed, SandboxNotFound
+from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox import _uploads as uploads
 from ms_enclave.sandbox.boxes.base import register_sandbox
 from ms_enclave.sandbox.boxes.executing import ExecutingSandbox
@@ -283,11 +285,8 @@ class DockerSandbox(ExecutingSandbox):
         ``path`` is absolute or relative to the working directory, and lies in that or in /tmp. Raises `PathUnusable`,
         `NoSpace`, `InvalidRequest`.
         """
-        try:
-            data = text.encode(encoding) if isinstance(text, str) else text
-        except (LookupError, UnicodeError) as error:
-            raise InvalidRequest(f"text: cannot be written as {encoding!r}: {error}") from None
-        await self._write(path, uploads.content_of(data), 0o644)
+        data = uploads.encoded(text, encoding)
+        await (await self._running()).write_file(self.id, path, uploads.content_of(data))
 
     async def read_file(self, path: str) -> bytes:
         """Reads a file of at most 1 GiB. Raises `PathNotFound`, `PathUnusable`, `InvalidRequest`."""
@@ -302,23 +301,22 @@ class DockerSandbox(ExecutingSandbox):
     async def put_dir(self, source: str | os.PathLike[str], target: str) -> None:
         """Copies a directory of this machine, with everything below it, into ``target``.
 
-        Links that stay inside become copies; empty directories are left out. Raises ``ValueError``, before anything
-        is copied, for anything else than files and directories; `PathUnusable`, `NoSpace`.
+        Files that are there already, by size, time and permissions, are not sent again. Links that stay inside become
+        copies; empty directories are left out. Raises ``ValueError``, before anything is copied, for anything else
+        than files and directories; `PathUnusable`, `NoSpace`.
         """
-        await self._running()
-        await uploads.put_dir(self._write, source, target)
+        await directories.put((await self._running()).files, self.id, Path(source), target)
 
     async def put_archive(self, target: str, tar_bytes: bytes) -> None:
         """Unpacks a tar archive (plain, gzip, bzip2 or xz) into ``target``.
 
-        Links inside the archive become copies; empty directories are left out. Raises ``ValueError``, before anything
-        is written, for an archive that is empty, malformed, hostile or larger than 1 GiB; `PathUnusable`, `NoSpace`.
+        Raises ``ValueError`` for an archive that is empty, malformed or hostile: devices, names and links that lead out
+        of ``target``. What came before such an entry stays. Hard links become copies. Raises `PathUnusable`, `NoSpace`.
         """
-        await self._running()
-        await uploads.put_archive(self._write, target, tar_bytes)
-
-    async def _write(self, path: str, content: Callable[[], AsyncIterator[bytes]], mode: int) -> int:
-        return await (await self._running()).write_file(self.id, path, content, mode=mode)
+        files = (await self._running()).files
+        if not tar_bytes:
+            raise InvalidRequest("Archive body must not be empty")
+        await files.write_archive(self.id, target, uploads.content_of(tar_bytes))
 
     # -- its daemon ----------------------------------------------------------------------------------------------
 

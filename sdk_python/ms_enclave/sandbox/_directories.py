@@ -1,0 +1,151 @@
+"""Directories between this machine and a sandbox: only what changed is moved."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tarfile
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from ms_enclave._model.files import FileInfo, FileType
+from ms_enclave._transports.base import FileCalls
+from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound, PathUnusable
+from ms_enclave.sandbox import _uploads as uploads
+
+_BLOCK: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """A file of this machine that goes to a sandbox."""
+
+    path: Path
+    name: str
+    size: int
+    mode: int
+    time_s: int
+
+    @property
+    def signature(self) -> tuple[int, int, int]:
+        """What tells that it is there already."""
+        return self.size, self.mode, self.time_s
+
+
+async def put(calls: FileCalls, sandbox_id: str, source: Path, target: str) -> int:
+    """Sends the files of a directory that are not there yet, as one archive; returns how many."""
+    files = await asyncio.to_thread(_local_files, source)
+    there = await _signatures(calls, sandbox_id, target)
+    changed = [file for file in files if there.get(file.name) != file.signature]
+    if changed:
+        await calls.write_archive(sandbox_id, target, lambda: _archive(changed))
+    return len(changed)
+
+
+def _local_files(source: Path) -> list[_Local]:
+    found = []
+    for path in uploads.regular_files(source):
+        info = path.stat()
+        mode = uploads.harmless_mode(info.st_mode)
+        name = path.relative_to(source).as_posix()
+        found.append(_Local(path, name, info.st_size, mode, max(0, int(info.st_mtime))))
+    return found
+
+
+async def _signatures(calls: FileCalls, sandbox_id: str, target: str) -> dict[str, tuple[int, int, int]]:
+    """The files below a directory of the sandbox, by their names below it."""
+    try:
+        top = (await calls.stat(sandbox_id, target)).path
+        listed = [info async for info in calls.list(sandbox_id, target, recursive=True)]
+    except (PathNotFound, PathUnusable, NotServed):  # a way that shows nothing, or nothing there: everything is sent
+        return {}
+    return {
+        info.path.removeprefix(f"{top}/"): (info.size_bytes, info.mode, int(info.modified_at.timestamp()))
+        for info in listed
+        if info.type is FileType.REGULAR
+    }
+
+
+async def _archive(files: Iterable[_Local]) -> AsyncIterator[bytes]:
+    """A tar archive of files, made while it is sent. Raises `InvalidRequest` if one shrinks meanwhile."""
+    for file in files:
+        member = tarfile.TarInfo(file.name)
+        member.size, member.mode, member.mtime = file.size, file.mode, file.time_s
+        yield member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        left = file.size
+        with await asyncio.to_thread(file.path.open, "rb") as content:
+            while left:
+                data = await asyncio.to_thread(content.read, min(left, uploads.CHUNK_BYTES))
+                if not data:
+                    raise InvalidRequest(f"source: {str(file.path)!r} became shorter while it was sent")
+                left -= len(data)
+                yield data
+        yield bytes(-file.size % _BLOCK)
+    yield bytes(2 * _BLOCK)
+
+
+async def get(calls: FileCalls, sandbox_id: str, top: str, listed: Iterable[FileInfo], target: Path) -> int:
+    """Fetches the files of a directory that are not here yet; returns how many.
+
+    What the sandbox lists is a stranger's: its names are checked before anything is made of them.
+    """
+    await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
+    moved = 0
+    for info in listed:
+        name = _inner_name(info.path, top)
+        if name is None:
+            continue
+        local = target / name
+        if info.type is FileType.DIRECTORY:
+            await asyncio.to_thread(local.mkdir, parents=True, exist_ok=True)
+        elif info.type is FileType.REGULAR and not await asyncio.to_thread(_is_same, local, info):
+            await asyncio.to_thread(local.parent.mkdir, parents=True, exist_ok=True)
+            async with contextlib.aclosing(calls.read(sandbox_id, info.path)) as pieces:
+                await save(pieces, local)
+            time_s = info.modified_at.timestamp()
+            await asyncio.to_thread(os.utime, local, (time_s, time_s))
+            await asyncio.to_thread(local.chmod, uploads.harmless_mode(info.mode))
+            moved += 1
+    return moved
+
+
+def _inner_name(path: str, top: str) -> str | None:
+    """The name below the directory; ``None`` for one that cannot be a name here."""
+    if not path.startswith(f"{top}/") or "\N{REPLACEMENT CHARACTER}" in path or "\0" in path:
+        return None
+    name = path.removeprefix(f"{top}/")
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or PurePosixPath(name).is_absolute():
+        return None
+    return name
+
+
+def _is_same(local: Path, info: FileInfo) -> bool:
+    try:
+        found = local.lstat()
+    except OSError:
+        return False
+    return found.st_size == info.size_bytes and int(found.st_mtime) == int(info.modified_at.timestamp())
+
+
+async def save(pieces: AsyncIterator[bytes], target: Path, report: Callable[[int], object] | None = None) -> int:
+    """Writes pieces into a file that appears when it is complete; returns its size."""
+    size = 0
+    fd, temporary = await asyncio.to_thread(tempfile.mkstemp, dir=target.parent, prefix=f".{target.name[:100]}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            async for piece in pieces:
+                await asyncio.to_thread(file.write, piece)
+                size += len(piece)
+                if report is not None:
+                    report(size)
+        Path(temporary).chmod(0o644)
+        await asyncio.to_thread(os.replace, temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return size
