@@ -13,12 +13,14 @@ from typing import Any
 
 import aiodocker
 import pytest
-from ms_enclave.sandbox.boxes import Sandbox, SandboxFactory
+from ms_enclave.sandbox.boxes import Sandbox
+from ms_enclave.sandbox.manager import LocalSandboxManager
 from ms_enclave.sandbox.model import SandboxType
 
 from enclaved.runtime.docker import detect_engine_url
 from tests.integration.failures.ground import DaemonProcess, Ground
 from tests.scripts.loading import load
+
 
 @pytest.fixture(scope="session")
 def guest_runtime(default_image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -53,18 +55,15 @@ def images(default_image: str) -> Iterator[dict[str, str]]:
 @pytest.fixture
 async def make(daemon: DaemonProcess) -> AsyncIterator[Callable[[str], Any]]:
     """Makes a sandbox of an image."""
-    made: list[Sandbox] = []
+    async with LocalSandboxManager(address=daemon.address) as manager:
 
-    async def make(image: str) -> Sandbox:
-        config = {"image": image, "memory_limit": "192m"}
-        sandbox = SandboxFactory.create_sandbox(SandboxType.DOCKER, config, address=daemon.address)
-        made.append(sandbox)
-        await sandbox.start()
-        return sandbox
+        async def make(image: str) -> Sandbox:
+            sandbox_id = await manager.create_sandbox(SandboxType.DOCKER, {"image": image, "memory_limit": "192m"})
+            found = await manager.get_sandbox(sandbox_id)
+            assert found is not None
+            return found
 
-    yield make
-    for sandbox in made:
-        await sandbox.cleanup()
+        yield make
 
 
 _REMOVE_PYTHON = "RUN rm -rf /usr/bin/python* /usr/bin/pip* /usr/bin/pydoc* /usr/lib/python3*\n"
