@@ -38,6 +38,7 @@ PROGRAM = "print(1)"
 IDLE_S = 0.006
 BURST = 5
 BASELINE = "docker exec CLI"
+PERSISTENT = "SDK, persistent context"
 Path_ = Callable[[], Awaitable[None]]
 
 
@@ -94,16 +95,17 @@ async def measure(paths: dict[str, Path_], rounds: int, burst: int, idle_s: floa
 
 def report(title: str, times: dict[str, list[float]]) -> None:
     """Prints one table."""
-    baseline = statistics.median(times[BASELINE])
+    baseline, persistent = statistics.median(times[BASELINE]), statistics.median(times[PERSISTENT])
     print(f"\n{title}")
-    print(f"| path | n | min ms | median ms | p95 ms | {BASELINE} / path |")
-    print("|---|---|---|---|---|---|")
+    print(f"| path | n | min ms | median ms | p95 ms | {BASELINE} / path | path / persistent |")
+    print("|---|---|---|---|---|---|---|")
     for name, found in sorted(times.items(), key=lambda item: statistics.median(item[1])):
         ordered = sorted(found)
         median = statistics.median(ordered)
         p95 = ordered[int(len(ordered) * 0.95)]
         tail = f"{p95:.2f}" if len(ordered) >= 100 else f"{ordered[-1]:.2f} (max)"
-        print(f"| {name} | {len(ordered)} | {ordered[0]:.2f} | {median:.2f} | {tail} | {baseline / median:.1f} |")
+        ratios = f"{baseline / median:.1f} | {median / persistent:.2f}"
+        print(f"| {name} | {len(ordered)} | {ordered[0]:.2f} | {median:.2f} | {tail} | {ratios} |")
 
 
 def machine(image: str) -> None:
@@ -161,7 +163,7 @@ async def main(rounds: int, address: str) -> None:
 
                 paths: dict[str, Path_] = {
                     "empty gRPC call": empty,
-                    "SDK, persistent context": lambda: tool("python_executor", code=PROGRAM),
+                    PERSISTENT: lambda: tool("python_executor", code=PROGRAM),
                     "SDK, fresh interpreter": lambda: tool("python_executor", code=PROGRAM, isolated=True),
                     "SDK, command `echo 1`": lambda: tool("shell_executor", command=["echo", "1"]),
                     "aiodocker exec": lambda: exec_by_api(plain),

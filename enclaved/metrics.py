@@ -97,21 +97,24 @@ class Metrics:
             registry=registry,
         )
         self._phases = [phases.labels(name) for name in ("queued", "starting", "running", "draining")]
-        self._execution_cpu = Counter(
+        cpu = Counter(
             "enclaved_execution_cpu_seconds", "CPU time that executions used, by mode.", ("mode",), registry=registry
         )
+        self._cpu_user, self._cpu_system = cpu.labels("user"), cpu.labels("system")
         self._execution_memory = Histogram(
             "enclaved_execution_memory_peak_bytes",
             "Largest memory use of executions.",
             buckets=_MEMORY_BYTES,
             registry=registry,
         )
-        self._execution_io = Counter(
+        io = Counter(
             "enclaved_execution_io_bytes", "Bytes that executions read and wrote.", ("direction",), registry=registry
         )
-        self._output = Counter(
+        self._io_read, self._io_write = io.labels("read"), io.labels("write")
+        output = Counter(
             "enclaved_execution_output_bytes", "Output of executions by channel.", ("channel",), registry=registry
         )
+        self._output = {channel: output.labels(name) for channel, name in CHANNEL_NAMES.items()}
         self._readers = Gauge("enclaved_execution_readers", "Clients that follow an execution now.", registry=registry)
         self._notices = Counter(
             "enclaved_execution_notices", "Notices of executions by kind.", ("kind",), registry=registry
@@ -164,12 +167,6 @@ class Metrics:
             self._created.labels(outcome)
         for recovery in RecoveryOutcome:
             self._recovered.labels(recovery.value)
-        for mode in ("user", "system"):
-            self._execution_cpu.labels(mode)
-        for direction in ("read", "write"):
-            self._execution_io.labels(direction)
-        for channel in CHANNEL_NAMES.values():
-            self._output.labels(channel)
         for kind in NoticeKind:
             self._notices.labels(kind.value)
         for member in MemberState:
@@ -232,14 +229,14 @@ class Metrics:
             self._faults.inc()
         for histogram, seconds in zip(self._phases, spent_s, strict=True):
             histogram.observe(seconds)
-        for channel, name in CHANNEL_NAMES.items():
-            self._output.labels(name).inc(bytes_total.get(channel, 0))
+        for channel, written in bytes_total.items():
+            self._output[channel].inc(written)
         if usage is not None:
-            self._execution_cpu.labels("user").inc(usage.cpu_user_s)
-            self._execution_cpu.labels("system").inc(usage.cpu_system_s)
+            self._cpu_user.inc(usage.cpu_user_s)
+            self._cpu_system.inc(usage.cpu_system_s)
             # A process of the sandbox counts these: it must not be able to put the sum beyond the precision of a float.
-            self._execution_io.labels("read").inc(min(usage.io_read_bytes, _IO_MOST_BYTES))
-            self._execution_io.labels("write").inc(min(usage.io_write_bytes, _IO_MOST_BYTES))
+            self._io_read.inc(min(usage.io_read_bytes, _IO_MOST_BYTES))
+            self._io_write.inc(min(usage.io_write_bytes, _IO_MOST_BYTES))
             self._execution_memory.observe(usage.memory_peak_bytes)
 
     def execution_followed(self, change: int) -> None:

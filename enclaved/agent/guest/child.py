@@ -18,7 +18,7 @@ from .handover import AT_TERMINAL, DEFAULT_TERM, IN_CONTEXT, install, receive_jo
 from .libc import PR_SET_NO_NEW_PRIVS, prctl
 from .masks import hold_signals
 from .observer import serve_observer
-from .python_jobs import run_python, serve_context
+from .python_jobs import rehearse, run_python, serve_context
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def prepare(settings: Dict[str, Any]) -> int:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
     prctl(PR_SET_NO_NEW_PRIVS, 1)  # the container has it already
+    rehearse()
     return os.open("/proc/self/status", os.O_RDONLY)
 
 

@@ -50,18 +50,10 @@ class Cleaner:
             return set()
         self.children.read_spawning()
         unknown = pids - self.protected()
-        alone = len(self.records.active) == 1
+        if len(self.records.active) == 1:
+            return {pid for pid in unknown if stat(pid) is not None and self.processes.is_users(pid)}
         table = {pid: stat(pid) for pid in pids}
-        found = set()
-        for pid in unknown:
-            if table.get(pid) is None:
-                continue
-            if alone:
-                if self.processes.is_users(pid):
-                    found.add(pid)
-            elif belongs(pid, table, execution.pid):
-                found.add(pid)
-        return found
+        return {pid for pid in unknown if table[pid] is not None and belongs(pid, table, execution.pid)}
 
     def sweep_strays(self, rounds: int = SWEEP_ROUNDS) -> None:
         """Kills what no execution can answer for, now that none runs, until nothing is left of it."""

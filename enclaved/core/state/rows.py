@@ -68,6 +68,11 @@ def _plain(value: object) -> object:
     raise TypeError(f"a {type(value).__name__} cannot be written down")
 
 
+def encode_as(kind: Any, value: object) -> str:
+    """Makes JSON of a value of a type, several times faster than `encode`: for what is written with every call."""
+    return _adapter(kind).dump_json(value).decode()
+
+
 def decode(kind: Any, text: str) -> Any:
     """Makes a value of a type out of JSON. Raises `ValueError` if it is none. Fields that are missing get defaults."""
     return _adapter(kind).validate_json(text)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.state.database import Database
-from enclaved.core.state.rows import SandboxRow, decode, encode, shallow
+from enclaved.core.state.rows import SandboxRow, decode, encode, encode_as, shallow
 from enclaved.model import Adjustment, Finished, SandboxSpec, SandboxState
 from enclaved.runtime.base import Image
 
@@ -75,8 +75,8 @@ class ExecutionTable:
             "id": row.id,
             "sandbox_id": row.sandbox_id,
             "created_at": row.created_at.isoformat(),
-            "body": encode(replace(row, finished=None)),
-            "finished": None if row.finished is None else encode(row.finished),
+            "body": encode_as(ExecutionRow, row if row.finished is None else replace(row, finished=None)),
+            "finished": None if row.finished is None else encode_as(Finished, row.finished),
         }
         self._database.write(_SAVE_EXECUTION, values)
 
@@ -86,7 +86,7 @@ class ExecutionTable:
             {
                 f"execution {execution_id}": (_FORGET_EXECUTION, {"id": execution_id})
                 if finished is None
-                else (_FINISH_EXECUTION, {"id": execution_id, "finished": encode(finished)})
+                else (_FINISH_EXECUTION, {"id": execution_id, "finished": encode_as(Finished, finished)})
                 for execution_id, finished in settled.items()
             }
         )

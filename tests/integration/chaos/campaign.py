@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
 import random
 import signal
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.report is not None:
         options.report.write_text(f"{text}\n")
     if options.json is not None:
-        numbers = {**dataclasses.asdict(tally), "seed": seed, "faults": tally.faults}
+        numbers = {**vars(tally), "seed": seed, "faults": tally.faults}
         options.json.write_text(json.dumps(numbers, indent=2) + "\n")
     return int(tally.faults > 0)
 
