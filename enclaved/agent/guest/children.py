@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
     from .execution import Context, Execution
-    from .loop import Loop, Timer
+    from .loop import Loop
     from .observation import Observer
     from .openings import Opening
 
@@ -39,10 +39,10 @@ class Child:
         self.outgoing: Deque[Tuple[bytes, List[int]]] = collections.deque()
         self.incoming = bytearray()
         self.silent = False  # it closed its end
+        self.failed = False  # it has said why it could not be made ready
         self.unread = False  # it died without having read all that was sent to it
         self.was_signalled = False  # in its call that runs or was the last
         self.calls = 0  # that ended in it, where it is a context
-        self.patience: Optional[Timer] = None
         self.keeper: Optional[Keeper] = None  # who hears its claims, where that is no program or call
 
 
@@ -126,8 +126,10 @@ class Children:
             if not child.pid:
                 for level, kind, value in ancillary:
                     if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                        child.pid = struct.unpack("iii", value[:12])[0]
-                        self.by_pid[child.pid] = child
+                        pid = struct.unpack("iii", value[:12])[0]
+                        if pid and pid not in self.helpers:  # the template speaks for what it could not make
+                            child.pid = pid
+                            self.by_pid[pid] = child
             if not data:
                 self.silence(child)
                 break
@@ -161,6 +163,7 @@ class Children:
                 self.spawning.remove(child)
                 self.on_ready(child)
         elif "failed" in claim and child in self.spawning:
+            child.failed = True
             self.on_failed(str(claim["failed"])[:1000])
         elif "begun" in claim:
             self.on_begun(child)

@@ -66,6 +66,8 @@ class Execution:
         channels = (STDOUT, STDERR) if self.terminal is None else (TERMINAL,)
         self.journal = Journal(channels, _keep_last_bytes(count(header, "keep_last_bytes")))
         self.late_bytes = 0  # of its output that was written before it
+        self.may_go = False  # it has ended, and nobody needs its output any more
+        self.reserved_bytes = 0  # for what may be in its pipes
         self.readers: Dict[int, Reader] = {}
         self.state = "queued"  # then starting, running, draining, ended
         self.child: Optional[Child] = None

@@ -85,6 +85,7 @@ class Executions:
             else:
                 self.stdin.open(execution, theirs)
                 self.output.open(execution, theirs)
+            self.nursery.descriptors.check(max(theirs))
         except OSError as error:  # out of descriptors or terminals: too much at once in this sandbox
             for fd in theirs:
                 os.close(fd)
@@ -153,6 +154,7 @@ class Executions:
         self.link.send({"type": "refused", "execution": execution.name, "code": code, "message": message})
         self.records.by_name.pop(execution.name, None)
         self.records.active.pop(execution.name, None)
+        self.output.release(execution)  # it may have been given late output
         self.contexts.leave(execution)
         self.cleaner.sweep_strays()
 

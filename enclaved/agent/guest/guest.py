@@ -12,6 +12,7 @@ from .children import Children
 from .cleaner import Cleaner
 from .context_control import ContextControl
 from .contexts import Contexts
+from .descriptors import Descriptors
 from .dispatch import Dispatch
 from .executions import Executions
 from .idle import Idle
@@ -31,6 +32,7 @@ from .records import Records
 from .samples import Samples
 from .usage import Sampler, distinct_file_systems
 from .report import holds_frame
+from .room import Room
 from .signals import Signals
 from .terminal import Terminals
 
@@ -54,13 +56,14 @@ class Guest:
         self.processes = Processes(settings["uid"], owns_namespace)
         self.records = records = Records(loop, link)
         self.readers = readers = Readers(link)
-        self.output = Output(loop, link, records, readers)
+        self.output = Output(loop, link, readers, Room(link, records))
         self.stdin = Input(loop, link)
         self.terminals = Terminals(settings["uid"])
         self.signals = Signals(self.processes)
         self.idle = Idle(loop)
         self.children = children = Children(loop)
-        self.nursery = Nursery(loop, children, bundle, settings)
+        self.descriptors = Descriptors()
+        self.nursery = Nursery(loop, children, bundle, settings, self.descriptors)
         self.contexts = Contexts()
         self.cleaner = Cleaner(loop, self.processes, children, records)
         self.intake = Intake(link, records, readers)
@@ -144,7 +147,9 @@ class Guest:
             "credit": lambda execution, header, _: readers.on_credit(execution, header),
             "unsubscribe": lambda execution, header, _: readers.on_unsubscribe(execution, header),
             "acknowledge": lambda execution, header, _: output.on_acknowledge(execution, header),
+            "may_go": lambda execution, *_: output.on_may_go(execution),
             "stdin": lambda execution, header, payload: stdin.on_stdin(execution, int(header["offset"]), payload),
+            "may_go": lambda execution, *_: output.on_may_go(execution),
             "end_of_input": lambda execution, *_: stdin.on_end(execution),
             "signal": lambda execution, header, _: self.signals.on_signal(execution, header),
             "resize": lambda execution, header, _: self.terminals.on_resize(execution, header),
@@ -157,6 +162,7 @@ class Guest:
         """Runs until the sandbox ends. Never returns."""
         os.set_inheritable(self.bundle.fd, False)
         wake, wakeup = socket.socketpair()
+        self.descriptors.raise_limit()
         wake.setblocking(False)
         wakeup.setblocking(False)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)

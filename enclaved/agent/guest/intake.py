@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .execution import Execution
 from .frames import FrameError
-from .limits import EXECUTIONS_MAX, MAX_JOB_BYTES, TERMINALS_MAX
+from .limits import EXECUTIONS_MAX, MAX_JOB_BYTES, RECORD_KEPT_S, TERMINALS_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from .link import Link
     from .readers import Readers
     from .records import Records
+
+
+_TOO_MANY = "%d executions of this sandbox run, or have ended with output that nobody has read; read it, or wait %d s"
 
 
 class Intake:
@@ -49,8 +52,8 @@ class Intake:
     def refusal(self, execution: Execution) -> Optional[Tuple[str, str]]:
         """Why an execution cannot be taken, as code and text; None if it can."""
         known = self.records.by_name
-        if len(known) >= EXECUTIONS_MAX:
-            return "full", "too many executions"
+        if not self.records.has_place():
+            return "full", _TOO_MANY % (EXECUTIONS_MAX, RECORD_KEPT_S)
         if execution.terminal is not None:
             if execution.context_name is not None:
                 return "no_process", "a context has no terminal"

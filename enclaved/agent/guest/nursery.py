@@ -11,14 +11,24 @@ import socket
 import sys
 import time
 
-from .limits import RETRY_S, SPAWN_DEADLINE_S, SPAWN_PATIENCE_S, STANDBY_CHILDREN
+from .limits import (
+    RETRY_S,
+    SPAWN_DEADLINE_S,
+    SPAWN_LOOK_S,
+    SPAWN_LOST_S,
+    SPAWN_PATIENCE_S,
+    SPAWN_RETRY_S,
+    SPAWNS_AT_ONCE,
+    STANDBY_CHILDREN,
+)
 from .processes import kill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Deque, Dict, Optional
+    from typing import Any, Callable, Deque, Dict, Optional, Tuple
 
     from .children import Child, Children
+    from .descriptors import Descriptors
     from .execution import Execution
     from .loader import Bundle
     from .loop import Loop, Timer
@@ -29,10 +39,10 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class Wish:
     """Somebody waits for a child."""
 
-    __slots__ = ("deadline", "give", "owner", "refuse")
+    __slots__ = ("give", "owner", "refuse", "since")
 
     def __init__(self, owner: object, give: Callable[[Child], None], refuse: Callable[[str], None]) -> None:
-        self.deadline = time.monotonic() + SPAWN_DEADLINE_S
+        self.since = time.monotonic()
         self.owner, self.give, self.refuse = owner, give, refuse
 
 
@@ -40,18 +50,24 @@ class Nursery:
     """Keeps the template and standby children, and gives a child to each execution that asks for one.
 
     ``start`` and ``refuse`` are set by whoever puts the guest together: an execution has its child, or there is none
-    in time.
+    in time. The template makes one child after the other, so only a few are asked for at a time; and however many wait,
+    nobody is refused as long as children become ready.
     """
 
     start: Callable[[Execution, Child], None]
     refuse: Callable[[Execution, str, str], None]
 
-    def __init__(self, loop: Loop, children: Children, bundle: Bundle, settings: Dict[str, Any]) -> None:
+    def __init__(
+        self, loop: Loop, children: Children, bundle: Bundle, settings: Dict[str, Any], descriptors: Descriptors
+    ) -> None:
         self.loop, self.children, self.bundle, self.settings = loop, children, bundle, settings
+        self.descriptors = descriptors
         self.template: Optional[socket.socket] = None
         self.standby: Deque[Child] = collections.deque()
         self.waiting: Deque[Wish] = collections.deque()
-        self.spawn_failure = ""
+        self.spawn_failure = ""  # why the last child came to nothing, unless one has become ready since
+        self.progress_at = 0.0  # when the last child became ready
+        self.alarm: Optional[Timer] = None
 
     def start_template(self) -> None:
         """Starts the clean interpreter from which all children come."""
@@ -99,13 +115,17 @@ class Nursery:
 
     def refill(self) -> None:
         """Asks the template for as many children as are wanted and not yet on their way."""
-        wanted = STANDBY_CHILDREN + len(self.waiting) - len(self.standby) - len(self.children.spawning)
-        for _ in range(min(wanted, 16)):
+        spawning = self.children.spawning
+        overdue_since = time.monotonic() - SPAWN_PATIENCE_S
+        hopeful = sum(max(child.asked_at, self.progress_at) > overdue_since for child in spawning)
+        wanted = STANDBY_CHILDREN + len(self.waiting) - len(self.standby) - hopeful
+        for _ in range(min(wanted, SPAWNS_AT_ONCE - len(spawning))):
             if self.template is None:
                 return  # it is being started, which ends here again
             try:
-                ours, theirs = socket.socketpair()
+                ours, theirs = self.new_pair()
             except OSError:
+                self.spawn_failure = "too many programs with their pipes run in it"
                 self.loop.after(RETRY_S, self.refill)
                 return
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -119,23 +139,48 @@ class Nursery:
                 return
             finally:
                 theirs.close()
-            self.expect(self.children.add(ours))
+            self.children.add(ours)
+        self.keep_looking()
 
-    def expect(self, child: Child) -> None:
-        """Waits for a child, but not for ever."""
-        child.patience = self.loop.after(SPAWN_PATIENCE_S, lambda: self.give_up(child))
+    def new_pair(self) -> Tuple[socket.socket, socket.socket]:
+        """Makes the socket of a new child. Raises OSError where too few descriptors are left."""
+        ours, theirs = socket.socketpair()
+        try:
+            self.descriptors.check(theirs.fileno())
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        return ours, theirs
 
-    def give_up(self, child: Child) -> None:
-        """A child that does not become ready was stopped by user code, or starves; another one takes its place."""
-        if child in self.children.spawning:
-            kill(child.pid)
-            self.children.silence(child)
+    def keep_looking(self) -> None:
+        """Looks again soon at those who wait and those who are waited for."""
+        if self.alarm is None and (self.waiting or self.children.spawning):
+            self.alarm = self.loop.after(SPAWN_LOOK_S, self.look)
+
+    def look(self) -> None:
+        """Gives up on children and on wishes for which nothing has moved for too long."""
+        self.alarm = None
+        now = time.monotonic()
+        for child in list(self.children.spawning):
+            idle_s, age_s = now - max(child.asked_at, self.progress_at), now - child.asked_at
+            if idle_s >= SPAWN_DEADLINE_S or age_s >= SPAWN_LOST_S:  # it was stopped, or starves
+                kill(child.pid)
+                self.children.silence(child)
+        while self.waiting and now - max(self.waiting[0].since, self.progress_at) >= SPAWN_DEADLINE_S:
+            why = self.spawn_failure or "the programs that run in it leave no time for another one"
+            text = "no process could be started in the sandbox for %g seconds: %s" % (SPAWN_DEADLINE_S, why)
+            self.waiting.popleft().refuse(text)
+        self.refill()
+        self.keep_looking()
 
     def on_ready(self, child: Child) -> None:
         """Gives a new child to who waits longest, or keeps it."""
-        self.loop.cancel(child.patience)
+        self.progress_at = time.monotonic()
+        self.spawn_failure = ""
         if self.waiting:
             self.waiting.popleft().give(child)
+            self.refill()
         else:
             self.standby.append(child)
 
@@ -147,7 +192,9 @@ class Nursery:
     def on_silent(self, child: Child, unready: bool) -> None:
         """Replaces a child that is gone before it had a job."""
         if unready:
-            self.loop.after(0.02, self.refill)
+            if child.pid and not child.failed:
+                self.spawn_failure = "one was killed before it was ready, as happens where the memory limit is reached"
+            self.loop.after(SPAWN_RETRY_S, self.refill)
         elif child in self.standby:
             self.standby.remove(child)
             self.refill()
@@ -159,31 +206,20 @@ class Nursery:
             lambda child: self.start(execution, child),
             lambda reason: self.refuse(execution, "no_process", reason),
         )
-        execution.timer = self.grant(wish)
+        self.grant(wish)
 
     def request(self, owner: object, give: Callable[[Child], None], refuse: Callable[[str], None]) -> None:
         """Gives a child to whoever needs one for something else; ``refuse`` is told why there is none in time."""
         self.grant(Wish(owner, give, refuse))
 
-    def grant(self, wish: Wish) -> Optional[Timer]:
-        """Grants a wish if it can be; else it waits until the timer that is returned."""
-        timer = None
+    def grant(self, wish: Wish) -> None:
+        """Grants a wish if it can be; else it waits."""
         if self.standby:
             wish.give(self.standby.popleft())
         else:
             self.waiting.append(wish)
-            timer = self.loop.after(SPAWN_DEADLINE_S, self.refuse_late)
         self.refill()
-        return timer
 
     def withdraw(self, owner: object) -> None:
         """Somebody waits for a child no more."""
         self.waiting = collections.deque(wish for wish in self.waiting if wish.owner is not owner)
-
-    def refuse_late(self) -> None:
-        """Gives up on executions for which no process could be made in time."""
-        now = time.monotonic()
-        while self.waiting and self.waiting[0].deadline <= now:
-            why = self.spawn_failure or "its process or memory limit is exhausted"
-            text = "no process could be started in the sandbox: " + why
-            self.waiting.popleft().refuse(text)

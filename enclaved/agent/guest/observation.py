@@ -107,15 +107,19 @@ class Observer:
         """Makes a child the observer."""
         self.starting = False
         self.started_at = time.monotonic()
+        nulls: List[int] = []
         try:
-            null = os.open(os.devnull, os.O_RDWR)  # with a descriptor, what follows is not read together with the job
+            # With descriptors, what follows is not read together with the job.
+            nulls.extend(os.open(os.devnull, os.O_RDWR) for _ in range(3))
         except OSError:
+            for fd in nulls:
+                os.close(fd)
             self.nursery.standby.append(child)
             self.fail()
             return
         self.child, child.keeper = child, self
         send_signal(child.pid, signal.SIGCONT)
-        self.children.give(child, HEADER.pack(len(JOB), 0, time.monotonic()) + JOB, [null, os.dup(null), os.dup(null)])
+        self.children.give(child, HEADER.pack(len(JOB), 0, time.monotonic()) + JOB, nulls)
         if self.rest is None:
             self.rest = self.loop.after(OBSERVER_IDLE_S, self.rest_if_idle)
         self.next()

@@ -13,7 +13,7 @@ from .processes import send_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional
+    from typing import Any, Callable, Dict, List, Optional
 
     from .children import Child, Children
     from .execution import Context
@@ -50,10 +50,12 @@ class Opening:
 
     def start(self, child: Child) -> None:
         """Makes a child the interpreter."""
+        theirs: List[int] = []
         try:
-            null = os.open(os.devnull, os.O_RDWR)
-            theirs = [null, os.dup(null), os.dup(null)]
-        except OSError as error:  # three are needed at most; RESERVED_FILES are kept back for more than that
+            theirs.extend(os.open(os.devnull, os.O_RDWR) for _ in range(3))
+        except OSError as error:
+            for fd in theirs:
+                os.close(fd)
             self.nursery.standby.append(child)
             self.end("no descriptors for another interpreter in this sandbox: %s" % error.strerror)
             return

@@ -7,17 +7,7 @@ import os
 import struct
 import time
 
-from .limits import (
-    JOURNAL_BYTES,
-    LARGE_PIPE_BYTES,
-    LARGE_PIPES_MAX,
-    MAX_PAYLOAD_BYTES,
-    RETRY_S,
-    SANDBOX_JOURNAL_BYTES,
-    STDERR,
-    STDOUT,
-    TERMINAL,
-)
+from .limits import FIRST_BYTES, LARGE_PIPE_BYTES, MAX_PAYLOAD_BYTES, RETRY_S, STDERR, STDOUT, TERMINAL
 from .loop import READABLE
 from .terminal import read_terminal
 
@@ -30,7 +20,7 @@ if TYPE_CHECKING:
     from .link import Link
     from .loop import Loop
     from .readers import Readers
-    from .records import Records
+    from .room import Room
 
 _F_SETPIPE_SZ = 1031
 _FIONREAD = 0x541B
@@ -44,9 +34,8 @@ class Output:
 
     on_limit: Callable[[Execution], None]
 
-    def __init__(self, loop: Loop, link: Link, records: Records, readers: Readers) -> None:
-        self.loop, self.link, self.records, self.readers = loop, link, records, readers
-        self.journal_bytes = 0  # of all executions
+    def __init__(self, loop: Loop, link: Link, readers: Readers, room: Room) -> None:
+        self.loop, self.link, self.readers, self.room = loop, link, readers, room
         self.paused: Dict[str, Execution] = {}  # wait for room in their journal
 
     def open(self, execution: Execution, theirs: List[int]) -> None:
@@ -63,6 +52,7 @@ class Output:
 
     def watch(self, execution: Execution) -> None:
         """Starts to read all pipes of a program."""
+        self.room.reserve(execution)
         for channel in execution.pipes:
             self.watch_pipe(execution, channel)
 
@@ -72,17 +62,18 @@ class Output:
         self.loop.watch(fd, READABLE, lambda _: self.on_output(execution, channel))
 
     def on_output(self, execution: Execution, channel: int) -> None:
-        """Reads a pipe, unless the journal is full: then the program waits, but for one whose last output is kept."""
-        journal = execution.journal
-        waits = journal.keep_last_bytes is None
-        if waits and (journal.size >= JOURNAL_BYTES or (journal.size and not self.room())):
+        """Reads a pipe, unless there is no room: then the program waits, but for one whose last output is kept."""
+        most_bytes = MAX_PAYLOAD_BYTES
+        if execution.journal.keep_last_bytes is None:
+            most_bytes = self.room.may_read(execution)
+        if not most_bytes:
             execution.paused.add(channel)
             self.paused[execution.name] = execution
             self.loop.unwatch(execution.pipes[channel])
             if not execution.told_full:
                 self.tell_full(execution)
             return
-        if self.read_pipe(execution, channel):
+        if self.read_pipe(execution, channel, most_bytes):
             return
         if channel == TERMINAL:
             # Closing it would kill the program (SIGHUP), which may open it again. No event tells when it does.
@@ -96,17 +87,6 @@ class Output:
         execution.told_full = True
         ends = {str(channel): end for channel, end in execution.journal.end.items()}
         self.link.send({"type": "full", "execution": execution.name, "offsets": ends})
-
-    def room(self) -> bool:
-        """Whether the journals of this sandbox may grow; old records are given up for it."""
-        if self.journal_bytes < SANDBOX_JOURNAL_BYTES:
-            return True
-        for execution in list(self.records.ended):
-            if not execution.readers and execution.journal.size:
-                self.records.forget(execution)
-                if self.journal_bytes < SANDBOX_JOURNAL_BYTES:
-                    return True
-        return False
 
     def read_pipe(self, execution: Execution, channel: int, most_bytes: int = MAX_PAYLOAD_BYTES) -> int:
         """Moves one piece from a pipe to the journal; 0 at its end, -1 if there is nothing now.
@@ -123,21 +103,9 @@ class Output:
         if not data:
             return 0
         if len(data) == MAX_PAYLOAD_BYTES and channel != TERMINAL:
-            self.enlarge(execution, channel)
+            self.room.enlarge(execution, channel)
         self.keep(execution, channel, data)
         return len(data)
-
-    def enlarge(self, execution: Execution, channel: int) -> None:
-        """Gives a pipe through which much comes more room, as long as few have it."""
-        if channel in execution.large_pipes:
-            return
-        if sum(len(other.large_pipes) for other in self.records.active.values()) >= LARGE_PIPES_MAX:
-            return
-        execution.large_pipes.add(channel)
-        try:
-            fcntl.fcntl(execution.pipes[channel], _F_SETPIPE_SZ, LARGE_PIPE_BYTES)
-        except OSError:  # the limit for this user is reached; slower, that is all
-            pass
 
     def keep(self, execution: Execution, channel: int, data: bytes) -> None:
         """Adds output to the journal of its program, up to the program's limit."""
@@ -152,7 +120,10 @@ class Output:
             self.append(execution, channel, data, now - execution.times["running"])
 
     def keep_late(self, execution: Execution, channel: int, data: bytes) -> None:
-        """Adds what was written before an execution to its journal."""
+        """Adds what was written before an execution to its journal, as far as there is room for such."""
+        data = data[: max(0, self.room.free_bytes())]
+        if not data:
+            return
         execution.late_bytes += len(data)
         self.append(execution, channel, data, 0.0, late=True)
 
@@ -161,16 +132,18 @@ class Output:
         journal = execution.journal
         before = journal.size
         journal.append(channel, data, time_s, late)
-        if journal.keep_last_bytes is not None and journal.size > before and not self.room():
-            journal.shrink(max(before, MAX_PAYLOAD_BYTES))
-        self.journal_bytes += journal.size - before
+        self.room.journal_bytes += journal.size - before
+        if journal.keep_last_bytes is not None and journal.size > before and self.room.make(0) < 0:
+            grown = journal.size
+            journal.shrink(max(before, FIRST_BYTES))
+            self.room.journal_bytes -= grown - journal.size
         self.readers.note(execution)
 
     def drain(self, execution: Execution) -> None:
         """Takes the last output of a program.
 
         Whoever may write here is dead or has said that it is done, so what is in a pipe now is all there is. Whatever
-        threads of a context still write is not of this call any more.
+        threads of a context still write is not of this call any more. There is room for it: see `Room.reserve`.
         """
         for channel, fd in execution.pipes.items():
             left = 2 * LARGE_PIPE_BYTES
@@ -182,6 +155,7 @@ class Output:
                     break
                 left -= read
         self.paused.pop(execution.name, None)
+        self.room.on_ended(execution)
 
     def hand_over(self, execution: Execution, late: Late, lives: bool) -> None:
         """Leaves the pipes of a call that has ended to what its context, if that lives, still writes to them."""
@@ -198,6 +172,7 @@ class Output:
 
     def close(self, execution: Execution) -> None:
         """Closes the pipes of a program."""
+        self.room.unreserve(execution)
         for channel in list(execution.pipes):
             self.close_pipe(execution, channel)
 
@@ -213,20 +188,26 @@ class Output:
         before = execution.journal.size
         for name, offset in header["offsets"].items():
             execution.journal.acknowledge(int(name), int(offset))
-        self.journal_bytes -= before - execution.journal.size
+        self.room.journal_bytes -= before - execution.journal.size
         if execution.readers:
             self.readers.note(execution)  # one that has not seen what went now may be at its end
         self.resume_paused()
 
+    def on_may_go(self, execution: Execution) -> None:
+        """Nobody needs the output of an execution that has ended: it gives way where there is no room."""
+        self.room.on_may_go(execution)
+        self.resume_paused()
+
     def release(self, execution: Execution) -> None:
         """Frees the room of an execution that is forgotten."""
-        self.journal_bytes -= execution.journal.size
+        self.room.release(execution)
+        self.paused.pop(execution.name, None)
         self.resume_paused()
 
     def resume_paused(self) -> None:
         """Reads pipes again that had to wait for room."""
         for execution in list(self.paused.values()):
-            if execution.journal.size < JOURNAL_BYTES:
+            if self.room.may_read(execution):
                 del self.paused[execution.name]
                 execution.told_full = False
                 execution.idle_since = time.monotonic()

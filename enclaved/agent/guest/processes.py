@@ -90,10 +90,14 @@ class Processes:
     def __init__(self, uid: int, owns_namespace: bool) -> None:
         self.uid, self.owns_namespace = uid, owns_namespace
         self.privileged = os.getuid() == 0
+        self.known: Set[int] = set()  # as they were listed last
 
     def listed(self) -> Set[int]:
         """The processes there are: all of our namespace, or only our descendants where it is not ours."""
-        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        try:
+            pids = self.known = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        except OSError:  # no memory or descriptor left: who looks again and again sees more when there is
+            pids = self.known
         if self.owns_namespace:
             return pids
         table = {pid: stat(pid) for pid in pids}

@@ -116,7 +116,7 @@ class Terminals:
         ours, slave = open_terminal(self.uid, rows, columns)
         theirs.append(slave)
         execution.pipes[TERMINAL] = ours
-        theirs += [os.dup(slave), os.dup(slave)]
+        theirs.extend(os.dup(slave) for _ in range(2))  # if the second fails, the first is in the list
         execution.stdin_fd = os.dup(ours)  # what is watched for reading cannot be watched for writing by itself
 
     def on_resize(self, execution: Execution, header: Dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 VOLUME_SIZE_BYTES = 16 * 1024 * 1024
 """Size of the tmpfs that takes the place of a volume which the image declares."""
 VOLUMES_MAX = 16
+_GUEST_OPEN_FILES = 8192
 BYTES_PER_INODE = 8192
 INODES_MIN = 1024
 
@@ -267,12 +268,11 @@ def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
 def _ulimits(plan: ContainerPlan) -> list[dict[str, Any]]:
     # No nproc: the kernel counts it per uid across containers. PidsLimit does the job.
     spec: SandboxSpec = plan.spec
-    limits = {
-        "core": 0,
-        "fsize": max(spec.working_dir_size_bytes, spec.tmp_size_bytes),
-        "nofile": _at_least("settings.open_files_limit", plan.settings.open_files_limit, 1),
-    }
-    return [{"Name": name, "Soft": value, "Hard": value} for name, value in limits.items()]
+    size = max(spec.working_dir_size_bytes, spec.tmp_size_bytes)
+    files = _at_least("settings.open_files_limit", plan.settings.open_files_limit, 1)
+    # The guest holds some descriptors for each program that runs. It gives programs the lower limit, as a hard one.
+    limits = {"core": (0, 0), "fsize": (size, size), "nofile": (files, max(files, _GUEST_OPEN_FILES))}
+    return [{"Name": name, "Soft": soft, "Hard": hard} for name, (soft, hard) in limits.items()]
 
 
 def _nano_cpus(cpu_limit: float, cpus: int) -> int:
