@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from enclaved.agent.fields import boolean, integer, offsets, seconds, string, usage
 from enclaved.agent.guest.frames import FrameError
 from enclaved.agent.guest.limits import MAX_PAYLOAD_BYTES
 from enclaved.agent.jobs import WireJob
 from enclaved.agent.reader import OutputReader
+from enclaved.agent.sender import Hold, Sender
 from enclaved.agent.stdin import Input
-from enclaved.errors import EnclaveError, ExecutionNotFound, LimitReached, OffsetReleased, WrongState
+from enclaved.errors import (
+    EnclaveError,
+    ExecutionNotFound,
+    GuestUnavailable,
+    LimitReached,
+    OffsetReleased,
+    SandboxLost,
+    WrongState,
+)
 from enclaved.model import (
     CHANNEL_NAMES,
     STDERR,
@@ -28,22 +38,6 @@ from enclaved.model import (
 
 SIGNALS_KEPT = 16
 _AWAITING = Notice(NoticeKind.AWAITING_INPUT, "the program waits for input, and none is on its way")
-
-
-class Sender(Protocol):
-    """The connection that a handle speaks through."""
-
-    sandbox_id: str
-    handles: dict[str, Handle]
-
-    @property
-    def connected(self) -> bool:
-        """Whether the guest is there."""
-        ...
-
-    def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
-        """Sends a frame if the guest is there."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +63,6 @@ class RunOptions:
         return self.stdin or self.terminal is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What a guest that came back says of an execution that it has."""
-
-    ended: bool
-    stdin_offset: int = 0
-    """Bytes of input that it has."""
-    stdin_ended: bool = False
-    report: Mapping[str, Any] | None = None
-    """Its `finished`, if that has come already."""
-
-
-class Nobody:
-    """The connection of a sandbox that has no guest any more."""
-
-    connected = False
-
-    def __init__(self, sandbox_id: str) -> None:
-        self.sandbox_id = sandbox_id
-        self.handles: dict[str, Handle] = {}
-
-    def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
-        """Sends nothing."""
-
-
 class Handle:
     """One execution as the daemon knows it of the guest.
 
@@ -117,16 +86,23 @@ class Handle:
         self.input = Input(self._send_stdin, known=not self.adopted)
         self._failure: EnclaveError | None = None
         self._next_reader = 0
+        self.shown: dict[int, int] = {}
+        """Up to where a reader has had each channel: nobody can have received more."""
         self._acknowledged: dict[int, int] = {}
         self._cancelled = False
+        self._let_go = False
+        self._owed: dict[str, None] = {}
+        """What to say when the guest reads again: kinds of frames of which only the last one counts."""
         self._signals: list[tuple[int, bool]] = []
         self._size: TerminalSize | None = None
 
     def subscribe(self, positions: Mapping[int, int] | None = None) -> OutputReader:
         """Adds a reader. Wait until it is subscribed to know where it starts, or that it cannot.
 
-        Waiting raises `OffsetReleased`, `ExecutionNotFound`, `SandboxLost`.
+        Waiting raises `OffsetReleased`, `ExecutionNotFound`, `SandboxLost`. Raises `GuestUnavailable` if too much waits
+        for the guest.
         """
+        self._check_room()
         reader = self._make_reader(positions)
         if self._failure is not None:
             reader.fail(self._failure)
@@ -184,6 +160,7 @@ class Handle:
             self.fail(ExecutionNotFound(self.execution_id))  # it is not sent again: it may have run
             return
         readers = list(self.readers.values())
+        self._owed.clear()  # all of it is said here
         if hold is None:
             self._send_job(None)
         else:
@@ -202,10 +179,10 @@ class Handle:
         if self.input.ended:
             self.send("end_of_input")
         if self._size is not None:
-            self.resize(self._size)
+            self._send_size(self._size)
         signals, self._signals = self._signals, []
         for number, leader_only in signals:
-            self.signal(number, leader_only=leader_only)
+            self.send("signal", number=number, leader_only=leader_only)
         if self._cancelled:
             self.send("cancel")
 
@@ -215,10 +192,27 @@ class Handle:
         if news:
             self._acknowledged.update(news)
             self.full_at = None
-            self._send_acknowledgement(news)
+            if not self._owes("acknowledge"):
+                self._send_acknowledgement(news)
 
     def _send_acknowledgement(self, positions: Mapping[int, int]) -> None:
         self.send("acknowledge", offsets={str(channel): offset for channel, offset in positions.items()})
+
+    async def wait_shown(self, positions: Mapping[int, int]) -> bool:
+        """Whether all before these offsets was sent to a reader; waits for the guest's word on those that just began.
+
+        Raises `GuestUnavailable` if that does not come.
+        """
+
+        def is_shown() -> bool:
+            return all(offset <= self.shown.get(channel, 0) for channel, offset in positions.items())
+
+        waited = [reader for reader in self.readers.values() if not reader.subscribed.done()]
+        for reader in waited:
+            if not is_shown():
+                with contextlib.suppress(OffsetReleased, ExecutionNotFound, SandboxLost):
+                    await reader.wait_subscribed()
+        return is_shown()
 
     def _send_stdin(self, offset: int, data: bytes) -> None:
         self.send("stdin", data, offset=offset)
@@ -231,21 +225,63 @@ class Handle:
             self.send("end_of_input")
 
     def signal(self, number: int, *, leader_only: bool = False) -> None:
-        """Sends a signal; one that comes while the guest is away is sent when it is back, as far as there is room."""
+        """Sends a signal; one that comes while the guest is away is sent when it is back, as far as there is room.
+
+        Raises `GuestUnavailable` if too much waits for the guest.
+        """
         if self.link.connected:
+            self._check_room()
             self.send("signal", number=number, leader_only=leader_only)
         elif len(self._signals) < SIGNALS_KEPT:
             self._signals.append((number, leader_only))
 
     def resize(self, size: TerminalSize) -> None:
-        """Tells the terminal its size."""
+        """Tells the terminal its size. Of several that wait for the guest it hears the last."""
         self._size = size
+        if not self._owes("resize"):
+            self._send_size(size)
+
+    def _send_size(self, size: TerminalSize) -> None:
         self.send("resize", rows=size.rows, columns=size.columns)
 
     def cancel(self) -> None:
         """Asks the guest to kill the execution."""
         self._cancelled = True
-        self.send("cancel")
+        if not self._owes("cancel"):
+            self.send("cancel")
+
+    def _owes(self, kind: str) -> bool:
+        """Notes what is to be said later, if too much waits for the guest now."""
+        if self.link.congested:
+            self._owed[kind] = None
+        return self.link.congested
+
+    def _check_room(self) -> None:
+        if self.link.congested:
+            raise GuestUnavailable(f"the guest of sandbox {self.link.sandbox_id!r} does not read; try again")
+
+    def pay(self) -> None:
+        """The guest reads again: says what was owed, as it is now."""
+        owed, self._owed = self._owed, {}
+        for kind in owed:
+            if kind == "acknowledge":
+                self._send_acknowledgement(self._acknowledged)
+            elif kind == "resize" and self._size is not None:
+                self._send_size(self._size)
+            elif kind == "cancel":
+                self.send("cancel")
+
+    def is_needed(self, totals: Mapping[int, int]) -> bool:
+        """Whether its output, so much as it wrote in all, must not be lost: as far as is known nobody has all of it."""
+        if self.options.keep_last_bytes is not None or self._let_go or self._failure is not None:
+            return False
+        return any(total > self._acknowledged.get(channel, 0) for channel, total in totals.items())
+
+    def let_go(self) -> None:
+        """Says that nobody needs its output any more: the guest gives it up where it has no room."""
+        if not self._let_go:
+            self._let_go = True
+            self.send("may_go")
 
     def release(self) -> None:
         """Forgets an execution that has ended; the guest forgets it by itself, by age and by number."""
@@ -254,6 +290,7 @@ class Handle:
         for reader in list(self.readers.values()):
             reader.close()
             reader.fail(error)
+        self.let_go()
         self.link.handles.pop(self.name, None)
 
     def send(self, kind: str, payload: bytes = b"", **fields: Any) -> None:
@@ -301,10 +338,12 @@ class Handle:
             if channel not in self.options.channels:
                 raise FrameError("output of an unknown channel")
             reader.push(Output(channel, offset, payload, seconds(header, "time_s"), boolean(header, "late")))
+            self._show(reader)
         elif kind == "sampled":
             reader.push_sample(StatsSample(seconds(header, "time_s"), usage(header), None))
         elif kind == "subscribed":
             reader.start_at(offsets(header, self.options.channels))
+            self._show(reader)
         elif kind == "end":
             self.readers.pop(reader.number, None)
             reader.end()
@@ -317,6 +356,10 @@ class Handle:
             reader.fail(ExecutionNotFound(self.execution_id))
         else:
             raise FrameError(f"unknown type {kind!r}")
+
+    def _show(self, reader: OutputReader) -> None:
+        for channel, offset in reader.offsets.items():
+            self.shown[channel] = max(offset, self.shown.get(channel, 0))
 
     def _refusal(self, code: str, message: str) -> EnclaveError:
         sandbox = f"sandbox/{self.link.sandbox_id}"

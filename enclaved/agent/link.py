@@ -20,9 +20,10 @@ from typing import Any, cast
 from enclaved.agent.fields import boolean, integer, string
 from enclaved.agent.guest.frames import FrameDecoder, FrameError, encode_frame
 from enclaved.agent.guest.limits import PROTOCOL_VERSION
-from enclaved.agent.handle import Handle, Hold, RunOptions
+from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.jobs import WireJob
 from enclaved.agent.reader import OutputReader
+from enclaved.agent.sender import Hold
 from enclaved.errors import EnclaveError, GuestUnavailable, NoSpace, SandboxLost
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,11 @@ SOCKET_NAME = "agent.sock"
 PARK_DEADLINE_S = 10.0
 HELD_MOST = 4096
 """Executions that a guest may say it holds; a real one has at most 1024."""
+SMALL_TALK_MOST_BYTES = 1024 * 1024
+"""What may wait for a guest that does not read, beside jobs and input, which have bounds of their own."""
 _SOCKET_PATH_MAX = 107
+_BOUNDED = frozenset({"run", "job", "stdin", "credit", "park"})
+"""Frames of which there cannot be many: one for each execution, within a window, or one at a time."""
 _ANSWERS = frozenset({"pong", "parked", "context", "contexts", "context_refused"})
 
 
@@ -48,6 +53,7 @@ class GuestLink:
         self._server: asyncio.Server | None = None
         self._peer: _Peer | None = None
         self._ready = asyncio.Event()
+        self._small_talk_bytes = 0
         self._away = asyncio.Event()
         self._away.set()
         self._held: dict[str, Hold] = {}
@@ -82,6 +88,11 @@ class GuestLink:
     def connected(self) -> bool:
         """Whether the guest is there and has said what it holds."""
         return self._ready.is_set()
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits for the guest that nothing more may be said but what replaces other news."""
+        return self._small_talk_bytes >= SMALL_TALK_MOST_BYTES
 
     async def wait_connected(self) -> None:
         """Waits until the guest is there. The caller sets the deadline."""
@@ -159,6 +170,8 @@ class GuestLink:
         try:
             async with asyncio.timeout(deadline_s):
                 await self.wait_connected()  # it may be coming back at this moment
+                if self.congested and kind not in _BOUNDED:
+                    raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} does not read; try again")
                 self.send({"type": kind, "number": number, **fields})
                 return await answer
         except TimeoutError as error:
@@ -167,9 +180,13 @@ class GuestLink:
             self._answers.pop(number, None)
 
     def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
-        """Sends a frame if the guest is there."""
-        if self._peer is not None and self.connected:
-            self._peer.write(encode_frame(dict(header), payload))
+        """Sends a frame if the guest is there. While too much waits for it, nobody is asked for samples."""
+        if self._peer is None or not self.connected or (self.congested and header["type"] == "sample"):
+            return
+        frame = encode_frame(dict(header), payload)
+        if self._peer.is_slow and header["type"] not in _BOUNDED:
+            self._small_talk_bytes += len(frame)
+        self._peer.write(frame)
 
     def fail(self, error: EnclaveError) -> None:
         """The sandbox has ended: so has everything in it."""
@@ -249,9 +266,17 @@ class GuestLink:
             ended = string(header, "state") == "ended"
             self._held[string(header, "execution")] = Hold(ended, offset, boolean(header, "stdin_ended"))
 
+    def on_caught_up(self, peer: _Peer) -> None:
+        """The guest has read nearly all that waited for it."""
+        if peer is self._peer:
+            self._small_talk_bytes = 0
+            for handle in list(self.handles.values()):
+                handle.pay()
+
     def on_gone(self, peer: _Peer) -> None:
         """The connection is gone; the guest will come back unless it died."""
         if peer is self._peer:
+            self._small_talk_bytes = 0
             self._peer = None
             self._ready.clear()
             self._away.set()
@@ -268,6 +293,8 @@ class _Peer(asyncio.Protocol):
         self._link = link
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
+        self.is_slow = False
+        """Whether more waits for it than a socket takes at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = connection = cast("asyncio.Transport", transport)
@@ -289,8 +316,18 @@ class _Peer(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._link.on_gone(self)
 
+    def pause_writing(self) -> None:
+        self.is_slow = True
+
+    def resume_writing(self) -> None:
+        self.is_slow = False
+        self._link.on_caught_up(self)
+
     def write(self, data: bytes) -> None:
-        """Queues bytes; what is queued is bounded by credits, windows and the number of executions."""
+        """Queues bytes. Jobs and input are bounded by the number of executions and their windows, the rest by `send`.
+
+        The end of a reader is always told; there are no more of them than were let in.
+        """
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 

@@ -5,6 +5,7 @@ The guest alone knows which there are. What it says of them is hostile input, as
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,9 @@ ASK_DEADLINE_S: Final = 5.0
 CHANGE_DEADLINE_S: Final = 20.0
 """Longer than a guest tries to end a context or to start a process."""
 
+REOPEN_PAUSES_S: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""How long to wait each time before a context is opened again that was closed while it was opened."""
+
 
 class Contexts:
     """Speaks to the guests of running sandboxes about their contexts.
@@ -38,8 +42,14 @@ class Contexts:
 
     async def open(self, sandbox_id: str, name: str) -> ContextInfo:
         """Opens a context and starts its interpreter; one that is open is answered as it is. Raises `LimitReached`."""
-        record, answer = await self._ask("open_context", sandbox_id, name, CHANGE_DEADLINE_S)
-        return _info(record, name, answer)
+        for pause_s in REOPEN_PAUSES_S:
+            try:
+                record, answer = await self._ask("open_context", sandbox_id, name, CHANGE_DEADLINE_S)
+            except ContextNotFound:  # somebody closed or reset it at the same moment
+                await asyncio.sleep(pause_s)
+            else:
+                return _info(record, name, answer)
+        raise GuestUnavailable(f"context {name!r} is being closed again and again; try again")
 
     async def list(self, sandbox_id: str) -> tuple[ContextInfo, ...]:
         """Lists the contexts that are open, by name."""

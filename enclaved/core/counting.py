@@ -40,6 +40,13 @@ class Counting:
             if not looks:
                 self._look_at_pids_later(record)
 
+    def goes_on(self, execution: Execution) -> None:
+        """An execution that an earlier daemon started goes on. What it met while there was no daemon counts."""
+        record = execution.record
+        if record.spec.kill_at_pids_limit and execution.before is not None and record not in self._pids_seen:
+            self._pids_seen[record] = execution.before.pids_limit_hits
+            self._look_at_pids_later(record)
+
     def ends(self, execution: Execution, others: Collection[Execution]) -> Evidence:
         """An execution has ended, and others go on; returns what is known of it."""
         record = execution.record
@@ -61,6 +68,7 @@ class Counting:
             pids_limit=(now.pids_limit if now is not None else 0) or record.spec.pids_limit,
             killed_at_pids_limit=execution.killed_at_pids_limit,
             cancelled_by=execution.cancelled_by,
+            bounds=execution.bounds,
         )
 
     def _look_at_pids_later(self, record: SandboxRecord) -> None:
@@ -71,10 +79,10 @@ class Counting:
         """Kills what runs in a sandbox that has met its limit of processes: which of them it was cannot be told."""
         running = self._running.get(record)
         counters = self._runtime.counters(record.container_id) if record.container_id is not None else None
-        if not running or counters is None:
+        if not running:
             del self._pids_seen[record]
             return
-        if counters.pids_limit_hits > self._pids_seen[record]:
+        if counters is not None and counters.pids_limit_hits > self._pids_seen[record]:
             self._pids_seen[record] = counters.pids_limit_hits
             for execution in list(running.values()):
                 if execution.listed:

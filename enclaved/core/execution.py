@@ -7,12 +7,14 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.reader import OutputReader
 from enclaved.core.bookkeeping import Bookkeeping
 from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.following import expect_told, follow, gather, sampling
+from enclaved.core.possible import Bounds
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import ExecutionNotFound, GuestUnavailable, InvalidRequest, NoSpace, SandboxLost
 from enclaved.metrics import Metrics
@@ -69,6 +71,7 @@ class Execution:
         """Monotonic time until which it may have waited in line, as far as is known."""
         self.before: Counters | None = None
         """The control group's counters when it started."""
+        self._born = self.since - max(0.0, (datetime.now(UTC) - row.created_at).total_seconds())
         self.alone_since: Counters | None = None
         """The counters since when nothing else ran in the sandbox; ``None`` while something does."""
         self.ended: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
@@ -82,6 +85,8 @@ class Execution:
         self._runtime, self._books, self._metrics = runtime, books, metrics
         self._first_reader = first_reader
         self._attached = 0
+        self._releaser: object | None = None
+        """The follower whose reading or acknowledging releases output: the last that came and does not observe."""
         self._detach: asyncio.TimerHandle | None = None
         handle.on_awaiting_input = self._on_awaiting_input
 
@@ -92,22 +97,28 @@ class Execution:
         *,
         observe: bool = False,
         stats_interval_s: float | None = None,
+        follower: object | None = None,
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Follows the execution: `Started`, output, samples and notices, exactly one `Finished`.
 
         Asking for the next event says that the one before was delivered; what was delivered may be released, unless
-        the client acknowledges by itself or only observes. Samples come every ``stats_interval_s`` (``None``: never),
-        and a slow reader misses some. Raises `InvalidRequest`, `OffsetReleased`, `ExecutionNotFound`.
+        the client acknowledges by itself or only observes. Who does not observe takes the place of the one before,
+        who observes from then on; ``follower`` is by what `acknowledge` knows it. Samples come every
+        ``stats_interval_s`` (``None``: never), and a slow reader misses some. Of output that is not kept any more
+        a notice says how much it was.
+
+        Raises `InvalidRequest`, `OffsetReleased`, `ExecutionNotFound`, `GuestUnavailable`.
         """
+        follower = follower or object()
         if stats_interval_s is not None and not STATS_INTERVAL_MIN_S <= stats_interval_s < float("inf"):
             raise InvalidRequest.of("stats_interval_s", f"must be at least {STATS_INTERVAL_MIN_S}")
         offsets = self._positions(offsets)
         self._enter()
         try:
-            reader = await self._reader(offsets)
-            if offsets and not observe:
+            reader = await self._in_place(offsets, None if observe else follower)
+            if not observe:
                 self.handle.acknowledge(offsets)
-            events = follow(self, reader, observe)
+            events = follow(self, reader, lambda: self._releaser is follower)
             try:
                 with sampling(reader, stats_interval_s):
                     yield events
@@ -125,6 +136,18 @@ class Execution:
         return {
             channel: offset for channel, offset in (offsets or {}).items() if channel in self.handle.options.channels
         }
+
+    async def _in_place(self, offsets: Mapping[int, int], follower: object | None) -> OutputReader:
+        """Adds a reader, for a follower who takes the place of the one before if that works; ``None``: for none."""
+        before = self._releaser
+        if follower is not None:
+            self._releaser = follower
+        try:
+            return await self._reader(offsets)
+        except BaseException:
+            if self._releaser is follower:
+                self._releaser = before
+            raise
 
     async def _reader(self, offsets: Mapping[int, int]) -> OutputReader:
         """Takes over the reader that the execution started with, if it can serve; otherwise adds one."""
@@ -168,6 +191,8 @@ class Execution:
 
         What keeps it from running later is told by its verdict, since nobody may be there to hear of it.
         """
+        if self.finished is not None:
+            return
         try:
             await self.record.running_link().ping(CONFIRM_DEADLINE_S)
         except GuestUnavailable as error:  # it is told again when the guest is back
@@ -193,8 +218,8 @@ class Execution:
         if not 1 <= number <= SIGNAL_MAX:
             raise InvalidRequest.of("signal.signal", f"must be from 1 to {SIGNAL_MAX}, is {number}")
         if not self.ended.done():
-            self._metrics.execution_signalled()
             self.handle.signal(number, leader_only=leader_only)
+            self._metrics.execution_signalled()
 
     def resize(self, size: TerminalSize) -> None:
         """Tells its terminal that it has a new size. Raises `InvalidRequest` if it has none."""
@@ -203,9 +228,19 @@ class Execution:
         if not self.ended.done():
             self.handle.resize(size)
 
-    def acknowledge(self, offsets: Mapping[int, int]) -> None:
-        """Releases output that the client has safely received. From now on only this releases."""
+    async def acknowledge(self, offsets: Mapping[int, int], follower: object | None = None) -> None:
+        """Releases output that the client has safely received. From now on only this releases.
+
+        Of a ``follower`` whose place another one took it changes nothing. Raises `InvalidRequest` for what nobody can
+        have received.
+        """
         offsets = self._positions(offsets)
+        if not await self.handle.wait_shown(offsets):
+            channel, offset = next(each for each in offsets.items() if each[1] > self.handle.shown.get(each[0], 0))
+            text = f"{offset} of {CHANNEL_NAMES[channel]} is beyond what was sent ({self.handle.shown.get(channel, 0)})"
+            raise InvalidRequest.of("acknowledge.offsets", text)
+        if follower is not None and self._releaser is not follower:
+            return
         if not self.explicit_acknowledgements:
             self._change(replace(self._row, explicit_acknowledgements=True))
         self.handle.acknowledge(offsets)
@@ -242,10 +277,10 @@ class Execution:
         if self.context_reset:
             self.noticed(NoticeKind.CONTEXT_RESET)
 
-    def forget(self) -> None:
-        """Nobody can ask for it any more."""
+    def forget(self, *, keep_row: bool = False) -> None:
+        """Nobody can ask for it any more. ``keep_row``: what is written down of it stays, so that it is known."""
         self.handle.release()
-        if self.listed:
+        if self.listed and not keep_row:
             self._books.forget(self.id)
 
     def _change(self, row: ExecutionRow) -> None:
@@ -268,6 +303,11 @@ class Execution:
         self._metrics.execution_noticed(kind)
 
     # -- how others see it
+
+    @property
+    def row(self) -> ExecutionRow:
+        """What is written down of it, but for its end."""
+        return self._row
 
     @property
     def explicit_acknowledgements(self) -> bool:
@@ -298,6 +338,13 @@ class Execution:
     def started(self) -> Started:
         """Its beginning, without offsets."""
         return Started(self.id, self.timeout_s, {}, self.created_at)
+
+    @property
+    def bounds(self) -> Bounds:
+        """What it can have used up to now, at most."""
+        spec = self.record.spec
+        lasted_s = asyncio.get_running_loop().time() - self._born
+        return Bounds(lasted_s, spec.cpu_limit, spec.memory_limit_bytes, spec.pids_limit)
 
     def sandbox_usage(self) -> ResourceUsage | None:
         """What its sandbox uses now; ``None`` where that cannot be seen."""

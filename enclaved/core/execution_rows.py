@@ -35,6 +35,8 @@ class ExecutionRow:
     oom_kills_before: int | None
     """The control group's counters when it started; ``None``: not known."""
     pids_limit_hits_before: int | None
+    chosen: bool = False
+    """Whether its caller chose the id. Then that must not run again, also when nothing else is kept any more."""
     alone: bool = True
     """Whether nothing else ran in the sandbox at the same time."""
     explicit_acknowledgements: bool = False

@@ -9,25 +9,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 import zlib
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from enclaved.agent.handle import Handle, Nobody, RunOptions, wire_name
+from enclaved.agent.handle import Handle, RunOptions, wire_name
 from enclaved.agent.jobs import encode_job
+from enclaved.agent.link import GuestLink
+from enclaved.agent.sender import Nobody
 from enclaved.core.bookkeeping import Bookkeeping
 from enclaved.core.calls import Calls
 from enclaved.core.counting import Counting
 from enclaved.core.execution import BY_PIDS_LIMIT, Execution, options_of
 from enclaved.core.execution_rows import ExecutionRow, ExecutionStore, NoStore
 from enclaved.core.following import RUN_OUTPUT_BYTES
+from enclaved.core.new_row import new_row, number_at
 from enclaved.core.overdue import Overdue
 from enclaved.core.policy import check_execution_id
 from enclaved.core.record import SandboxRecord
-from enclaved.core.retention import EndedExecutions
+from enclaved.core.retention import RECORDS_MOST, EndedExecutions
 from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.tombstones import Tombstones
 from enclaved.core.verdicts import conclude, failed, lost
 from enclaved.errors import (
     EnclaveError,
@@ -42,7 +46,6 @@ from enclaved.model import (
     ExecutionPage,
     Finished,
     Job,
-    OnAwaitingInput,
     Phases,
     RunResult,
     ToolCall,
@@ -59,8 +62,10 @@ PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 WAIT_DEFAULT_S: Final = 60.0
 WAIT_MAX_S: Final = 3600.0
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_LOST_JOB = "the daemon ended before its sandbox had the job for certain; as far as is known it never ran"
+_LOST_JOB = (
+    "its guest does not know it: the daemon ended before the guest had the job, or the guest has no record of it any "
+    "more; whether it ran is not known"
+)
 
 
 class Executions:
@@ -87,6 +92,7 @@ class Executions:
         self._counting = Counting(runtime, self._running)
         self._overdue = Overdue(self._running, sandboxes.lose)
         self._ended = EndedExecutions(self._forget)
+        self._tombstones = Tombstones(self._books.forget)
 
     async def run(self, call: ToolCall) -> RunResult:
         """Runs a tool and gathers its result; of a detached one only says that it runs. Raises what `open` raises."""
@@ -106,7 +112,7 @@ class Executions:
         """
         if call.execution_id:
             check_execution_id(call.execution_id)
-            known = self._by_id.get(call.execution_id)
+            known = self._by_id.get(call.execution_id) or self._again(call.execution_id)
             if known is not None:
                 if known.record.id != call.sandbox_id:
                     raise InvalidRequest.of(
@@ -117,6 +123,14 @@ class Executions:
         record.running_link()
         decided = self._calls.decide(call, record)
         return self._start(record, decided.tool, decided.job, decided.options, call)
+
+    def _again(self, execution_id: str) -> Execution | None:
+        """Makes a record of one that ended long ago, with its end and without its output, since somebody asks."""
+        tombstone = self._tombstones.find(execution_id)
+        if tombstone is None:
+            return None
+        self._tombstones.take(tombstone)
+        return self._adopt_ended(tombstone.record, tombstone.row, tombstone.finished, None)
 
     def check(self, call: ToolCall, record: SandboxRecord) -> None:
         """Refuses a call that makes no sense in this sandbox, without starting it.
@@ -146,7 +160,7 @@ class Executions:
         number = self._next_number()
         self._counting.know(record)
         running = self._running.setdefault(record, {})
-        row = _row(record, number, tool, wire.context, options, call, alone=not running)
+        row = new_row(record, number, tool, wire.context, options, call, alone=not running)
         if call is not None:
             self._books.save(row)
         try:
@@ -173,8 +187,7 @@ class Executions:
 
     def _next_number(self) -> int:
         """A number for each execution, in order: the time in microseconds, or one more if the clock did not move."""
-        now = (datetime.now(UTC) - _EPOCH) // timedelta(microseconds=1)
-        self._number = max(self._number + 1, now)
+        self._number = max(self._number + 1, number_at(datetime.now(UTC)))
         return self._number
 
     def _enter(self, execution: Execution) -> None:
@@ -185,6 +198,17 @@ class Executions:
         self._overdue.watch(execution)
         execution.handle.finished.add_done_callback(lambda report: self._on_end(execution, report))
 
+    def take_up(self, record: SandboxRecord, rows: Iterable[ExecutionRow]) -> None:
+        """Takes up all executions of a sandbox that an earlier daemon has written down, oldest first; see `adopt`."""
+        rows = [*rows]
+        ended = [row for row in rows if row.finished is not None]
+        old = {row.id for row in ended[: max(0, len(ended) - RECORDS_MOST)]}
+        for row in rows:
+            if row.id not in old:
+                self.adopt(record, row)
+            elif row.finished is None or not row.chosen or not self._tombstones.bury(record, row, row.finished):
+                self._books.forget(row.id)
+
     def adopt(self, record: SandboxRecord, row: ExecutionRow) -> Execution:
         """Takes up an execution that an earlier daemon has written down, before or after its guest came back.
 
@@ -192,32 +216,44 @@ class Executions:
         anew; it is never sent again: what the guest does not know ends with `INTERNAL_ERROR`. One that had ended is
         kept as long as others.
         """
-        number = (row.created_at - _EPOCH) // timedelta(microseconds=1)
-        self._number = max(self._number, number)
-        name, options = wire_name(row.id, number), options_of(row)
-        if record.link is not None:
-            handle = record.link.adopt(name, options)
-        else:
-            handle = Handle(Nobody(record.id), name, None, options)
-            handle.fail(SandboxLost(record.id, record.state_reason or "it was stopped"))
-        execution = Execution(
-            record, row, number, handle, None, runtime=self._runtime, books=self._books, metrics=self._metrics
-        )
         if row.finished is not None:
-            execution.ended.set_result(row.finished)
-            self._by_id[execution.id] = execution
-            self._ended.keep(execution)
-            return execution
+            return self._adopt_ended(record, row, row.finished, record.link)
+        execution = self._adopted(record, row, record.link)
         if row.oom_kills_before is not None and row.pids_limit_hits_before is not None:
             execution.before = Counters(row.oom_kills_before, row.pids_limit_hits_before)
             execution.alone_since = execution.before if row.alone else None
         self._metrics.execution_adopted()
         self._enter(execution)
+        self._counting.goes_on(execution)
         execution.killed_at_pids_limit = row.cancelled_by == BY_PIDS_LIMIT
         if row.cancelled_by:
-            handle.cancel()  # it may not have reached the guest
+            execution.handle.cancel()  # it may not have reached the guest
         execution.expect_client()
         return execution
+
+    def _adopt_ended(
+        self, record: SandboxRecord, row: ExecutionRow, finished: Finished, link: GuestLink | None
+    ) -> Execution:
+        """Makes a record of one that has ended. ``link=None``: nothing is left of its output."""
+        execution = self._adopted(record, replace(row, finished=finished), link)
+        execution.ended.set_result(finished)
+        self._by_id[execution.id] = execution
+        self._ended.keep(execution)
+        return execution
+
+    def _adopted(self, record: SandboxRecord, row: ExecutionRow, link: GuestLink | None) -> Execution:
+        number = number_at(row.created_at)
+        self._number = max(self._number, number)
+        name, options = wire_name(row.id, number), options_of(row)
+        if link is not None:
+            handle = link.adopt(name, options)
+        else:
+            handle = Handle(Nobody(record.id), name, None, options)
+            lost = SandboxLost(record.id, record.state_reason or "it was stopped")
+            handle.fail(lost if row.finished is None else ExecutionNotFound(row.id))
+        return Execution(
+            record, row, number, handle, None, runtime=self._runtime, books=self._books, metrics=self._metrics
+        )
 
     # -- looking
 
@@ -329,41 +365,9 @@ class Executions:
         """Forgets an execution that nobody can ask for any more."""
         if self._by_id.get(execution.id) is execution:
             del self._by_id[execution.id]
-        execution.forget()
-
-
-def _row(
-    record: SandboxRecord,
-    number: int,
-    tool: str,
-    context: str | None,
-    options: RunOptions,
-    call: ToolCall | None,
-    *,
-    alone: bool,
-) -> ExecutionRow:
-    """What must be written down of an execution. ``call=None``: it is the daemon's own."""
-    counted = record.counted
-    return ExecutionRow(
-        id=(call.execution_id if call is not None else "") or secrets.token_hex(8),
-        sandbox_id=record.id,
-        tool=tool,
-        context=context or "",
-        created_at=_EPOCH + timedelta(microseconds=number),
-        timeout_s=options.timeout_s,
-        output_limit_bytes=options.output_limit_bytes,
-        idle_timeout_s=options.idle_timeout_s,
-        stdin=options.stdin,
-        merge_stderr=options.merge_stderr,
-        terminal=options.terminal,
-        keep_last_bytes=options.keep_last_bytes,
-        detach=call.detach if call is not None else False,
-        detach_grace_s=call.detach_grace_s if call is not None else 60.0,
-        on_awaiting_input=call.on_awaiting_input if call is not None else OnAwaitingInput.NOTICE,
-        oom_kills_before=counted.oom_kills if counted is not None else None,
-        pids_limit_hits_before=counted.pids_limit_hits if counted is not None else None,
-        alone=alone,
-    )
+        finished, row = execution.finished, execution.row
+        is_buried = row.chosen and finished is not None and self._tombstones.bury(execution.record, row, finished)
+        execution.forget(keep_row=is_buried)
 
 
 def _after(page_token: str, query: int) -> int:

@@ -12,6 +12,7 @@ from typing import Protocol
 from enclaved.agent.guest.journal import cost_bytes
 from enclaved.agent.handle import Handle
 from enclaved.agent.reader import OutputReader
+from enclaved.core.possible import Bounds
 from enclaved.errors import EnclaveError, ExecutionNotFound, SandboxLost
 from enclaved.model import (
     CHANNEL_NAMES,
@@ -49,6 +50,11 @@ class Followed(Protocol):
         """Its beginning, without offsets."""
         ...
 
+    @property
+    def bounds(self) -> Bounds:
+        """What it can have used up to now, at most."""
+        ...
+
     def noticed(self, kind: NoticeKind) -> None:
         """Counts a notice."""
         ...
@@ -58,11 +64,11 @@ class Followed(Protocol):
         ...
 
 
-async def follow(execution: Followed, reader: OutputReader, observe: bool) -> AsyncGenerator[Event]:
+async def follow(execution: Followed, reader: OutputReader, may_release: Callable[[], bool]) -> AsyncGenerator[Event]:
     """Yields `Started`, output, samples and notices, exactly one `Finished`.
 
     Asking for the next event says that the one before was delivered; what was delivered may be released, unless the
-    client acknowledges by itself or only observes.
+    client acknowledges by itself, or may not release now.
     """
     handle = execution.handle
     offsets = {**dict.fromkeys(handle.options.channels, 0), **reader.start_offsets}
@@ -70,15 +76,18 @@ async def follow(execution: Followed, reader: OutputReader, observe: bool) -> As
     waiting_bytes = 0
     try:
         while True:
-            releases = not observe and not execution.explicit_acknowledgements
-            item = await reader.next(until_full=releases)
+            item = await reader.next(until_full=may_release() and not execution.explicit_acknowledgements)
+            releases = may_release() and not execution.explicit_acknowledgements
             if isinstance(item, StatsSample):
-                yield replace(item, sandbox=execution.sandbox_usage())
+                used = execution.bounds.usage(item.execution)
+                yield replace(item, execution=used, sandbox=execution.sandbox_usage())
                 continue
             if isinstance(item, Notice):
                 yield item
                 continue
             if item is None and reader.ended:
+                if releases:
+                    handle.let_go()
                 break
             if item is not None:
                 if item.offset > offsets[item.channel]:
@@ -94,12 +103,8 @@ async def follow(execution: Followed, reader: OutputReader, observe: bool) -> As
     except (SandboxLost, ExecutionNotFound) as error:
         await expect_told(execution, error)
     finished = await execution.ended
-    if reader.ended:
-        for channel, offset in offsets.items():
-            total = finished.bytes_total.get(channel, 0)
-            if total > offset:
-                execution.noticed(NoticeKind.GAP)
-                yield _gap(handle, channel, offset, total)
+    for gap in _missing(execution, finished, offsets):
+        yield gap
     for notice in _last_notices(execution):
         yield notice
     yield finished
@@ -126,23 +131,28 @@ async def gather(
                 notices.append(item)
         else:
             complete = reader.ended
+            if complete:
+                execution.handle.let_go()
     except (SandboxLost, ExecutionNotFound) as error:
         await expect_told(execution, error)
         complete = True
     finished = await execution.ended if complete else None
     if finished is not None:
+        notices += _missing(execution, finished, {channel: len(data) for channel, data in outputs.items()})
         notices += _last_notices(execution)
     return {channel: bytes(gathered) for channel, gathered in outputs.items()}, tuple(notices), finished
 
 
 async def expect_told(execution: Followed, error: EnclaveError) -> None:
-    """Raises the error again, unless the verdict carries the news.
+    """Raises the error again, unless the verdict carries the news, or a gap does.
 
-    An execution that ended before has another verdict, but what was left of its output is gone.
+    An execution that ended before has another verdict. If what was left of its output is gone with its record, that is
+    a gap; if the sandbox went away under its readers, they hear of that.
     """
     if not execution.handle.finished.done():
         raise error
-    if (await execution.ended).verdict not in _TOLD_BY_VERDICT:
+    verdict = (await execution.ended).verdict
+    if verdict not in _TOLD_BY_VERDICT and not isinstance(error, ExecutionNotFound):
         raise error
 
 
@@ -190,6 +200,18 @@ def _gap(handle: Handle, channel: int, start: int, end: int) -> Notice:
     else:
         text += f"were dropped before this reader came to them: only the last {handle.options.keep_last_bytes} are kept"
     return Notice(NoticeKind.GAP, text, channel=channel, offset=start, length_bytes=end - start)
+
+
+def _missing(execution: Followed, finished: Finished, offsets: Mapping[int, int]) -> list[Notice]:
+    """What this reader has not had when there is no more."""
+    missing = [
+        _gap(execution.handle, channel, offset, total)
+        for channel, offset in offsets.items()
+        if (total := finished.bytes_total.get(channel, 0)) > offset
+    ]
+    for _ in missing:
+        execution.noticed(NoticeKind.GAP)
+    return missing
 
 
 def _last_notices(execution: Followed) -> list[Notice]:

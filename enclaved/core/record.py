@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -46,6 +46,9 @@ class SandboxRecord:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     watcher: asyncio.Task[None] | None = None
     expiry: asyncio.TimerHandle | None = None
+    is_forgotten: bool = False
+    on_forgotten: Callable[[], None] | None = None
+    """Drops what is kept of its executions."""
     active_executions: int = 0
     executions_started: int = 0
     """How many there have been, those that run included."""
@@ -70,6 +73,9 @@ class SandboxRecord:
     def forgotten(self) -> None:
         """The record is dropped."""
         self.metrics.sandbox_moved(self.state, None)
+        self.is_forgotten = True
+        if self.on_forgotten is not None:
+            self.on_forgotten()
         if self.expiry is not None:
             self.expiry.cancel()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from enclaved.core.boot import Boot
+from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import Leftovers
 from enclaved.core.record import SandboxRecord
@@ -34,15 +35,16 @@ class Recovery:
     def load(self) -> None:
         """Takes up every sandbox that is to live on, with its executions. Raises `StateUnusable`."""
         executions = self._state.executions.load()
+        of_sandbox: dict[str, list[ExecutionRow]] = {}
+        for execution in executions:
+            of_sandbox.setdefault(execution.sandbox_id, []).append(execution)
         for row in self._state.sandboxes.load():
             if _is_doomed(row):
                 self._doomed.append(row)
                 continue
             record = SandboxRecord.of(row, self._metrics)
             self._sandboxes.take_up(record, self._rejoin)
-            for execution in executions:
-                if execution.sandbox_id == row.id:
-                    self._executions.adopt(record, execution)
+            self._executions.take_up(record, of_sandbox.get(row.id, ()))
         for execution in executions:
             if self._sandboxes.known(execution.sandbox_id) is None:
                 self._state.executions.forget(execution.id)

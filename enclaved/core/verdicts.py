@@ -6,11 +6,13 @@ evidence of its own, and what the guest says is believed only as far as it can b
 
 from __future__ import annotations
 
+import math
 import signal as signals
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from enclaved.core.possible import Bounds
 from enclaved.model import ExceptionInfo, Finished, LimitHit, Phases, ResourceUsage, SignalSender, Verdict
 
 _SECONDS_MAX = 1e12
@@ -41,6 +43,8 @@ class Evidence:
     killed_at_pids_limit: bool = False
     """Whether the daemon ended it since policy wants that at the limit of processes."""
     cancelled_by: str = ""
+    bounds: Bounds = field(default_factory=Bounds)
+    """What it can have used at most."""
 
 
 class _End(NamedTuple):
@@ -53,6 +57,8 @@ class _End(NamedTuple):
     signalled: frozenset[int]
     """The signals that callers have sent."""
     disks_full: int
+    reason: str = ""
+    """What the guest says of a cause that is its own."""
 
 
 def conclude(report: Mapping[str, Any], evidence: Evidence) -> Finished:
@@ -66,20 +72,22 @@ def conclude(report: Mapping[str, Any], evidence: Evidence) -> Finished:
         cause=_believed_cause(report.get("cause"), evidence),
         signalled=_signals(report.get("signalled")),
         disks_full=_count(report.get("disks_full")),
+        reason=_text(report.get("reason"), 1000),
     )
     verdict = _verdict(end, evidence)
     preserved = report.get("state_preserved")
+    phases = evidence.bounds.phases(_phases(report.get("phases")))
     cancelled_by = _canceller(end, evidence) if verdict is Verdict.CANCELLED else ""
     return Finished(
         verdict=verdict,
         exit_code=end.exit_code,
         signal=end.signal,
         message=_message(verdict, end, evidence, cancelled_by),
-        attested=report.get("attested") is True,
+        attested=report.get("attested") is True and end.exception is None,  # an exception is the program's own word
         exception=end.exception,
         bytes_total=_totals(report.get("bytes_total")),
-        usage=_usage(report.get("usage")),
-        phases=_phases(report.get("phases")),
+        usage=evidence.bounds.usage(_usage(report.get("usage")), _spent_s(phases)),
+        phases=phases,
         state_preserved=preserved if isinstance(preserved, bool) else None,
         limits_hit=_limits(end, evidence),
         timeout_s=evidence.timeout_s,
@@ -104,7 +112,7 @@ def failed(why: str, timeout_s: float) -> Finished:
 def _believed_cause(claimed: object, evidence: Evidence) -> str:
     """What made the guest end it; empty for what cannot be, and if the program ended by itself."""
     match claimed:
-        case "timeout" | "cancel" | "close" | "park":
+        case "timeout" | "cancel" | "close" | "park" | "claims" | "unprepared":
             return str(claimed)
         case "idle_timeout" if evidence.idle_timeout_s > 0:
             return "idle_timeout"
@@ -121,6 +129,8 @@ _BY_CAUSE = {
     "close": Verdict.CANCELLED,
     "output_limit": Verdict.OUTPUT_LIMIT,
     "park": Verdict.SANDBOX_LOST,
+    "claims": Verdict.SIGNALED,
+    "unprepared": Verdict.INTERNAL_ERROR,
 }
 
 
@@ -180,6 +190,12 @@ def _message(verdict: Verdict, end: _End, evidence: Evidence, cancelled_by: str)
             return "killed: the sandbox reached its limit of processes, at which this daemon's policy kills"
         case Verdict.SANDBOX_LOST:
             return "the sandbox was stopped"
+        case Verdict.SIGNALED if end.cause == "claims":
+            return (
+                "killed by the daemon: the program wrote to its interpreter's own socket, so its end could not be known"
+            )
+        case Verdict.INTERNAL_ERROR if end.cause == "unprepared":
+            return f"it was not run, since its process could not be prepared: {end.reason}"
         case Verdict.SIGNALED if end.signal is not None:
             return f"killed by signal {end.signal} ({_signal_name(end.signal)})"
         case _:
@@ -249,6 +265,11 @@ def _usage(value: object) -> ResourceUsage:
         io_read_bytes=_count(found.get("io_read_bytes")),
         io_write_bytes=_count(found.get("io_write_bytes")),
     )
+
+
+def _spent_s(phases: Phases) -> float:
+    """How long something of it ran. A guest that says nothing of that is held against the daemon's clock alone."""
+    return phases.starting_s + phases.running_s + phases.draining_s or math.inf
 
 
 def _phases(value: object) -> Phases:

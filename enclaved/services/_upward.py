@@ -64,7 +64,8 @@ class Upward:
                     text = "one who observes releases nothing; attach without `observe`"
                     raise InvalidRequest.of("acknowledge", text)
                 case "acknowledge":
-                    execution.acknowledge(convert.offsets(request.acknowledge.offsets, "acknowledge.offsets"))
+                    offsets = convert.offsets(request.acknowledge.offsets, "acknowledge.offsets")
+                    await execution.acknowledge(offsets, self)
                 case "cancel":
                     execution.cancel("its client")
                 case ("start" | "attach") as name:

@@ -53,7 +53,7 @@ class ExecutionService:
         upward = Upward(following.execution, following.observe)
         async with asyncio.TaskGroup() as tasks:
             upwards = [tasks.create_task(upward.take(requests)), tasks.create_task(upward.write_input())]
-            await _follow(following, context, lambda event: ExecuteResponse(event=event))
+            await _follow(following, context, lambda event: ExecuteResponse(event=event), upward)
             for task in upwards:
                 task.cancel()
 
@@ -138,9 +138,14 @@ class _Following(NamedTuple):
     stats_interval_s: float | None
 
 
-async def _follow(following: _Following, context: Context, wrap: Callable[[ExecutionEvent], Any]) -> None:
+async def _follow(
+    following: _Following,
+    context: Context,
+    wrap: Callable[[ExecutionEvent], Any],
+    follower: object | None = None,
+) -> None:
     """Writes every event to the client; a slow one makes this wait, and so its program."""
     execution, offsets, observe, interval_s = following
-    async with execution.attach(offsets, observe=observe, stats_interval_s=interval_s) as events:
+    async with execution.attach(offsets, observe=observe, stats_interval_s=interval_s, follower=follower) as events:
         async for event in events:
             await context.write(wrap(convert.event(event)))

@@ -212,10 +212,10 @@ async def test_attaching_beyond_the_end_is_refused(box: Box) -> None:
 
 async def test_explicit_acknowledgements_alone_release(box: Box) -> None:
     execution = await box.open_shell("head -c 600000 /dev/zero; head -c 600000 /dev/zero >&2")
-    execution.acknowledge({})
+    await execution.acknowledge({})
     await follow(execution)
     assert len((await follow(execution, {STDOUT: 0, STDERR: 0})).stdout) == 600_000
-    execution.acknowledge({STDOUT: 600_000, STDERR: 300_000})
+    await execution.acknowledge({STDOUT: 600_000, STDERR: 300_000})
     with pytest.raises(OffsetReleased):
         await follow(execution, {STDOUT: 0})
     assert len((await follow(execution, {STDOUT: 600_000, STDERR: 300_000})).stderr) == 300_000

@@ -27,6 +27,7 @@ class Connection:
         self.sent: list[Mapping[str, Any]] = []
 
     connected = True
+    congested = False
 
     def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
         """Sends nothing."""
@@ -112,7 +113,7 @@ async def test_a_released_execution_has_no_readers_here_and_in_the_guest(
     second = handle.subscribe()
     handle.on_frame("finished", FINISHED, b"")
     handle.release()
-    assert connection.kinds() == ["run", "subscribe", "unsubscribe", "unsubscribe"]
+    assert connection.kinds() == ["run", "subscribe", "unsubscribe", "unsubscribe", "may_go"]
     assert (handle.readers, connection.handles) == ({}, {})
     with pytest.raises(ExecutionNotFound):
         await first.next()
@@ -121,7 +122,7 @@ async def test_a_released_execution_has_no_readers_here_and_in_the_guest(
     late = handle.subscribe()
     with pytest.raises(ExecutionNotFound):
         await late.wait_subscribed()
-    assert connection.kinds()[4:] == []
+    assert connection.kinds()[5:] == []
 
 
 async def test_a_lost_execution_takes_no_readers(handle: Handle) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from enclaved.agent.guest.limits import STDIN_WINDOW_BYTES
+from enclaved.core import counting
 from enclaved.core.execution import Execution
-from enclaved.errors import ExecutionNotFound, InvalidRequest, SandboxLost
-from enclaved.model import Finished, Output, Started, Verdict
+from enclaved.errors import InvalidRequest, SandboxLost
+from enclaved.model import Finished, NoticeKind, Output, Started, Verdict
 from enclaved.runtime.base import Counters
 from tests.unit.agent.scripted import FakeGuest
 from tests.unit.core.scripted import World, ends, rest, soon, until, writes
@@ -102,7 +103,7 @@ async def test_one_that_the_guest_never_got_is_told_of_and_not_run(world: World)
     guest = await world.guest()
     finished = await soon(execution.ended)
     assert finished.verdict is Verdict.INTERNAL_ERROR
-    assert "never ran" in finished.message
+    assert "whether it ran is not known" in finished.message
     await guest.silence()
     async with execution.attach() as events:
         assert [type(event) for event in await soon(rest(events))] == [Started, Finished]
@@ -154,14 +155,31 @@ async def test_one_that_had_ended_is_kept_with_its_end_and_its_output(world: Wor
 async def test_the_output_of_one_that_had_ended_may_be_gone(world: World) -> None:
     guest = await world.guest()
     execution = await world.open(execution_id="mine")
-    ends(guest, execution)
+    ends(guest, execution, bytes_total={"1": 7, "2": 0})
     await soon(execution.ended)
     await again(world)
     await world.guest()
     adopted = world.executions.get("mine")
-    with pytest.raises(ExecutionNotFound):
-        await soon(adopted.collect())
-    assert adopted.info().finished is not None
+    result = await soon(adopted.collect())
+    assert (result.stdout, result.finished) == (b"", adopted.finished)
+    assert [(notice.kind, notice.length_bytes) for notice in result.notices] == [(NoticeKind.GAP, 7)]
+
+
+async def test_a_limit_of_processes_that_was_met_while_there_was_no_daemon_has_its_consequence(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "PIDS_LOOK_EVERY_S", 0.001)
+    object.__setattr__(world.record.spec, "kill_at_pids_limit", True)
+    try:
+        execution = await killed(world)
+        guest = await world.guest(held(execution))
+        world.meters.found = Counters(0, 3)
+        await guest.hear_of("cancel")
+        ends(guest, execution, exit_code=None, signal=9, cause="cancel")
+        assert (await soon(execution.ended)).verdict is Verdict.PIDS_LIMIT
+        await until(lambda: not world.executions._counting._pids_seen)
+    finally:
+        object.__setattr__(world.record.spec, "kill_at_pids_limit", False)
 
 
 async def test_its_grace_for_clients_begins_anew(world: World) -> None:
@@ -194,7 +212,7 @@ async def test_who_cancelled_it_is_known_to_the_next_daemon(world: World) -> Non
 async def test_who_acknowledges_by_itself_still_does(world: World) -> None:
     guest = await world.guest()
     execution = await world.open(execution_id="mine")
-    execution.acknowledge({1: 0})
+    await execution.acknowledge({1: 0})
     await guest.hear_of("run")
     await again(world)
     assert world.executions.get("mine").explicit_acknowledgements

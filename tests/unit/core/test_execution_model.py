@@ -47,6 +47,7 @@ class Guest:
         self.world: World | None = None
         self.heard = FrameDecoder()
         self.waiting: list[dict[str, Any]] = []
+        self.is_slow = False
 
     def connect(self, world: World) -> None:
         """Greets, and says what it holds."""
@@ -163,7 +164,7 @@ class Client:
                     case Output():
                         assert event.offset == len(self.got)
                         self.got += event.data
-                        self.execution.acknowledge({1: len(self.got)})
+                        await self.execution.acknowledge({1: len(self.got)})
                     case Finished():
                         assert self.finished in (None, event)
                         self.finished = event

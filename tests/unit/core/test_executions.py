@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from enclaved.agent.handle import RunOptions
-from enclaved.core import counting, retention
+from enclaved.core import counting, retention, tombstones
 from enclaved.errors import (
     ExecutionNotFound,
     GuestUnavailable,
@@ -59,10 +59,11 @@ async def test_the_same_id_is_the_same_execution_and_is_sent_once(world: World) 
         await world.executions.open(ToolCall("other", "shell_executor", {"command": "x"}, execution_id="mine"))
 
 
-async def test_an_id_that_is_used_again_after_its_record_went_never_meets_what_the_guest_still_keeps(
+async def test_an_id_that_is_used_again_after_nothing_is_left_never_meets_what_the_guest_still_keeps(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "RECORD_KEPT_S", 0.01)
+    monkeypatch.setattr(tombstones, "TOMBSTONES_PER_SANDBOX", 0)
     guest = await world.guest()
     old = await world.open(execution_id="mine")
     ends(guest, old)
@@ -92,13 +93,14 @@ async def test_it_is_written_down_before_it_is_sent_and_dropped_when_it_is_forgo
         await world.open()
     await guest.silence()
     world.ledger.error = None
-    execution = await world.open(detach=True, execution_id="mine")
-    row = world.ledger.rows["mine"]
+    execution = await world.open(detach=True)
+    mine = execution.id
+    row = world.ledger.rows[mine]
     assert (row.sandbox_id, row.tool, row.detach, row.finished) == ("box", "shell_executor", True, None)
     ends(guest, execution, exit_code=3)
     await soon(execution.ended)
-    await until(lambda: world.ledger.rows["mine"].finished is not None)
-    finished = world.ledger.rows["mine"].finished
+    await until(lambda: world.ledger.rows[mine].finished is not None)
+    finished = world.ledger.rows[mine].finished
     assert finished is not None
     assert finished.exit_code == 3
     await until(lambda: not world.ledger.rows)
@@ -108,6 +110,7 @@ async def test_an_id_that_is_used_again_at_once_keeps_nothing_of_the_one_before(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 0)
+    monkeypatch.setattr(tombstones, "TOMBSTONES_PER_SANDBOX", 0)
     guest = await world.guest()
     old = await world.open(execution_id="mine")
     ends(guest, old)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclaved.core.possible import IO_BYTES_PER_S, Bounds
 from enclaved.core.verdicts import Evidence, conclude, failed, lost
-from enclaved.model import ExceptionInfo, Finished, LimitHit, SignalSender, Verdict
+from enclaved.model import ExceptionInfo, Finished, LimitHit, ResourceUsage, SignalSender, Verdict
 
 RAISED = {"type": "ValueError", "message": "no"}
 KILLED = {"signal": signal.SIGKILL.value}
@@ -162,7 +163,7 @@ def test_the_whole_report_is_taken_over() -> None:
         ),
     )
     assert finished.exception == ExceptionInfo("ValueError", "no", 2)
-    assert finished.attested is True
+    assert finished.attested is False, "an exception is the program's own word"
     assert finished.state_preserved is False
     assert finished.bytes_total == {1: 10, 2: 20}
     usage, phases = finished.usage, finished.phases
@@ -170,6 +171,36 @@ def test_the_whole_report_is_taken_over() -> None:
     assert (usage.io_read_bytes, usage.io_write_bytes) == (8, 0)
     assert (phases.queued_s, phases.starting_s, phases.running_s, phases.draining_s) == (1, 2, 3, 4)
     assert finished.limits_hit == (LimitHit("memory", 2, 99, 100), LimitHit("pids", 3, 4, 5), LimitHit("disk", 1))
+
+
+def test_no_more_is_used_than_can_be() -> None:
+    lie = {
+        "cpu_user_s": 9e11,
+        "cpu_system_s": 9e11,
+        "memory_peak_bytes": 2**62,
+        "io_read_bytes": 2**62,
+        "io_write_bytes": 2**62,
+    }
+    phases = {"queued_s": 9e9, "starting_s": 0.5, "running_s": 1.5, "draining_s": 9e9}
+    bounds = Bounds(lasted_s=4.0, cores=2.0, memory_bytes=1000, pids=5)
+    finished = conclude({"exit_code": 0, "usage": lie, "phases": phases}, Evidence(timeout_s=1, bounds=bounds))
+    assert (finished.phases.queued_s, finished.phases.running_s, finished.phases.draining_s) == (5.0, 1.5, 5.0)
+    usage = finished.usage
+    assert (usage.cpu_user_s, usage.cpu_system_s, usage.memory_peak_bytes) == (10.0, 0.0, 1000)
+    assert usage.io_read_bytes == usage.io_write_bytes == 5 * IO_BYTES_PER_S
+    short = conclude(
+        {"exit_code": 0, "usage": lie, "phases": {"running_s": 0.5}}, Evidence(timeout_s=1, bounds=bounds)
+    ).usage
+    assert short.cpu_user_s == 3.0
+    true = {"cpu_user_s": 1.5, "cpu_system_s": 0.5, "memory_peak_bytes": 7, "io_read_bytes": 8}
+    told = conclude({"exit_code": 0, "usage": true, "phases": {"running_s": 1.0}}, Evidence(timeout_s=1, bounds=bounds))
+    assert told.usage == ResourceUsage(1.5, 0.5, 7, 8, 0)
+
+
+def test_an_exception_is_never_attested_whoever_tells_of_it() -> None:
+    report = {"exit_code": 1, "attested": True, "exception": {"type": "MemoryError", "message": "forged"}}
+    finished = conclude(report, Evidence(timeout_s=1))
+    assert (finished.verdict, finished.exit_code, finished.attested) == (Verdict.EXCEPTION, 1, False)
 
 
 def test_a_limit_that_a_program_survived_is_told_beside_its_own_end() -> None:
