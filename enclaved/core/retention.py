@@ -7,11 +7,14 @@ import contextvars
 from collections.abc import Callable
 from typing import Final
 
+from enclaved.agent.guest.limits import EXECUTIONS_MAX
 from enclaved.core.execution import Execution
 from enclaved.core.record import SandboxRecord
 
 RECORD_KEPT_S: Final = 60.0
 RECORDS_PER_SANDBOX: Final = 256
+RECORDS_MOST: Final = EXECUTIONS_MAX
+"""For each sandbox as well, with those whose output somebody may still want. A guest knows no more."""
 
 
 class EndedExecutions:
@@ -22,12 +25,14 @@ class EndedExecutions:
         self._kept: dict[SandboxRecord, dict[Execution, None]] = {}
 
     def keep(self, execution: Execution) -> None:
-        """Keeps one, and drops the oldest that nobody reads if that makes too many."""
+        """Keeps one. If that makes too many, drops the oldest that nobody reads and whose output nobody may want."""
         kept = self._kept.setdefault(execution.record, {})
         kept[execution] = None
         self._expire_later(execution)
         if len(kept) > RECORDS_PER_SANDBOX:
-            oldest = next((other for other in kept if not other.attached), None)
+            oldest = next((other for other in kept if not other.attached and not _is_needed(other)), None)
+            if oldest is None and len(kept) > RECORDS_MOST:
+                oldest = next((other for other in kept if not other.attached), None)
             if oldest is not None:
                 self._drop(oldest)
 
@@ -49,3 +54,8 @@ class EndedExecutions:
         if not kept:
             del self._kept[execution.record]
         self._on_drop(execution)
+
+
+def _is_needed(execution: Execution) -> bool:
+    finished = execution.finished
+    return finished is not None and execution.handle.is_needed(finished.bytes_total)

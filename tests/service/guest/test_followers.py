@@ -13,7 +13,7 @@ import pytest
 from enclaved.core import boot, overdue, retention
 from enclaved.core.executions import Execution
 from enclaved.errors import ExecutionNotFound, SandboxLost
-from enclaved.model import STDERR, STDOUT, Event, SandboxState, Verdict
+from enclaved.model import STDERR, STDOUT, Event, Retention, SandboxState, Verdict
 from enclaved.runtime.base import ContainerStatus
 from tests.service.guest.laboratory import PATIENCE_S, Box, Laboratory, Story, first_output, follow, printed, until
 from tests.service.guest.tuning import tune_guests
@@ -131,14 +131,30 @@ async def test_the_latest_records_are_kept_and_the_one_that_is_read(
     assert story.stdout == NUMBERS
 
 
-async def test_output_that_nobody_reads_goes_with_its_record(lab: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_output_that_nobody_needs_goes_with_its_record(lab: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the guest, which has memory for so many of them only."""
     monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 2)
     tune_guests(lab, RECORDS_KEPT=2, EXECUTIONS_MAX=8)
     box = await lab.box()
     for _ in range(12):
-        execution = await box.open_shell("seq 100000")
+        execution = await box.open_shell("seq 100000", retention=Retention.KEEP_LAST)
         assert (await execution.ended).verdict is Verdict.EXITED
+        printed(await box.shell("seq 100"))
+
+
+async def test_output_that_nobody_has_read_outlives_any_number_of_others(
+    lab: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "RECORDS_PER_SANDBOX", 2)
+    tune_guests(lab, RECORDS_KEPT=2, RECORD_SETTLED_S=0)
+    box = await lab.box()
+    unread = [await box.open_shell(f"seq {number} 100000") for number in range(1, 6)]
+    for execution in unread:
+        await execution.ended
+    for _ in range(6):
+        printed(await box.shell("echo other"))
+    for number, execution in enumerate(unread, start=1):
+        assert (await follow(execution)).stdout == b"".join(b"%d\n" % line for line in range(number, 100_001))
 
 
 async def test_who_attaches_when_the_record_is_gone_is_told(lab: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
