@@ -202,11 +202,11 @@ class WrongState(EnclaveError):
 
 
 class ImageUnusable(WrongState):
-    """The image cannot run as a sandbox."""
+    """The image cannot run as a sandbox. With ``lacks_python`` it could with an interpreter that the guest brings."""
 
-    def __init__(self, image: str, why: str) -> None:
+    def __init__(self, image: str, why: str, *, lacks_python: bool = False) -> None:
         super().__init__(image, "unusable", "usable", f"image {image!r} cannot run as a sandbox: {why}")
-        self.image = image
+        self.image, self.lacks_python = image, lacks_python
 
     @property
     def metadata(self) -> Mapping[str, str]:

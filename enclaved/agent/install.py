@@ -8,15 +8,19 @@ from importlib import resources
 from pathlib import Path
 
 USER_NAME = "sandbox"
+PYTHON_TOO_OLD = 78
+"""Exit code of a guest whose interpreter it does not support."""
 
+_HEAD = f"""# The guest, PID 1 of a sandbox: the modules of enclaved/agent/guest in one file. See `loader` in it.
 
-_HEAD = """# The guest, PID 1 of a sandbox: the modules of enclaved/agent/guest in one file. See `loader` in it.
-
-SOURCES = {}
-"""
-_TAIL = """
 import sys
 
+if sys.version_info < (3, 8):
+    sys.stderr.write("guest: Python 3.8 or newer is needed, and this is %s" % sys.version.split()[0])
+    sys.exit({PYTHON_TOO_OLD})
+SOURCES = {{}}
+"""
+_TAIL = """
 LOADER = {"__name__": "loader"}
 exec(compile(SOURCES["loader"], __file__ + "/loader.py", "exec"), LOADER)
 LOADER["become_lean"](SOURCES, __file__, sys.argv[1:])

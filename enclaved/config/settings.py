@@ -108,6 +108,11 @@ class Sandbox(_Section):
 
     uid_first: int = Field(1_900_000_000, ge=1000, le=4_000_000_000, description="First user id for user code.")
     uid_count: int = Field(65_536, ge=1, le=1_000_000, description="How many user ids there are; each sandbox has one.")
+    guest_runtime: str = Field(
+        "",
+        description="Folder of the interpreter for images without Python, made by scripts/build-guest-runtime; empty: "
+        "/usr/local/lib/ms-enclave/guest-runtime, else the cache of the daemon's user.",
+    )
     guest_absence_s: _SecondsOrZero = Field(
         0.0, description="Time without a daemon after which a sandbox ends itself; 0: never (embedded daemons: 30)."
     )

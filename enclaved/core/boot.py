@@ -9,16 +9,25 @@ import os
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from enclaved.agent.install import install_guest, write_accounts
+from enclaved.agent.install import PYTHON_TOO_OLD, install_guest, write_accounts
+from enclaved.agent.interpreter import find_guest_runtime
 from enclaved.agent.jobs import environment
 from enclaved.agent.link import GuestLink
 from enclaved.core.background import Background
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
-from enclaved.errors import EngineRefused, EngineUnavailable, GuestUnavailable, LimitReached, NoSpace, SandboxLost
+from enclaved.errors import (
+    EngineRefused,
+    EngineUnavailable,
+    GuestUnavailable,
+    ImageUnusable,
+    LimitReached,
+    NoSpace,
+    SandboxLost,
+)
 from enclaved.model import SandboxState
 from enclaved.runtime.base import ContainerPlan, ContainerStatus, GuestSettings, Runtime, StderrTail
 
@@ -37,6 +46,8 @@ REJOIN_PATIENCE_S = 1.2
 REJOIN_DEADLINE_S = 10.0
 LISTEN_RETRY_S = 2.0
 LOOKS_AT_ONCE = 8
+LACKING_MOST = 1024
+"""Images without Python that are remembered."""
 SCRATCH_DIRS = ("/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108 - the container's own
 """What of a container user code may write to, beside the working directory and the image's volumes."""
 
@@ -51,6 +62,8 @@ class BootSettings:
     guest_absence_s: float = 0.0
     """Guests exit after this time without a daemon; 0: never."""
     may_pull: bool = True
+    guest_runtime: str = ""
+    """Where the interpreter for images without Python is; empty: in the usual places."""
 
 
 class Boot:
@@ -63,6 +76,7 @@ class Boot:
         self._uids: set[int] = set()
         self._old_directories = set((settings.state_dir / "s").glob("*"))
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._lacking: set[str] = set()
 
     def take_uid(self) -> int:
         """Draws a user id that no other live sandbox of this daemon has. Random, since engines are shared."""
@@ -147,6 +161,29 @@ class Boot:
             group_id=os.getegid(),
             labels=self._ownership.labels(record.id, record.uid),
         )
+        await self._start(record, plan, link)
+
+    async def _start(self, record: SandboxRecord, plan: ContainerPlan, link: GuestLink) -> None:
+        """Starts the guest with the image's Python, or if the image has none, with the one that it brings along."""
+        image = plan.image
+        if image.id in self._lacking:
+            plan = replace(plan, interpreter_dir=find_guest_runtime(self._settings.guest_runtime))
+        try:
+            await self._start_once(record, plan, link)
+        except ImageUnusable as error:
+            interpreter_dir = find_guest_runtime(self._settings.guest_runtime)
+            if not error.lacks_python or interpreter_dir is None:
+                raise
+            log.info("image without Python", extra={"image": image.name, "interpreter_dir": str(interpreter_dir)})
+            if record.container_id is not None:
+                await self._runtime.remove(record.container_id)
+                record.container_id = None
+            if len(self._lacking) >= LACKING_MOST:
+                self._lacking.clear()
+            self._lacking.add(image.id)
+            await self._start_once(record, replace(plan, interpreter_dir=interpreter_dir), link)
+
+    async def _start_once(self, record: SandboxRecord, plan: ContainerPlan, link: GuestLink) -> None:
         record.container_id = await self._runtime.create(plan)
         async with self._runtime.starting(record.container_id) as stderr:
             await self._await_guest(record, record.container_id, link, stderr)
@@ -183,6 +220,9 @@ class Boot:
             if status is None or not status.running:
                 code = status.exit_code if status is not None else None
                 words = stderr.text().strip() or (status.error if status is not None else "") or "it said nothing"
+                if code == PYTHON_TOO_OLD:
+                    fix = "make the interpreter that such images need with scripts/build-guest-runtime"
+                    raise ImageUnusable(record.spec.image, f"{words}; {fix}", lacks_python=True)
                 raise EngineRefused(f"start sandbox {record.id!r}", f"its guest ended with code {code}: {words}")
         raise EngineRefused(
             f"start sandbox {record.id!r}",

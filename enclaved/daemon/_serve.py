@@ -207,6 +207,7 @@ async def _compose(
         uid_count=settings.sandbox.uid_count,
         guest_absence_s=settings.sandbox.guest_absence_s or (EMBEDDED_GUEST_ABSENCE_S if embedded else 0.0),
         may_pull=settings.engine.pull,
+        guest_runtime=settings.sandbox.guest_runtime,
     )
     try:
         state = State.open(state_dir / DATABASE_NAME)

@@ -77,6 +77,8 @@ class ContainerPlan:
     group_id: int
     """Group under which the guest may reach the socket."""
     labels: Mapping[str, str]
+    interpreter_dir: Path | None = None
+    """The guest's own interpreter on the host, for images without Python; mounted read-only. None: the image's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ class Runtime(Protocol):
     def starting(self, container_id: str) -> AbstractAsyncContextManager[StderrTail]:
         """Starts a container and collects what the guest writes to standard error until the block ends.
 
-        Raises `EngineRefused`, and `ImageUnusable` where the image cannot start ``python3``.
+        Raises `EngineRefused`, and `ImageUnusable` where the image cannot start ``python3``: with ``lacks_python`` if
+        it has none and the plan names no ``interpreter_dir``.
         """
         ...
 

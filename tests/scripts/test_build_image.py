@@ -316,3 +316,14 @@ def test_the_first_address_that_serves_debian_itself_is_chosen(web: dict[str, st
 def test_no_mirror_at_all_is_one_sentence_with_those_that_were_tried(web: dict[str, str]) -> None:
     with pytest.raises(console.Refused, match=r"no Debian mirror answers \(tried .*/debian\)\. Fix: name one"):
         debian.choose_mirror([f"{web['']}/debian", f"{web['']}/debian"], "bookworm")
+
+
+def test_the_root_file_system_alone_needs_no_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, roots: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build_image.Engine, "from_environment", lambda: pytest.fail("it asked for the engine"))
+    for _ in range(2):
+        assert build_image.main(["--root-only"]) == 0
+        assert capsys.readouterr().out == f"{roots[0]}\n"
+    assert [path.name for path in roots] == [f"root-{debian.architecture()}-{KEY}.tar.gz"]

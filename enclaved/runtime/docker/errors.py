@@ -20,8 +20,8 @@ CONNECTION_FAILED = 900
 """Status that aiodocker gives to a connection that could not be made or broke."""
 
 NO_PYTHON = (
-    "it has no python3 in its PATH; use an image with Python 3.8 or newer, such as ms-enclave/python:3.11. "
-    "Images without Python come in a later version"
+    "it has no python3 in its PATH; make the interpreter that such images need with scripts/build-guest-runtime, "
+    "or use an image with Python 3.8 or newer, such as ms-enclave/python:3.11"
 )
 _PYTHON_MISSING = re.compile(r'exec: \\?"python3\\?": .*not found|stat python3: no such file|`python3` not found')
 _PYTHON_BROKEN = re.compile(r'exec: \\?"[^"]*python3[^"]*\\?": permission denied|exec [^ ]*python3[^ ]*: ')
@@ -61,7 +61,7 @@ def _translated(error: aiodocker.DockerError, operation: str, engine_url: str, i
     if is_no_space(error):
         return NoSpace("", f"no space left on the engine's disk to {operation}; 'docker system df' shows what takes it")
     if _PYTHON_MISSING.search(text):
-        return ImageUnusable(image, NO_PYTHON)
+        return ImageUnusable(image, NO_PYTHON, lacks_python=True)
     if _PYTHON_BROKEN.search(text):
         return ImageUnusable(image, f"its python3 does not start: {text}")
     if error.status == 404 and "no such image" in text.lower():

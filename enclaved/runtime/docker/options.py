@@ -19,6 +19,8 @@ from enclaved.runtime.base import LABEL_OWNER, ContainerPlan, guest_argv
 from enclaved.runtime.docker.facts import EngineFacts
 
 GUEST_FILE = "/run/enclave/guest.py"
+INTERPRETER_DIR = "/run/enclave/rt"
+"""What scripts/build-guest-runtime makes is made for this place."""
 SOCKET_DIR = "/run/enclave/socket"
 SOCKET_PATH = f"{SOCKET_DIR}/agent.sock"
 GUEST_CAPABILITIES = ("SETUID", "SETGID", "KILL")
@@ -103,7 +105,7 @@ def create_body(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "Image": plan.image.id,
         # Uid 0 inside, and the group under which the daemon's socket can be reached. Programs give up both.
         "User": f"0:{_at_least('group_id', plan.group_id, 0)}",
-        "Entrypoint": guest_argv("python3", GUEST_FILE, SOCKET_PATH, plan.settings, "--container"),
+        "Entrypoint": guest_argv(_python(plan), GUEST_FILE, SOCKET_PATH, plan.settings, "--container"),
         "Cmd": [],
         "Env": _guest_env(plan),
         "WorkingDir": "/",
@@ -199,6 +201,11 @@ def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
     }
 
 
+def _python(plan: ContainerPlan) -> str:
+    """What runs the guest: the image's own Python, found by the image's PATH, or the one that comes along."""
+    return "python3" if plan.interpreter_dir is None else f"{INTERPRETER_DIR}/bin/python3"
+
+
 def _guest_env(plan: ContainerPlan) -> list[str]:
     """Ours, and each other variable of the image as a bare name, which makes Docker leave it out.
 
@@ -255,6 +262,8 @@ def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
         GUEST_FILE: plan.guest_file,
         SOCKET_DIR: plan.socket_dir,
     }
+    if plan.interpreter_dir is not None:
+        sources[INTERPRETER_DIR] = plan.interpreter_dir
     return [
         {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": True}
         for target, source in sources.items()

@@ -75,11 +75,12 @@ def test_something_else_at_the_address_is_told_as_such():
         "crun: executable file `python3` not found in $PATH: No such file or directory",
     ],
 )
-def test_an_image_without_python_is_unusable_for_now(text):
+def test_an_image_without_python_needs_the_interpreter_that_a_guest_brings(text):
     error = translated(aiodocker.DockerError(400, text))
     assert isinstance(error, ImageUnusable)
     assert error.image == "python:3.11-slim"
-    assert "Images without Python come in a later version" in str(error)
+    assert error.lacks_python
+    assert "scripts/build-guest-runtime" in str(error)
 
 
 @pytest.mark.parametrize(

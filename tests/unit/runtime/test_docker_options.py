@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -201,3 +202,10 @@ def test_the_containers_name_is_the_same_for_every_attempt_and_differs_between_o
 def test_a_sandbox_id_that_is_no_name_is_refused(plan, sandbox_id):
     with pytest.raises(InvalidRequest, match="sandbox_id"):
         container_name(replace(plan, settings=replace(plan.settings, sandbox_id=sandbox_id)))
+
+
+def test_an_interpreter_of_the_guests_own_is_mounted_read_only_and_runs_it(plan, facts):
+    body = create_body(replace(plan, interpreter_dir=Path("/srv/guest-runtime-1")), facts)
+    assert body["Entrypoint"][0] == "/run/enclave/rt/bin/python3"
+    mount = {"Type": "bind", "Source": "/srv/guest-runtime-1", "Target": "/run/enclave/rt", "ReadOnly": True}
+    assert mount in body["HostConfig"]["Mounts"]
