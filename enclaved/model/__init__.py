@@ -33,8 +33,10 @@ from enclaved.model.executions import (
 )
 from enclaved.model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, Unpacked
 from enclaved.model.sandboxes import (
+    DEFAULT_TENANT,
     EMPTY,
     Adjustment,
+    Cause,
     MemberState,
     PoolInfo,
     PortMapping,
@@ -46,17 +48,20 @@ from enclaved.model.sandboxes import (
     SandboxSpec,
     SandboxState,
     SandboxUpdate,
+    StateChange,
     Volume,
 )
 from enclaved.model.tools import CommandJob, FileJob, FileOperation, Job, PythonJob, ToolDescription
 
 __all__ = [
     "CHANNEL_NAMES",
+    "DEFAULT_TENANT",
     "EMPTY",
     "STDERR",
     "STDOUT",
     "TERMINAL",
     "Adjustment",
+    "Cause",
     "ChangeKind",
     "CommandJob",
     "ContextInfo",
@@ -97,6 +102,7 @@ __all__ = [
     "SearchMatch",
     "SignalSender",
     "Started",
+    "StateChange",
     "StatsSample",
     "SystemInfo",
     "TerminalSize",

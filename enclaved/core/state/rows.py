@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from enclaved.model import Adjustment, SandboxSpec, SandboxState
+from enclaved.model import DEFAULT_TENANT, Adjustment, SandboxSpec, SandboxState, StateChange
 from enclaved.runtime.base import Image
 
 if TYPE_CHECKING:
@@ -46,6 +46,19 @@ class SandboxRow:
     boot_id: str
     pool_id: str = ""
     """The pool that it is a member of; empty: none."""
+    tenant: str = DEFAULT_TENANT
+    request_id: str = ""
+    """The caller's id of the request that made it; empty: none."""
+    request_digest: str = ""
+    """What that request asked for."""
+    revision: int = 0
+    """Of its last change."""
+    used_monotonic_s: float = 0.0
+    """When it was last used, on the clock of ``expires_monotonic_s``; 0: not known."""
+    limits_due: bool = False
+    """Whether the engine may not have heard of its limits yet."""
+    history: tuple[StateChange, ...] = ()
+    """Its last changes of state, oldest first."""
 
 
 def encode(value: object) -> str:
