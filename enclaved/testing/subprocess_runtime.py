@@ -2,7 +2,8 @@
 
 It isolates nothing that matters and cannot be selected by configuration. As root the guest is PID 1 of a PID
 namespace of its own and user code gets a uid of its own, so that every step of the real path runs; otherwise the
-guest is a subreaper that kills only its own descendants.
+guest is a subreaper that kills only its own descendants. As root, guests die with the thread that started them: with
+the event loop of a process that is killed, nothing is left of its sandboxes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from enclaved.runtime.base import (
 SOCKET_NAME = "agent.sock"
 IMAGES = ("python:3.11-slim", "ms-enclave/python:3.11")
 _DEADLINE_S = 10.0
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
 class _Tail:
@@ -123,7 +125,7 @@ class SubprocessRuntime:
         mode = "--container" if self._in_namespace else "--child"
         argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
         if self._in_namespace:
-            argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *argv]
+            argv = [*_DIES_WITH_US, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *argv]
         spawning = asyncio.create_task(self._spawn(container, argv))
         try:
             await asyncio.shield(spawning)
