@@ -62,7 +62,7 @@ class SandboxRow:
 
 
 def encode(value: object) -> str:
-    """Makes JSON of dataclasses, and of mappings, sequences and moments in them."""
+    """Makes JSON of dataclasses, and of mappings, sequences, sets and moments in them."""
     return json.dumps(value, default=_plain, separators=(",", ":"))
 
 
@@ -78,6 +78,8 @@ def _plain(value: object) -> object:
         return dict(value)
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, frozenset):
+        return sorted(value)
     raise TypeError(f"a {type(value).__name__} cannot be written down")
 
 

@@ -66,6 +66,34 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) WITHOUT ROWID
         """,
     ),
+    (
+        """
+        CREATE TABLE pools (
+            id TEXT PRIMARY KEY,
+            created_at TEXT NOT NULL,
+            body TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE pool_members (
+            pool_id TEXT NOT NULL,
+            slot INTEGER NOT NULL,
+            sandbox_id TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            PRIMARY KEY (pool_id, slot)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE leases (
+            pool_id TEXT NOT NULL,
+            place INTEGER NOT NULL,
+            number INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            PRIMARY KEY (pool_id, place)
+        ) WITHOUT ROWID
+        """,
+    ),
 )
 """The statements that lead from each version to the next; the first make version 1.
 
