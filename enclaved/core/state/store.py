@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.state.database import Database
+from enclaved.core.state.names import Names
 from enclaved.core.state.pools import LeaseTable, PoolTable
 from enclaved.core.state.rows import SandboxRow, decode, encode, encode_as, shallow
 from enclaved.model import Adjustment, Finished, SandboxSpec, SandboxState, StateChange
@@ -25,6 +26,7 @@ class State:
         self._database = database
         self.sandboxes = SandboxTable(database)
         self.executions = ExecutionTable(database)
+        self.names = Names(database)
         self.pools = PoolTable(database)
         self.leases = LeaseTable(database)
 
