@@ -126,6 +126,23 @@ class Metrics:
         self._adopted = Counter(
             "enclaved_executions_adopted", "Executions of an earlier daemon that were taken up.", registry=registry
         )
+        self._file_operations = Counter(
+            "enclaved_file_operations",
+            "Operations on files of sandboxes, by kind and outcome.",
+            ("operation", "outcome"),
+            registry=registry,
+        )
+        self._file_seconds = Histogram(
+            "enclaved_file_operation_seconds",
+            "Time from the start of an operation on files to its end.",
+            ("operation",),
+            buckets=_RPC_SECONDS,
+            registry=registry,
+        )
+        file_bytes = Counter(
+            "enclaved_file_bytes", "Bytes moved into and out of sandboxes as files.", ("direction",), registry=registry
+        )
+        self._file_bytes_in, self._file_bytes_out = file_bytes.labels("in"), file_bytes.labels("out")
         self._faults = Counter(
             "enclaved_faults", "Calls and executions that failed by a fault of the daemon itself.", registry=registry
         )
@@ -280,6 +297,15 @@ class Metrics:
         """Counts one execution of an earlier daemon that was taken up, as active until `execution_finished`."""
         self._adopted.inc()
         self._active.inc()
+
+    def file_operation(
+        self, operation: str, seconds: float, bytes_in: int, bytes_out: int, error: BaseException | None = None
+    ) -> None:
+        """Counts and times one operation on files of a sandbox: ``ok``, or the class of the error that ended it."""
+        self._file_operations.labels(operation, "ok" if error is None else _outcome(error)).inc()
+        self._file_seconds.labels(operation).observe(seconds)
+        self._file_bytes_in.inc(bytes_in)
+        self._file_bytes_out.inc(bytes_out)
 
     def engine_up(self, up: bool) -> None:
         """Says whether the engine answered when it was last looked at."""

@@ -18,10 +18,11 @@ from enclaved.core.boot import Boot, BootSettings
 from enclaved.core.contexts import Contexts
 from enclaved.core.engine import WatchedRuntime
 from enclaved.core.executions import Executions
-from enclaved.core.files import TOOL as FILES
+from enclaved.core.file_jobs import TOOL as FILES
 from enclaved.core.files import Files
 from enclaved.core.images import Images
 from enclaved.core.leftovers import Leftovers
+from enclaved.core.outside import Outside
 from enclaved.core.ownership import Ownership
 from enclaved.core.policy import Policy
 from enclaved.core.pool import Pools
@@ -276,7 +277,8 @@ async def _compose(
         recovery=recovery,
         reaper=reaper,
         executions=executions,
-        files=Files(sandboxes, executions),
+        outside=outside,
+        files=Files(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics),
         pools=Pools(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics),
         images=Images(runtime=engine, policy=policy, may_pull=settings.engine.pull),
         system=system,

@@ -23,6 +23,7 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     metrics.sandbox_created()
     metrics.execution_started()
     metrics.execution_finished("python_executor", Verdict.EXITED, Phases())
+    metrics.file_operation("read", 0.1, 1, 1)
     metrics.engine_up(True)
     metrics.engine_called("create", 0.1)
     metrics.reloaded(True)
