@@ -69,8 +69,8 @@ class Reaper:
         self._runtime, self._boot, self._ownership = runtime, boot, ownership
         self._sandboxes, self._executions, self._state = sandboxes, executions, state
         self._metrics, self._state_dir, self._every_s = metrics, state_dir, every_s
-        self._seen: Mapping[Stray, object] = {}
-        """What the last look found, and is still there."""
+        self._seen: dict[Stray, int] = {}
+        """What the last look found, and how many have found it in a row."""
         self._began = asyncio.get_running_loop().time()
         self._after = ""
         """The execution up to which rows were read."""
@@ -97,18 +97,17 @@ class Reaper:
 
     async def _look(self) -> None:
         found = {**await self._containers(), **await self._places(), **self._uids()}
-        for stray in found:
-            if stray not in self._seen:
+        self._seen = {stray: self._seen.get(stray, 0) + 1 for stray in found}
+        due = [stray for stray, looks in self._seen.items() if looks > 1]
+        for stray in due:
+            if self._seen[stray] == 2:
                 self._metrics.leftover_found(stray.kind)
-        due = {stray: thing for stray, thing in found.items() if stray in self._seen}
-        self._seen = found
         for kind, remove in self._ways().items():
             for stray in [stray for stray in due if stray.kind is kind][:REMOVALS_MOST]:
                 if await self._sandboxes.closes_within(0):
                     return
-                if await remove(due[stray]):
+                if await remove(found[stray]):
                     self._removed(kind, stray.name)
-                self._seen = {other: thing for other, thing in self._seen.items() if other != stray}
         self._sweep_sandbox_rows()
         await self._sweep_execution_rows()
 
