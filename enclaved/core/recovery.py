@@ -68,7 +68,7 @@ class Recovery:
                 counted = True
                 self._adopted(record)
 
-        reason = await self._boot.rejoin(record, seen)
+        reason = await self._boot.watching.rejoin(record, seen)
         if reason:
             self._metrics.sandbox_recovered(RecoveryOutcome.LOST)
             self._sandboxes.lose(record, reason)  # which logs it
@@ -80,7 +80,7 @@ class Recovery:
         if not counted:
             self._adopted(record)
         if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
-            await self._boot.watch(record, self._sandboxes.lose, self._sandboxes.seen)
+            await self._boot.watching.watch(record, self._sandboxes.lose, self._sandboxes.seen)
 
     def _adopted(self, record: SandboxRecord) -> None:
         self._metrics.sandbox_recovered(RecoveryOutcome.ADOPTED)
