@@ -91,10 +91,15 @@ def _call(outcome: int, what: str) -> None:
         raise OSError(number, "%s: %s" % (what, os.strerror(number)))
 
 
-def filter_steps(machine: str) -> List[Step]:
-    """The filter's program for a machine. Raises RuntimeError if its numbers are not known here."""
+def check_machine(machine: str) -> None:
+    """Raises RuntimeError if the numbers of a machine's system calls are not known here."""
     if machine not in MACHINES:
         raise RuntimeError("there is no table of system calls for a %r machine, so that no filter can be set" % machine)
+
+
+def filter_steps(machine: str) -> List[Step]:
+    """The filter's program for a machine. Raises RuntimeError if its numbers are not known here."""
+    check_machine(machine)
     column = MACHINES.index(machine)
     here = [numbers[column] for numbers in DENIED.values()]
     denied = sorted(number for number in here if number is not None)
