@@ -43,6 +43,7 @@ from ms_enclave._model.executions import (
     TerminalSize,
 )
 from ms_enclave._model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, SearchResult
+from ms_enclave._model.life import Cause, SandboxEvent, SandboxEventKind, SandboxFilter, SandboxListing, StateChange
 from ms_enclave._model.requests import (
     ExecuteCodeRequest,
     ExecuteCommandRequest,
@@ -62,6 +63,7 @@ from ms_enclave._model.results import (
 from ms_enclave._model.unserved import VolcengineSandboxConfig, VolcengineSandboxManagerConfig
 
 __all__ = [
+    "Cause",
     "ChangeKind",
     "Channel",
     "CommandResult",
@@ -94,7 +96,11 @@ __all__ = [
     "ResourceUsage",
     "Retention",
     "SandboxConfig",
+    "SandboxEvent",
+    "SandboxEventKind",
+    "SandboxFilter",
     "SandboxInfo",
+    "SandboxListing",
     "SandboxManagerConfig",
     "SandboxManagerType",
     "SandboxStatus",
@@ -104,6 +110,7 @@ __all__ = [
     "ShellExecutorConfig",
     "SignalSender",
     "Started",
+    "StateChange",
     "StatsSample",
     "TerminalSize",
     "ToolConfig",

@@ -25,6 +25,7 @@ from ms_enclave._model import (
 )
 from ms_enclave._model.config import DockerSandboxConfig
 from ms_enclave._model.files import FileChange, FileInfo, SearchResult
+from ms_enclave._transports.life_calls import LifecycleCalls, SandboxChange, SandboxEvents
 
 __all__ = [
     "POOL_WAIT_S",
@@ -35,6 +36,7 @@ __all__ = [
     "LifecycleCalls",
     "PullProgress",
     "SandboxChange",
+    "SandboxEvents",
     "SandboxPlan",
     "ToolCall",
     "Transport",
@@ -53,19 +55,6 @@ class SandboxPlan:
     tools: Mapping[str, Mapping[str, Any]] | None
     """The daemon's tools to enable, with their options; ``None``: all that it has."""
     labels: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxChange:
-    """What somebody wants changed of a sandbox. ``None``: it stays."""
-
-    ttl_s: float | None = None
-    """Seconds to live from now on."""
-    labels: Mapping[str, str] | None = None
-    """All labels that it is to have."""
-    memory_limit_bytes: int | None = None
-    cpu_limit: float | None = None
-    pids_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,25 +200,6 @@ class ContextCalls(Protocol):
 
     async def reset(self, sandbox_id: str, name: str) -> ContextInfo:
         """Gives a context a new interpreter. Raises `NotFound`, `LimitReached`."""
-        ...
-
-
-class LifecycleCalls(Protocol):
-    """The life of sandboxes, beyond being created, stopped and deleted."""
-
-    async def pause(self, sandbox_id: str) -> SandboxInfo:
-        """Freezes a sandbox; leaves a paused one alone. Raises `SandboxNotFound`, `WrongState`."""
-        ...
-
-    async def resume(self, sandbox_id: str) -> SandboxInfo:
-        """Lets a paused sandbox go on; leaves a running one alone. Raises `SandboxNotFound`, `WrongState`."""
-        ...
-
-    async def update(self, sandbox_id: str, change: SandboxChange) -> SandboxInfo:
-        """Changes a sandbox: all that is asked for, or nothing.
-
-        Raises `SandboxNotFound`, `InvalidRequest`, `PolicyDenied`, `WrongState`.
-        """
         ...
 
 

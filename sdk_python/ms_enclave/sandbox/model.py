@@ -1,6 +1,7 @@
 """The documented models: configurations, requests, results, events and enumerations."""
 
 from ms_enclave._model import (
+    Cause,
     ChangeKind,
     Channel,
     CommandResult,
@@ -33,7 +34,11 @@ from ms_enclave._model import (
     ResourceUsage,
     Retention,
     SandboxConfig,
+    SandboxEvent,
+    SandboxEventKind,
+    SandboxFilter,
     SandboxInfo,
+    SandboxListing,
     SandboxManagerConfig,
     SandboxManagerType,
     SandboxStatus,
@@ -43,6 +48,7 @@ from ms_enclave._model import (
     ShellExecutorConfig,
     SignalSender,
     Started,
+    StateChange,
     StatsSample,
     TerminalSize,
     ToolConfig,
@@ -57,6 +63,7 @@ from ms_enclave._model import (
 )
 
 __all__ = [
+    "Cause",
     "ChangeKind",
     "Channel",
     "CommandResult",
@@ -89,7 +96,11 @@ __all__ = [
     "ResourceUsage",
     "Retention",
     "SandboxConfig",
+    "SandboxEvent",
+    "SandboxEventKind",
+    "SandboxFilter",
     "SandboxInfo",
+    "SandboxListing",
     "SandboxManagerConfig",
     "SandboxManagerType",
     "SandboxStatus",
@@ -99,6 +110,7 @@ __all__ = [
     "ShellExecutorConfig",
     "SignalSender",
     "Started",
+    "StateChange",
     "StatsSample",
     "TerminalSize",
     "ToolConfig",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import contextlib
 import dataclasses
@@ -23,10 +22,11 @@ from ms_enclave._model import (
     SandboxType,
     ToolResult,
 )
-from ms_enclave._transports.base import ToolCall, Transport
+from ms_enclave._transports.base import ToolCall
 from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxExists, SandboxNotFound
 from ms_enclave.sandbox.boxes.base import Sandbox, SandboxFactory
 from ms_enclave.sandbox.boxes.docker import DockerSandbox
+from ms_enclave.sandbox.manager._looking import Looking
 
 MANAGER_LABEL = "ms-enclave/manager"
 """A label on every sandbox that says which manager made it."""
@@ -37,7 +37,7 @@ POOL_TIMEOUT_S_MAX = 30 * 86400.0
 ManagerT = TypeVar("ManagerT", bound="type[SandboxManager]")
 
 
-class SandboxManager(abc.ABC):
+class SandboxManager(Looking):
     """Makes sandboxes, finds them by id and removes what it made when it stops.
 
     May be started in one event loop, used in another and stopped in a third. ``async with`` starts and stops it.
@@ -64,10 +64,6 @@ class SandboxManager(abc.ABC):
         """Whether there is a pool. Programs of users read it."""
         self._pool_ids: list[str] = []
         self._pool_config: SandboxConfig | None = None
-
-    @abc.abstractmethod
-    async def _connect(self) -> Transport:
-        """Returns the way to the daemon that keeps the sandboxes."""
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -164,12 +160,15 @@ class SandboxManager(abc.ABC):
             return False
         return True
 
-    async def delete_sandbox(self, sandbox_id: str) -> bool:
-        """Removes a sandbox with everything in it. False if there is none of this id."""
+    async def delete_sandbox(self, sandbox_id: str, *, wait: bool = True) -> bool:
+        """Removes a sandbox with everything in it. False if there is none of this id.
+
+        Without ``wait`` this returns as soon as that is certain; container and files are gone a little later.
+        """
         sandbox = self._sandboxes.get(sandbox_id)
         try:
-            if sandbox is None:
-                await (await self._connect()).delete_sandbox(sandbox_id)
+            if sandbox is None or (isinstance(sandbox, DockerSandbox) and not wait):
+                await (await self._connect()).delete_sandbox(sandbox_id, wait=wait)
             else:
                 await sandbox.cleanup()
         except SandboxNotFound:
