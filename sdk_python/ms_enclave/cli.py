@@ -25,6 +25,7 @@ from ms_enclave._cli import (
 from ms_enclave._cli.context_commands import context
 from ms_enclave._cli.exits import ExitCode
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
+from ms_enclave._cli.pool_commands import pool
 from ms_enclave._cli.programs import say
 from ms_enclave._cli.top import top
 from ms_enclave._local import process_daemons
@@ -353,6 +354,7 @@ for _command in (
     *lifecycle_commands.COMMANDS,
     *looking_commands.COMMANDS,
     context,
+    pool,
     top,
 ):
     ms_enclave.add_command(_command)

@@ -44,6 +44,7 @@ from ms_enclave._model.executions import (
 )
 from ms_enclave._model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, SearchResult
 from ms_enclave._model.life import Cause, SandboxEvent, SandboxEventKind, SandboxFilter, SandboxListing, StateChange
+from ms_enclave._model.pools import Lease, PoolChange, PoolClaim, PoolMember, PoolOptions, PoolStats
 from ms_enclave._model.requests import (
     ExecuteCodeRequest,
     ExecuteCommandRequest,
@@ -85,12 +86,18 @@ __all__ = [
     "FileType",
     "Finished",
     "HealthCheckResult",
+    "Lease",
     "LimitHit",
     "Notice",
     "NoticeKind",
     "OnAwaitingInput",
     "Output",
     "Phases",
+    "PoolChange",
+    "PoolClaim",
+    "PoolMember",
+    "PoolOptions",
+    "PoolStats",
     "PythonExecutorConfig",
     "ReadFileRequest",
     "ResourceUsage",

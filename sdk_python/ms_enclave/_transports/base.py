@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from ms_enclave._model import (
     Channel,
@@ -25,7 +25,9 @@ from ms_enclave._model import (
 )
 from ms_enclave._model.config import DockerSandboxConfig
 from ms_enclave._model.files import FileChange, FileInfo, SearchResult
+from ms_enclave._model.pools import PoolOptions
 from ms_enclave._transports.life_calls import LifecycleCalls, SandboxChange, SandboxEvents
+from ms_enclave._transports.pool_calls import POOL_WAIT_S, PoolCalls
 
 __all__ = [
     "POOL_WAIT_S",
@@ -41,9 +43,6 @@ __all__ = [
     "ToolCall",
     "Transport",
 ]
-
-POOL_WAIT_S: Final = 3600.0
-"""How long a call waits for a free sandbox of a pool if nobody says: as long as the calls before it may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +300,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def pools(self) -> PoolCalls:
+        """Pools."""
+        ...
+
+    @property
     def files(self) -> FileCalls:
         """Files."""
         ...
@@ -355,11 +359,10 @@ class Transport(Protocol):
         """
         ...
 
-    async def initialize_pool(self, pool_id: str, size: int, plan: SandboxPlan) -> list[str]:
-        """Makes a pool of sandboxes as planned, and returns their ids when all run. Leaves one of this id alone.
-
-        The ids of its sandboxes are the daemon's to choose. Raises as `create_sandbox`.
-        """
+    async def initialize_pool(
+        self, pool_id: str, size: int, plan: SandboxPlan, options: PoolOptions | None = None
+    ) -> list[str]:
+        """Makes a pool and returns its sandboxes' ids when all run; leaves one alone. Raises as `create_sandbox`."""
         ...
 
     async def run_in_pool(self, pool_id: str, call: ToolCall, *, wait_timeout_s: float | None = None) -> ToolResult:

@@ -27,6 +27,7 @@ from ms_enclave._model import (
     SandboxStatus,
     SandboxType,
 )
+from ms_enclave._model.pools import PoolClaim
 from ms_enclave.sandbox import boxes, manager
 from ms_enclave.sandbox._blocking import Blocking, Face, iterate
 from ms_enclave.sandbox._portal import process_portal
@@ -197,6 +198,7 @@ class SandboxManager(Face[manager.SandboxManager]):
     put_archive = Blocking(manager.SandboxManager.put_archive)
     initialize_pool = Blocking(manager.SandboxManager.initialize_pool)
     execute_tool_in_pool = Blocking(manager.SandboxManager.execute_tool_in_pool)
+    pool_stats = Blocking(manager.SandboxManager.pool_stats)
 
     @property
     def config(self) -> SandboxManagerConfig:
@@ -208,6 +210,12 @@ class SandboxManager(Face[manager.SandboxManager]):
     ) -> Iterator[SandboxEvent]:
         """Yields every change of sandboxes; see `ms_enclave.sandbox.manager.SandboxManager.watch_sandboxes`."""
         return iterate(self.wrapped.watch_sandboxes(wanted, revision, heartbeat_s=heartbeat_s))
+
+    def claim(
+        self, claim: PoolClaim | None = None, *, pool_id: str | None = None, timeout: float | None = None
+    ) -> Sandbox:
+        """Takes a sandbox out of the pool; see `ms_enclave.sandbox.manager.SandboxManager.claim`."""
+        return Sandbox(process_portal().run(self.wrapped.claim(claim, pool_id=pool_id, timeout=timeout)))
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox | None:
         """Returns a sandbox that this manager made, or ``None``."""
