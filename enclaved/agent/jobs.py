@@ -74,6 +74,7 @@ def encode_job(job: Job, env: Mapping[str, str]) -> WireJob:
                 "ignore_case": job.ignore_case,
                 "matches_max": job.matches_max,
                 "gzip": job.gzip,
+                "names": list(job.names),
                 "upload_id": job.upload_id,
             }
     encoded = json.dumps(document, separators=(",", ":")).encode()

@@ -145,8 +145,8 @@ class GuestLink:
     def end_strangers(self) -> int:
         """Ends what the guest runs and nobody here knows of; returns how many that were.
 
-        Most are jobs for calls that were cut: each is asked first, so that nothing half made is left of it. To be called
-        when all that an earlier daemon has written down was adopted and the guest is there.
+        Most are jobs for calls that were cut: each is asked first, so that nothing half made is left of it. To be
+        called when all that an earlier daemon has written down was adopted and the guest is there.
         """
         strangers = [name for name, hold in self._held.items() if not hold.ended and name not in self.handles]
         for name in strangers:
