@@ -26,6 +26,9 @@ from prometheus_client.registry import Collector
 from enclaved.errors import EnclaveError
 from enclaved.model import (
     CHANNEL_NAMES,
+    Cause,
+    Intervention,
+    LeaseKind,
     MemberState,
     NoticeKind,
     Phases,
@@ -35,6 +38,7 @@ from enclaved.model import (
     SandboxState,
     Verdict,
 )
+from enclaved.model.leftovers import LeftoverKind
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER = "other"
@@ -43,6 +47,7 @@ _NO_BYTES: Mapping[int, int] = MappingProxyType({})
 _RPC_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
 _PHASE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0)
 _ENGINE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 900.0)
+_POOL_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 60.0, 600.0)
 _MEMORY_BYTES = tuple(4.0**n * 2**20 for n in range(1, 8))  # 4 MiB to 16 GiB
 _IO_MOST_BYTES = 2**40
 _RPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
@@ -80,6 +85,15 @@ class Metrics:
         self._sandboxes = Gauge("enclaved_sandboxes", "Sandboxes by state.", ("state",), registry=registry)
         self._created = Counter(
             "enclaved_sandboxes_created", "Creations of sandboxes by outcome.", ("outcome",), registry=registry
+        )
+        self._ended = Counter(
+            "enclaved_sandboxes_ended",
+            "Sandboxes that could be used and came to their end, by what ended them.",
+            ("cause",),
+            registry=registry,
+        )
+        self._watches = Gauge(
+            "enclaved_sandbox_watches", "Clients that watch the changes of sandboxes now.", registry=registry
         )
         self._recovered = Counter(
             "enclaved_sandboxes_recovered",
@@ -127,6 +141,23 @@ class Metrics:
         self._adopted = Counter(
             "enclaved_executions_adopted", "Executions of an earlier daemon that were taken up.", registry=registry
         )
+        self._file_operations = Counter(
+            "enclaved_file_operations",
+            "Operations on files of sandboxes, by kind and outcome.",
+            ("operation", "outcome"),
+            registry=registry,
+        )
+        self._file_seconds = Histogram(
+            "enclaved_file_operation_seconds",
+            "Time from the start of an operation on files to its end.",
+            ("operation",),
+            buckets=_RPC_SECONDS,
+            registry=registry,
+        )
+        file_bytes = Counter(
+            "enclaved_file_bytes", "Bytes moved into and out of sandboxes as files.", ("direction",), registry=registry
+        )
+        self._file_bytes_in, self._file_bytes_out = file_bytes.labels("in"), file_bytes.labels("out")
         self._faults = Counter(
             "enclaved_faults", "Calls and executions that failed by a fault of the daemon itself.", registry=registry
         )
@@ -139,6 +170,20 @@ class Metrics:
             "Time that the container engine took for a call.",
             ("call",),
             buckets=_ENGINE_SECONDS,
+            registry=registry,
+        )
+        self._interventions = Counter(
+            "enclaved_engine_interventions",
+            "What somebody else did at the engine to containers of sandboxes.",
+            ("what",),
+            registry=registry,
+        )
+        self._events_connected = Gauge(
+            "enclaved_engine_events_connected", "Whether the engine tells what happens.", registry=registry
+        )
+        self._event_gaps = Counter(
+            "enclaved_engine_event_gaps",
+            "How often the engine stopped telling what happens, and everything was looked through.",
             registry=registry,
         )
         self._reloads = Counter(
@@ -157,6 +202,47 @@ class Metrics:
         self._pool_resets = Counter(
             "enclaved_pool_resets", "Resets of members of pools by outcome.", ("outcome",), registry=registry
         )
+        self._reaper_runs = Counter(
+            "enclaved_reaper_runs", "Looks for what nobody owns, by outcome.", ("outcome",), registry=registry
+        )
+        self._reaper_found = Counter(
+            "enclaved_reaper_found",
+            "Things that nobody owns and that were found, by kind.",
+            ("kind",),
+            registry=registry,
+        )
+        self._reaper_removed = Counter(
+            "enclaved_reaper_removed", "Things that nobody owned and that were removed.", ("kind",), registry=registry
+        )
+        self._reaper_success = Gauge(
+            "enclaved_reaper_last_success_timestamp_seconds",
+            "When everything was looked through last, as Unix time.",
+            registry=registry,
+        )
+        self._reaper_seconds = Gauge(
+            "enclaved_reaper_last_run_seconds", "How long the last look for what nobody owns took.", registry=registry
+        )
+        self._pool_leases = Counter(
+            "enclaved_pool_leases", "Members of pools that were lent, by what for.", ("kind",), registry=registry
+        )
+        self._pool_wait = Histogram(
+            "enclaved_pool_wait_seconds",
+            "Time that callers waited for a member of a pool.",
+            buckets=_POOL_SECONDS,
+            registry=registry,
+        )
+        self._pool_reset_seconds = Histogram(
+            "enclaved_pool_reset_seconds",
+            "Time from the end of a call in a pool until its member was ready again.",
+            buckets=_POOL_SECONDS,
+            registry=registry,
+        )
+        self._pools_troubled = Gauge(
+            "enclaved_pools_troubled", "Pools whose members cannot be made now.", registry=registry
+        )
+        self._pools_refused = Gauge(
+            "enclaved_pools_refused", "Mistakes in the operator's definitions of pools.", registry=registry
+        )
         Gauge("enclaved_build_info", "Always 1; the version is a label.", ("version",), registry=registry).labels(
             version
         ).set(1)
@@ -167,6 +253,10 @@ class Metrics:
         # A counter that is there from the start: Prometheus sees no increase in a series that begins with 1.
         for outcome in ("ok", "limit_reached"):
             self._created.labels(outcome)
+        for intervention in Intervention:
+            self._interventions.labels(intervention.value)
+        for cause in Cause:
+            self._ended.labels(cause.value)
         for recovery in RecoveryOutcome:
             self._recovered.labels(recovery.value)
         for kind in NoticeKind:
@@ -175,6 +265,12 @@ class Metrics:
             self._pool_members.labels(member.value)
         for reset in ResetOutcome:
             self._pool_resets.labels(reset.value)
+        for lease in LeaseKind:
+            self._pool_leases.labels(lease.value)
+        for leftover in LeftoverKind:
+            self._reaper_found.labels(leftover.value)
+            self._reaper_removed.labels(leftover.value)
+        self._reaper_runs.labels("ok")
 
     def rpc_started(self, kind: str, service: str, method: str) -> None:
         """Counts an RPC that begins. Only for methods that the server has: their number bounds the labels."""
@@ -213,6 +309,14 @@ class Metrics:
     def sandbox_created(self, error: BaseException | None = None) -> None:
         """Counts one attempt to create a sandbox: ``ok``, or the class of the error that ended it."""
         self._created.labels("ok" if error is None else _outcome(error)).inc()
+
+    def sandbox_ended(self, cause: Cause) -> None:
+        """Counts the end of one sandbox, when that is certain; a lost one by its loss."""
+        self._ended.labels(cause.value).inc()
+
+    def sandboxes_watched(self, change: int) -> None:
+        """Counts a client that begins (1) or ends (-1) to watch sandboxes."""
+        self._watches.inc(change)
 
     def sandbox_recovered(self, outcome: RecoveryOutcome) -> None:
         """Counts what became of one sandbox of an earlier daemon."""
@@ -268,6 +372,15 @@ class Metrics:
         self._adopted.inc()
         self._active.inc()
 
+    def file_operation(
+        self, operation: str, seconds: float, bytes_in: int, bytes_out: int, error: BaseException | None = None
+    ) -> None:
+        """Counts and times one operation on files of a sandbox: ``ok``, or the class of the error that ended it."""
+        self._file_operations.labels(operation, "ok" if error is None else _outcome(error)).inc()
+        self._file_seconds.labels(operation).observe(seconds)
+        self._file_bytes_in.inc(bytes_in)
+        self._file_bytes_out.inc(bytes_out)
+
     def engine_up(self, up: bool) -> None:
         """Says whether the engine answered when it was last looked at."""
         self._engine_up.set(1 if up else 0)
@@ -276,6 +389,18 @@ class Metrics:
         """Counts and times one call to the engine: ``ok``, or the class of the error that ended it."""
         self._engine_calls.labels(call, "ok" if error is None else _outcome(error)).inc()
         self._engine_seconds.labels(call).observe(seconds)
+
+    def engine_intervened(self, what: Intervention) -> None:
+        """Counts one thing that somebody else did at the engine to the container of a sandbox."""
+        self._interventions.labels(what.value).inc()
+
+    def engine_events(self, connected: bool) -> None:
+        """Says whether the engine tells what happens."""
+        self._events_connected.set(1 if connected else 0)
+
+    def engine_event_gap(self) -> None:
+        """Counts one time that the engine stopped telling what happens."""
+        self._event_gaps.inc()
 
     def reloaded(self, successful: bool) -> None:
         """Counts one reading of the configuration after the start."""
@@ -293,9 +418,43 @@ class Metrics:
         """Counts calls that begin (1) or end (-1) to wait for a member of a pool."""
         self._pool_waiting.inc(change)
 
-    def pool_reset(self, outcome: ResetOutcome) -> None:
-        """Counts one reset of a member of a pool."""
+    def pool_reset(self, outcome: ResetOutcome, seconds: float | None = None) -> None:
+        """Counts one reset of a member of a pool, and times it."""
         self._pool_resets.labels(outcome.value).inc()
+        if seconds is not None:
+            self._pool_reset_seconds.observe(seconds)
+
+    def pool_lent(self, kind: LeaseKind, waited_s: float) -> None:
+        """Counts a member that was lent, and how long its caller waited for it."""
+        self._pool_leases.labels(kind.value).inc()
+        self._pool_wait.observe(waited_s)
+
+    def pool_troubled(self, change: int) -> None:
+        """Counts a pool whose members cannot be made (1), or can be made again (-1)."""
+        self._pools_troubled.inc(change)
+
+    def pools_refused(self, count: int) -> None:
+        """Says how many mistakes the operator's definitions of pools have."""
+        self._pools_refused.set(count)
+
+    def reaper_began(self) -> None:
+        """Says that there will be looks for what nobody owns, from now on."""
+        self._reaper_success.set_to_current_time()
+
+    def reaper_ran(self, seconds: float, error: BaseException | None = None) -> None:
+        """Counts and times one look for what nobody owns."""
+        self._reaper_runs.labels("ok" if error is None else _outcome(error)).inc()
+        self._reaper_seconds.set(seconds)
+        if error is None:
+            self._reaper_success.set_to_current_time()
+
+    def leftover_found(self, kind: LeftoverKind) -> None:
+        """Counts one thing that nobody owns, when it is seen for the first time."""
+        self._reaper_found.labels(kind.value).inc()
+
+    def leftover_removed(self, kind: LeftoverKind) -> None:
+        """Counts one thing that nobody owned and that is gone now."""
+        self._reaper_removed.labels(kind.value).inc()
 
     def render(self) -> bytes:
         """Answers a scrape in Prometheus' text format (`CONTENT_TYPE`)."""

@@ -11,9 +11,10 @@ import contextlib
 import contextvars
 import logging
 import os
+import signal
 import socket
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 SOCKET_NAME = "agent.sock"
 PARK_DEADLINE_S = 10.0
+STRANGERS_GRACE_S = 2.0
+"""How long what nobody knows of may remove what it has half made."""
 HELD_MOST = 4096
 """Executions that a guest may say it holds; a real one has at most 1024."""
 SMALL_TALK_MOST_BYTES = 1024 * 1024
@@ -54,6 +57,10 @@ class GuestLink:
         self.python_version = ""
         self.on_ready: Callable[[], None] | None = None
         """Called each time when the guest is there."""
+        self.has_met = False
+        """Whether the guest has met this daemon, or an earlier one."""
+        self.is_another = False
+        """Whether a guest came that has met no daemon, where one had: its container was started anew."""
         self._group_id = group_id
         self._guest_uids = guest_uids
         self._server: asyncio.Server | None = None
@@ -145,12 +152,20 @@ class GuestLink:
     def end_strangers(self) -> int:
         """Ends what the guest runs and nobody here knows of; returns how many that were.
 
-        To be called when all that an earlier daemon has written down was adopted and the guest is there.
+        Most are jobs for calls that were cut: each is asked first, so that nothing half made is left of it. To be called
+        when all that an earlier daemon has written down was adopted and the guest is there.
         """
         strangers = [name for name, hold in self._held.items() if not hold.ended and name not in self.handles]
         for name in strangers:
-            self.send({"type": "cancel", "execution": name})
+            self.send({"type": "signal", "execution": name, "number": int(signal.SIGTERM), "leader_only": False})
+        if strangers:
+            loop = asyncio.get_running_loop()
+            loop.call_later(STRANGERS_GRACE_S, self._cancel, strangers, context=contextvars.Context())
         return len(strangers)
+
+    def _cancel(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.send({"type": "cancel", "execution": name})
 
     async def park(self) -> int:
         """Kills everything that runs in the sandbox, and returns how many processes that were.
@@ -252,6 +267,10 @@ class GuestLink:
         version = integer(header, "version")
         if version != PROTOCOL_VERSION:
             raise FrameError(f"protocol version {version}, wanted {PROTOCOL_VERSION}")
+        if self.has_met and "met" in header and not boolean(header, "met"):  # older guests do not say it
+            self.is_another = True
+            self.fail(SandboxLost(self.sandbox_id, "its container was restarted by somebody else"))
+            raise FrameError("a guest that was started anew")
         self.python_version = string(header, "python")[:32]
         self._peer = peer
         self._held = {}
@@ -268,6 +287,7 @@ class GuestLink:
         elif kind == "ready":
             self._away.clear()
             self._ready.set()
+            self.has_met = True
             for handle in list(self.handles.values()):
                 handle.resume(self._held.get(handle.name))
             if self.on_ready is not None:

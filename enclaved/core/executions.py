@@ -203,6 +203,7 @@ class Executions:
         self._running.setdefault(execution.record, {})[execution.id] = execution
         self._by_id[execution.id] = execution
         execution.record.active_executions += 1
+        execution.record.touch()
         self._overdue.watch(execution)
         execution.handle.finished.add_done_callback(lambda report: self._on_end(execution, report))
 
@@ -264,6 +265,10 @@ class Executions:
         )
 
     # -- looking
+
+    def knows(self, execution_id: str) -> bool:
+        """Whether the id is that of an execution that runs, or that ended and is remembered."""
+        return execution_id in self._by_id or self._tombstones.find(execution_id) is not None
 
     def get(self, execution_id: str, sandbox_id: str = "") -> Execution:
         """Finds an execution that runs or ended not long ago. Raises `ExecutionNotFound`."""
@@ -329,6 +334,7 @@ class Executions:
         """Takes in the guest's report, or the news that there will be none."""
         record = execution.record
         record.active_executions -= 1
+        record.touch()
         running = self._running.get(record, {})
         running.pop(execution.id, None)
         self._overdue.ended(execution)

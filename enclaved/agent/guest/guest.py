@@ -209,7 +209,8 @@ class Guest:
         """Tells a daemon that has just been reached who we are and what we hold."""
         send = self.link.send
         python = "%d.%d.%d" % sys.version_info[:3]
-        send({"type": "hello", "version": PROTOCOL_VERSION, "sandbox": self.settings["sandbox_id"], "python": python})
+        sandbox, met = self.settings["sandbox_id"], self.link.has_met
+        send({"type": "hello", "version": PROTOCOL_VERSION, "sandbox": sandbox, "python": python, "met": met})
         for execution in list(self.records.by_name.values()):
             send(holds_frame(execution))
             if execution.finished is not None:

@@ -40,6 +40,7 @@ class Link:
         self.absence_limit_s = absence_limit_s  # 0: none
         self.absent_since = time.monotonic()
         self.connected_at = 0.0
+        self.has_met = False  # whether a daemon has ever said something
         self.daemon: Optional[socket.socket] = None
         self.decoder = FrameDecoder()
         self.outgoing = bytearray()
@@ -101,6 +102,7 @@ class Link:
             return False
         try:
             for header, payload in self.decoder.feed(data):
+                self.has_met = True
                 self.on_frame(header, payload)
         except FrameError as error:
             sys.stderr.write("guest: the daemon sent a frame that cannot be understood: %s\n" % error)

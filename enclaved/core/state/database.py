@@ -10,9 +10,10 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from enclaved.core.state.schema import APPLICATION_ID, MIGRATIONS
@@ -92,10 +93,12 @@ class Database:
     def _number(self, query: str) -> int:
         return int(self._connection.execute(query).fetchone()[0])
 
-    def load(self, query: str, make: Callable[[dict[str, Any]], T]) -> list[T]:
+    def load(
+        self, query: str, make: Callable[[dict[str, Any]], T], values: Mapping[str, Any] = MappingProxyType({})
+    ) -> list[T]:
         """Reads rows; ``make`` makes an object of each or raises `ValueError`. Raises `StateUnusable`."""
         try:
-            found = self._connection.execute(query)
+            found = self._connection.execute(query, dict(values))
             names = [column[0] for column in found.description]
             return [make(dict(zip(names, values, strict=True))) for values in found]
         except sqlite3.Error as error:
@@ -106,9 +109,15 @@ class Database:
 
     def write(self, sql: str, values: Mapping[str, Any]) -> None:
         """Writes at once, after what is still owed. Raises `NoSpace` if the disk is full or fails."""
+        self.write_all([(sql, values)])
+
+    def write_all(self, writes: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Does what `write` does for several writes: all or none."""
         try:
             self._pay()
-            self._execute(sql, values)
+            with self._transaction() if len(writes) > 1 else nullcontext():
+                for sql, values in writes:
+                    self._execute(sql, values)
         except sqlite3.Error as error:
             if _primary(error) not in _DISK_CODES:
                 raise

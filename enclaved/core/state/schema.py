@@ -48,6 +48,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE sandboxes ADD COLUMN used_monotonic_s REAL NOT NULL DEFAULT 0",
         "ALTER TABLE sandboxes ADD COLUMN limits_due INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE sandboxes ADD COLUMN history TEXT NOT NULL DEFAULT '[]'",
+        "UPDATE sandboxes SET state = 'deleting' WHERE state = 'stopping'",
         """
         CREATE TABLE sandbox_changes (
             revision INTEGER PRIMARY KEY,
@@ -63,6 +64,34 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             sandbox_id TEXT NOT NULL,
             ended_at TEXT NOT NULL,
             PRIMARY KEY (tenant, request_id)
+        ) WITHOUT ROWID
+        """,
+    ),
+    (
+        """
+        CREATE TABLE pools (
+            id TEXT PRIMARY KEY,
+            created_at TEXT NOT NULL,
+            body TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE pool_members (
+            pool_id TEXT NOT NULL,
+            slot INTEGER NOT NULL,
+            sandbox_id TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            PRIMARY KEY (pool_id, slot)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE leases (
+            pool_id TEXT NOT NULL,
+            place INTEGER NOT NULL,
+            number INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            PRIMARY KEY (pool_id, place)
         ) WITHOUT ROWID
         """,
     ),
