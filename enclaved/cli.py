@@ -171,14 +171,20 @@ def show(file: Path | None, as_json: bool) -> None:
         click.echo(f"enclaved: warning: {warning}", err=True)
     settings, origins = configuration.settings, configuration.origins
     values = {setting.key: _shown(setting, settings.value(setting.key)) for setting in SETTINGS}
+    for problem in settings.bad_pools:
+        click.echo(f"enclaved: not used: {problem}", err=True)
     if as_json:
-        shown = {key: {"value": values[key], "origin": origin} for key, origin in origins.items()}
+        shown: dict[str, Any] = {key: {"value": values[key], "origin": origin} for key, origin in origins.items()}
+        shown["pools"] = {"value": [pool.model_dump(exclude_unset=True) for pool in settings.pools]}
         click.echo(json.dumps(shown, indent=2))
         return
     lines = [(f"{key} = {_toml(values[key])}", origin) for key, origin in origins.items()]
     width = max(len(line) for line, _ in lines)
     for line, origin in lines:
         click.echo(f"{line:{width}}  # {origin}")
+    for pool in settings.pools:
+        shown_pool = pool.model_dump(exclude_unset=True)
+        click.echo("\n".join(["", "[[pools]]", *(f"{name} = {_toml(value)}" for name, value in shown_pool.items())]))
 
 
 def _shown(setting: Setting, value: Any) -> Any:
@@ -195,10 +201,9 @@ def check(file: Path | None) -> None:
       enclaved config check my.toml
       enclaved config check
     """
-    if file is None:
-        load()
-    else:
-        load(file, environ={})
+    found = load() if file is None else load(file, environ={})
+    if found.settings.bad_pools:
+        _exit(ExitCode.USAGE, *found.settings.bad_pools)
     click.echo(f"{file or 'the configuration'}: ok")
 
 

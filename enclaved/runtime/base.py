@@ -62,6 +62,8 @@ class GuestSettings:
     """Largest file a program may write (RLIMIT_FSIZE); 0: no limit of its own."""
     scratch_dirs: tuple[str, ...] = ()
     """Where user code may write beside the working directory. Empty outside a container."""
+    owns_mounts: bool = True
+    """Whether the table of mounts is the sandbox's own, so that nobody else changes it."""
 
 
 @dataclass(frozen=True, slots=True)

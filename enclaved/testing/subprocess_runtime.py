@@ -125,7 +125,12 @@ class SubprocessRuntime:
             raise EngineRefused("start the sandbox", "it is gone")
         # Without a user of its own, what lies in /tmp may be anybody's.
         scratch_dirs = container.plan.settings.scratch_dirs if self._in_namespace else ()
-        settings = replace(container.plan.settings, working_dir=str(container.working_dir), scratch_dirs=scratch_dirs)
+        settings = replace(
+            container.plan.settings,
+            working_dir=str(container.working_dir),
+            scratch_dirs=scratch_dirs,
+            owns_mounts=False,  # a copy of the host's, in which the kernel undoes what is undone there
+        )
         socket_path = str(container.plan.socket_dir / SOCKET_NAME)
         mode = "--container" if self._in_namespace else "--child"
         argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
