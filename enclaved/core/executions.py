@@ -364,12 +364,8 @@ class Executions:
 
     def _finish(self, execution: Execution, finished: Finished) -> None:
         execution.finish(finished)
-        # Whoever waits for the end goes first: what follows would hold up its answer.
-        asyncio.get_running_loop().call_soon(self._note_end, execution, finished, context=contextvars.Context())
-
-    def _note_end(self, execution: Execution, finished: Finished) -> None:
-        """Counts an execution that has ended, and keeps it for those who come late."""
-        execution.note_end(finished)
+        # Whoever waits for the end goes first: counting would hold up its answer.
+        asyncio.get_running_loop().call_soon(execution.note_end, finished, context=contextvars.Context())
         log.debug(
             "execution finished",
             extra={

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from enclaved.core import retention, tombstones
@@ -34,7 +32,6 @@ async def over(world: World, guest: FakeGuest, name: str = "mine", code: int = 3
     await guest.hear_of("run")
     ends(guest, execution, exit_code=code, **WROTE)
     await soon(execution.ended)
-    await asyncio.sleep(0)  # it is put away right after
     await until(lambda: name not in world.executions._by_id)
     return execution
 
@@ -106,7 +103,6 @@ async def test_a_sandbox_takes_them_with_it(world: World) -> None:
     world.record.forgotten()
     ends(guest, late)
     await soon(late.ended)
-    await asyncio.sleep(0)  # it is put away right after
     world.executions.settle()
     assert world.ledger.rows == {}
     assert len(world.executions._tombstones) == 0
@@ -117,7 +113,6 @@ async def test_an_id_that_nobody_chose_leaves_nothing(world: World) -> None:
     execution = await world.open()
     ends(guest, execution)
     await soon(execution.ended)
-    await asyncio.sleep(0)  # it is put away right after
     world.executions.settle()
     assert world.ledger.rows == {}
     assert len(world.executions._tombstones) == 0
@@ -129,7 +124,6 @@ async def test_of_a_long_message_only_the_beginning_is_kept(world: World) -> Non
     raised = {"type": "ValueError", "message": "x" * 4000}
     ends(guest, execution, exit_code=1, exception=raised)
     await soon(execution.ended)
-    await asyncio.sleep(0)  # it is put away right after
     found = await world.open(execution_id="mine")
     assert found.finished is not None
     assert found.finished.exception is not None
