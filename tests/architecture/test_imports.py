@@ -119,6 +119,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "ms_enclave._results",
         "ms_enclave._transports",
         "ms_enclave.errors",
+        "ms_enclave.sandbox",
     ),
     "ms_enclave.sandbox": (
         "ms_enclave._forks",
