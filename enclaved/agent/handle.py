@@ -119,9 +119,14 @@ class Handle:
         self._next_reader += 1
         return OutputReader(self, self._next_reader, positions, self.options.credit_bytes)
 
-    def start(self) -> OutputReader:
-        """Sends the job, with a first reader from the first byte on."""
+    def start(self, *, whole: bool = False) -> OutputReader:
+        """Sends the job, with a first reader from the first byte on.
+
+        ``whole``: it has no use for a part of the output, so the guest need not send any before the end, unless it
+        is much.
+        """
         reader = self._make_reader(None)
+        reader.wants_whole = whole and self.options.keep_last_bytes is None  # of that a late reader has less
         self.readers[reader.number] = reader
         reader.start_at(dict.fromkeys(self.options.channels, 0))
         self._send_job(reader)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from enclaved.agent.guest.limits import MAX_JOB_BYTES
 from enclaved.agent.install import USER_NAME
 from enclaved.errors import FieldViolation, InvalidRequest
 from enclaved.model import CommandJob, FileJob, Job, PythonJob
+
+_ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
+"""`json.dumps` makes an encoder each time."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -77,7 +81,7 @@ def encode_job(job: Job, env: Mapping[str, str]) -> WireJob:
                 "names": list(job.names),
                 "upload_id": job.upload_id,
             }
-    encoded = json.dumps(document, separators=(",", ":")).encode()
+    encoded = _ENCODE(document).encode()
     if len(encoded) > MAX_JOB_BYTES:
         hint = f"the job is {len(encoded)} bytes, more than {MAX_JOB_BYTES}; put large content into files"
         raise InvalidRequest(FieldViolation("parameters", hint))

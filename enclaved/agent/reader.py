@@ -60,6 +60,8 @@ class OutputReader:
         self._waiting_bytes = 0
         self._consumed_bytes = 0
         self.ended = False
+        self.wants_whole = False
+        """Whether it has no use for a part of the output. Once it was lost it takes what comes."""
         self._error: EnclaveError | None = None
 
     async def next(self, until_full: bool = False) -> Output | Notice | StatsSample | None:
@@ -118,7 +120,8 @@ class OutputReader:
         offsets = {str(channel): offset for channel, offset in self.offsets.items()}
         self._consumed_bytes = 0
         self._sample_asked_at = None
-        return {"reader": self.number, "offsets": offsets, "credit_bytes": self._credit_bytes - self._waiting_bytes}
+        found = {"reader": self.number, "offsets": offsets, "credit_bytes": self._credit_bytes - self._waiting_bytes}
+        return {**found, "whole": True} if self.wants_whole else found
 
     def ask_sample(self) -> None:
         """Asks the guest what the execution uses, unless it still has to answer the question before."""

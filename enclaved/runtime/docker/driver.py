@@ -216,6 +216,7 @@ class DockerRuntime:
             await asyncio.wait(self._background, timeout=self._deadlines.remove_s)
         await self._images.close()
         await self._engine.close()
+        self._groups.close()
 
     async def _create(self, name: str, body: Mapping[str, Any], image: str) -> str:
         try:
