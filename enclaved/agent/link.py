@@ -97,7 +97,9 @@ class GuestLink:
         except OSError as error:
             raise NoSpace(str(path), f"cannot listen on {path}: {error.strerror}") from error
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Peer(self), sock=sock, backlog=4)
+        # In two steps: whoever is cancelled in between has a server that can be closed.
+        self._server = await loop.create_unix_server(lambda: _Peer(self), sock=sock, backlog=4, start_serving=False)
+        await self._server.start_serving()
 
     @property
     def connected(self) -> bool:
