@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,15 @@ class State:
     def open(cls, path: Path) -> State:
         """Opens the database at a path; makes it if there is none. Raises `StateUnusable`."""
         return cls(Database(path))
+
+    def tell(self, told: Callable[[bool], None]) -> None:
+        """Has somebody told whether writes work, at each change."""
+        self._database.told = told
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the next daemon will find what is written."""
+        return self._database.is_in_place
 
     async def keep(self) -> None:
         """Does what the database needs done in the background. Never returns."""
