@@ -198,6 +198,7 @@ async def serve(
             grace_s = min(grace_s, EMBEDDED_DRAIN_GRACE_S)
         elif settings.daemon.keep_sandboxes_on_stop:
             grace_s = min(grace_s, KEPT_DRAIN_GRACE_S)
+        core.sandboxes.end_watches()
         await _drain(calls, health, stop, grace_s)
     _log.info("stopped")
 
