@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from enclaved.core import strays
+from enclaved.core import heap, strays
 from enclaved.core.boot import Boot
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import is_owned
@@ -110,6 +110,7 @@ class Reaper:
                     self._removed(kind, stray.name)
         self._sweep_sandbox_rows()
         await self._sweep_execution_rows()
+        await asyncio.to_thread(heap.give_back)
 
     def _ways(self) -> Mapping[LeftoverKind, Callable[..., Awaitable[bool]]]:
         return {

@@ -11,7 +11,7 @@ import asyncio
 import logging
 
 from enclaved.core.boot import Boot
-from enclaved.core.execution_rows import ExecutionRow
+from enclaved.core.execution_rows import ExecutionText
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import Leftovers
 from enclaved.core.pool_rejoin import KeptMembers
@@ -40,8 +40,8 @@ class Recovery:
     def load(self) -> None:
         """Takes up every sandbox that is to live on, with its executions. Raises `StateUnusable`."""
         self.pools = KeptMembers(self._state.pools.load(), self._state.pools.load_members())
-        executions = self._state.executions.load()
-        of_sandbox: dict[str, list[ExecutionRow]] = {}
+        executions = self._state.executions.texts()
+        of_sandbox: dict[str, list[ExecutionText]] = {}
         for execution in executions:
             of_sandbox.setdefault(execution.sandbox_id, []).append(execution)
         kept = set()
@@ -54,7 +54,7 @@ class Recovery:
                 continue
             kept.add(row.id)
             self._sandboxes.take_up(record, self._rejoin)
-            self._executions.take_up(record, of_sandbox.get(row.id, ()))
+            self._executions.take_up(record, of_sandbox.get(row.id, ()), self._state.executions.read)
         for execution in executions:
             if execution.sandbox_id not in kept:
                 self._state.executions.forget(execution.id)

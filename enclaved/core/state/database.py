@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S: Final = 5.0
 CHECKPOINT_WRITES: Final = 1000
 LOG_MOST_BYTES: Final = 16 * 1024 * 1024
+SHRINK_FROM_BYTES: Final = 16 * 1024 * 1024
+"""Room in the file that nobody uses, from which on it is made smaller at the start, if it is also half of the file."""
 BUSY_S: Final = 1.0
 """How long to wait for another program that has the database open; the event loop waits with it."""
 SANDBOXES: Final = "s"
@@ -97,6 +99,21 @@ class Database:
                 self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._connection.execute(f"PRAGMA user_version = {newest}")
             log.info("state database made" if not version else "state database migrated", extra={"version": newest})
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Gives the disk back what rows that went have left in the file. Where that fails, the room is used again."""
+        pages, free = self._number("PRAGMA page_count"), self._number("PRAGMA freelist_count")
+        free_bytes = free * self._number("PRAGMA page_size")
+        if free_bytes < SHRINK_FROM_BYTES or free < pages / 2:
+            return
+        try:
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            log.warning("state database not made smaller", extra={"reason": str(error), "path": str(self.path)})
+        else:
+            log.info("state database made smaller", extra={"freed_bytes": free_bytes})
 
     def _number(self, query: str) -> int:
         return int(self._connection.execute(query).fetchone()[0])
@@ -108,9 +125,15 @@ class Database:
         try:
             found = self._connection.execute(query, dict(values))
             names = [column[0] for column in found.description]
-            return [make(dict(zip(names, values, strict=True))) for values in found]
+            rows = [dict(zip(names, values, strict=True)) for values in found]
         except sqlite3.Error as error:
             raise _refusal(self.path, error) from error
+        return self.make_sense(lambda: [make(row) for row in rows])
+
+    def make_sense(self, make: Callable[[], T]) -> T:
+        """Makes something of what was read. Raises `StateUnusable` where that raises `ValueError`."""
+        try:
+            return make()
         except ValueError as error:
             log.error("a row of the state database makes no sense", exc_info=error)
             raise _unusable(self.path, "it is damaged (a row makes no sense; see the log)", _MOVE_AWAY) from error

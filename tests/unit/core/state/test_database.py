@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -336,3 +336,38 @@ async def test_a_file_that_is_taken_away_is_noticed(
     assert (told, found.owed) == ([True, False, True], 0)
     assert names(found) == ["after", "again", "before"]
     found.close()
+
+
+def mostly_empty(path: Path) -> int:
+    """A file whose rows went, but for one; returns its size."""
+    found = Database(path)
+    for number in range(24):
+        put(found, f"{number}", "x" * 100_000)
+    found._connection.execute("DELETE FROM executions WHERE id <> '7'")
+    found.close()
+    return path.stat().st_size
+
+
+def test_room_that_nobody_uses_is_given_back_at_the_next_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = mostly_empty(path)
+    again = Database(path)
+    assert path.stat().st_size == size, "it is worth the work only where there is much of it"
+    again.close()
+    monkeypatch.setattr(database, "SHRINK_FROM_BYTES", 1024 * 1024)
+    again = Database(path)
+    assert (path.stat().st_size < size / 5, names(again)) == (True, ["7"])
+    again.close()
+
+
+def test_somebody_who_reads_the_file_meanwhile_is_no_reason_not_to_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mostly_empty(path)
+    monkeypatch.setattr(database, "SHRINK_FROM_BYTES", 1024 * 1024)
+    monkeypatch.setattr(database, "BUSY_S", 0.01)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM executions").fetchall()
+        again = Database(path)
+        assert names(again) == ["7"]
+        again.close()
