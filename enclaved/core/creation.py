@@ -136,9 +136,11 @@ class Creation:
         while (record := self._by_request.get((DEFAULT_TENANT, request_id))) is not None:
             self._check_same(digest, record.request_digest)
             birth = self._births.get(record)
+            if birth is None and not record.was_made:
+                return None  # it could not be made, and what there is of it goes
+            if birth is None and record.state is SandboxState.DELETING:
+                raise RequestEnded(request_id, record.id)
             if birth is None:
-                if record.state is SandboxState.DELETING:
-                    raise RequestEnded(request_id, record.id)
                 return record.snapshot()
             if birth.waiting:
                 return await self._wait(birth)
@@ -216,8 +218,7 @@ class Creation:
                 self._changes.save(record, self._cause(record))
                 await self._up(record)
                 record.touch()
-                record.enter(SandboxState.RUNNING, "", self._cause(record))
-                self._changes.save(record, self._cause(record))
+                self._changes.move(record, SandboxState.RUNNING, self._cause(record))
         except BaseException as error:
             # What was made could not be removed yet: the id stays taken until it is.
             left = record.container_id is not None or record.state is SandboxState.DELETING

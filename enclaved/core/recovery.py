@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from enclaved.core.boot import Boot
 from enclaved.core.execution_rows import ExecutionText
@@ -22,6 +23,8 @@ from enclaved.metrics import Metrics
 from enclaved.model import RecoveryOutcome, SandboxState
 
 log = logging.getLogger(__name__)
+
+REMOVED_WITHIN_S: Final = 60.0
 
 
 class Recovery:
@@ -63,8 +66,14 @@ class Recovery:
         """Removes half-made and half-deleted sandboxes, once nothing is left that could be their containers."""
         await leftovers.cleared.wait()
         self._cleared.set()
+        removals = [asyncio.ensure_future(record.gone.wait()) for record in self._doomed]
+        if removals:
+            await asyncio.wait(removals, timeout=REMOVED_WITHIN_S)
+        for removal in removals:
+            removal.cancel()
         for record in self._doomed:
-            await record.gone.wait()
+            if not record.gone.is_set():
+                continue  # the engine does not let it; it is tried on
             self._metrics.sandbox_recovered(RecoveryOutcome.REMOVED)
             log.info("sandbox removed", extra={"sandbox_id": record.id, "reason": record.state_reason})
         self._doomed.clear()
