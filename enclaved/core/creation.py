@@ -242,9 +242,17 @@ class Creation:
         except asyncio.CancelledError:
             if birth.task.cancelled():  # the daemon ends
                 raise ShuttingDown from None
+            if birth.waiting == 1 and birth.task.done() and birth.task.exception() is None:
+                self._leave(birth.task.result().id)
             raise
         finally:
             birth.waiting -= 1
             if not birth.waiting and not birth.task.done():
                 birth.task.cancel()
                 await asyncio.wait([birth.task])
+
+    def _leave(self, sandbox_id: str) -> None:
+        """Deletes a sandbox whose caller left in the moment it was made. With a request id it can be asked for again."""
+        record = self._records.get(sandbox_id)
+        if record is not None and not record.request_id:
+            self._endings.delete(record, "its caller left before it was told of it", Cause.REQUEST)

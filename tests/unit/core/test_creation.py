@@ -254,6 +254,25 @@ async def test_an_id_whose_deletion_takes_long_is_taken(hall: Hall, monkeypatch:
     await gone(hall)
 
 
+@pytest.mark.parametrize("request_id", ["", "4711"])
+async def test_who_leaves_in_the_moment_it_is_made_leaves_nothing_that_nobody_can_name(
+    hall: Hall, request_id: str
+) -> None:
+    slow = Slow(hall)
+    caller = asyncio.create_task(create(hall, request_id=request_id))
+    await slow.begun.wait()
+    slow.go.set()
+    while not hall.sandboxes.records or not next(iter(hall.sandboxes.records)).was_made:
+        await asyncio.sleep(0)  # noqa: ASYNC110 - each turn of the loop counts
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    if request_id:  # it may be asked for again
+        assert (await create(hall)).state is SandboxState.RUNNING
+    else:
+        await gone(hall)
+
+
 async def test_those_on_their_way_out_leave_room_for_others_but_not_without_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
