@@ -252,7 +252,7 @@ class Creation:
                 await asyncio.wait([birth.task])
 
     def _leave(self, sandbox_id: str) -> None:
-        """Deletes a sandbox whose caller left in the moment it was made. With a request id it can be asked for again."""
+        """Deletes a sandbox whose caller left as it was made, unless it can be asked for again by its request id."""
         record = self._records.get(sandbox_id)
         if record is not None and not record.request_id:
             self._endings.delete(record, "its caller left before it was told of it", Cause.REQUEST)
