@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
+import zlib
 from importlib import resources
 from pathlib import Path
 
 USER_NAME = "sandbox"
 PYTHON_TOO_OLD = 78
 """Exit code of a guest whose interpreter it does not support."""
+ARGUMENT_BYTES = 100_000
+"""What one argument of the guest takes at most; Linux allows 128 KiB."""
 
 _HEAD = f"""# The guest, PID 1 of a sandbox: the modules of enclaved/agent/guest in one file. See `loader` in it.
 
@@ -41,6 +45,12 @@ def bundled_guest() -> bytes:
                 raise ValueError(f"{module.name} cannot be quoted")
             parts.append(f"\nSOURCES[{name!r}] = r'''{source}'''\n")
     return "".join([*parts, _TAIL]).encode()
+
+
+def packed_guest() -> tuple[str, ...]:
+    """Makes the arguments in which the guest comes to a sandbox that cannot mount its file. See `guest_argv`."""
+    text = base64.b85encode(zlib.compress(bundled_guest(), 9)).decode()
+    return tuple(text[start : start + ARGUMENT_BYTES] for start in range(0, len(text), ARGUMENT_BYTES))
 
 
 def install_guest(directory: Path) -> Path:

@@ -9,14 +9,17 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from enclaved.agent.install import PYTHON_TOO_OLD, install_guest, write_accounts
+from enclaved.agent.guest.limits import UNREACHABLE
+from enclaved.agent.install import PYTHON_TOO_OLD, install_guest, packed_guest, write_accounts
 from enclaved.agent.interpreter import find_guest_runtime
 from enclaved.agent.jobs import environment
 from enclaved.agent.link import GuestLink
 from enclaved.core.background import Background
+from enclaved.core.channels import AUTO, Channels
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import (
@@ -28,12 +31,15 @@ from enclaved.errors import (
     NoSpace,
     SandboxLost,
 )
-from enclaved.model import SandboxState
-from enclaved.runtime.base import ContainerPlan, ContainerStatus, GuestSettings, Runtime, StderrTail
+from enclaved.metrics import Metrics
+from enclaved.model import Channel, SandboxState
+from enclaved.runtime.base import ByteChannel, ContainerPlan, ContainerStatus, GuestSettings, Runtime, StderrTail
 
 log = logging.getLogger(__name__)
 
 HELLO_DEADLINE_S = 30.0
+CONNECT_PATIENCE_S = 5.0
+"""The daemon listens before there is a guest: one that cannot connect so long never will."""
 STATUS_EVERY_S = 0.5
 PING_EVERY_S = 2.0
 PING_PATIENCE_S = 3.0
@@ -64,15 +70,26 @@ class BootSettings:
     may_pull: bool = True
     guest_runtime: str = ""
     """Where the interpreter for images without Python is; empty: in the usual places."""
+    channel: str = AUTO
+    """How guests are reached: ``auto`` or a `Channel`."""
 
 
 class Boot:
     """Everything that turns a record into a running guest, and back."""
 
-    def __init__(self, runtime: Runtime, settings: BootSettings, ownership: Ownership, background: Background) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: BootSettings,
+        ownership: Ownership,
+        background: Background,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.channels = Channels(settings.channel, metrics)
         self._runtime, self._settings, self._ownership = runtime, settings, ownership
         self._background = background
         self._guest_file = install_guest(settings.state_dir / "guest")
+        self._guest_arguments = packed_guest()
         self._uids: set[int] = set()
         self._old_directories = set((settings.state_dir / "s").glob("*"))
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
@@ -106,7 +123,8 @@ class Boot:
         self._uids.add(record.uid)
         self._old_directories.discard(record.directory)
         if record.container_id is not None and record.state is not SandboxState.ERROR:
-            record.link = self._make_link(record)
+            has_socket = _socket_dir(record).is_dir()
+            record.link = self._make_link(record, Channel.SOCKET if has_socket else Channel.ATTACH)
 
     def remove_old_directories(self) -> None:
         """Removes the directories of sandboxes of earlier daemons, but for those that were taken up. Blocks."""
@@ -140,8 +158,6 @@ class Boot:
             hint = "look at the room and the permissions there"
             text = f"cannot write to the daemon's state directory {record.directory}: {error.strerror}; {hint}"
             raise NoSpace(str(record.directory), text) from error
-        link = record.link = self._make_link(record)
-        await link.listen()
         plan = ContainerPlan(
             image=image,
             spec=spec,
@@ -154,19 +170,41 @@ class Boot:
                 memory_limit_bytes=spec.memory_limit_bytes,
                 file_size_limit_bytes=max(spec.working_dir_size_bytes, spec.tmp_size_bytes),
                 scratch_dirs=(*SCRATCH_DIRS, *image.volumes),
+                connect_patience_s=CONNECT_PATIENCE_S,
             ),
             guest_file=self._guest_file,
-            socket_dir=link.directory,
+            socket_dir=_socket_dir(record),
             account_dir=accounts,
             group_id=os.getegid(),
             labels=self._ownership.labels(record.id, record.uid),
         )
+        channel = self.channels.current
+        try:
+            await self._start_over(record, plan, channel)
+        except EngineRefused as error:
+            other = self.channels.other_after(error)
+            if other is None:
+                raise
+            await self._clear_failed(record)
+            if record.link is not None:
+                await record.link.close()
+            channel = other
+            await self._start_over(record, plan, channel)
+        self.channels.works(channel)
+
+    async def _start_over(self, record: SandboxRecord, plan: ContainerPlan, channel: Channel) -> None:
+        """Starts the guest and reaches it over a channel."""
+        link = record.link = self._make_link(record, channel)
+        if link.attaches:
+            plan = replace(plan, guest_arguments=self._guest_arguments)
+        else:
+            await link.listen()
         await self._start(record, plan, link)
 
     async def _start(self, record: SandboxRecord, plan: ContainerPlan, link: GuestLink) -> None:
         """Starts the guest with the image's Python, or if the image has none, with the one that it brings along."""
         image = plan.image
-        if image.id in self._lacking:
+        if image.id in self._lacking and not plan.guest_arguments:
             plan = replace(plan, interpreter_dir=find_guest_runtime(self._settings.guest_runtime))
         try:
             await self._start_once(record, plan, link)
@@ -174,10 +212,11 @@ class Boot:
             interpreter_dir = find_guest_runtime(self._settings.guest_runtime)
             if not error.lacks_python or interpreter_dir is None:
                 raise
+            if plan.guest_arguments:
+                text = "it has no Python 3.8 or newer, and this engine cannot mount one; use an image with Python"
+                raise ImageUnusable(image.name, text) from error
             log.info("image without Python", extra={"image": image.name, "interpreter_dir": str(interpreter_dir)})
-            if record.container_id is not None:
-                await self._runtime.remove(record.container_id)
-                record.container_id = None
+            await self._clear_failed(record)
             if len(self._lacking) >= LACKING_MOST:
                 self._lacking.clear()
             self._lacking.add(image.id)
@@ -186,14 +225,32 @@ class Boot:
     async def _start_once(self, record: SandboxRecord, plan: ContainerPlan, link: GuestLink) -> None:
         record.container_id = await self._runtime.create(plan)
         async with self._runtime.starting(record.container_id) as stderr:
+            if link.attaches:
+                await link.listen()
             await self._await_guest(record, record.container_id, link, stderr)
         record.counted = self._runtime.counters(record.container_id)
 
-    def _make_link(self, record: SandboxRecord) -> GuestLink:
-        directory = record.directory / "socket"
-        link = GuestLink(record.id, directory, group_id=os.getegid(), guest_uids={0, os.geteuid()})
+    async def _clear_failed(self, record: SandboxRecord) -> None:
+        """Removes a container that is to be made in another way."""
+        if record.container_id is not None:
+            await self._runtime.remove(record.container_id)
+            record.container_id = None
+
+    def _make_link(self, record: SandboxRecord, channel: Channel) -> GuestLink:
+        link = GuestLink(
+            record.id,
+            _socket_dir(record),
+            group_id=os.getegid(),
+            guest_uids={0, os.geteuid()},
+            open_channel=(lambda: self._channel_of(record)) if channel is Channel.ATTACH else None,
+        )
         link.on_ready = lambda: self.tell_expiry(record)
         return link
+
+    def _channel_of(self, record: SandboxRecord) -> AbstractAsyncContextManager[ByteChannel]:
+        if record.container_id is None:
+            raise EngineRefused("attach to a sandbox", "it has no container now")
+        return self._runtime.channel(record.container_id)
 
     @staticmethod
     def tell_expiry(record: SandboxRecord) -> None:
@@ -223,7 +280,11 @@ class Boot:
                 if code == PYTHON_TOO_OLD:
                     fix = "make the interpreter that such images need with scripts/build-guest-runtime"
                     raise ImageUnusable(record.spec.image, f"{words}; {fix}", lacks_python=True)
-                raise EngineRefused(f"start sandbox {record.id!r}", f"its guest ended with code {code}: {words}")
+                raise EngineRefused(
+                    f"start sandbox {record.id!r}",
+                    f"its guest ended with code {code}: {words}",
+                    files_unseen=code == UNREACHABLE,
+                )
         raise EngineRefused(
             f"start sandbox {record.id!r}",
             f"its guest did not report within {HELLO_DEADLINE_S:g} s: {stderr.text().strip() or 'it said nothing'}",
@@ -383,6 +444,8 @@ class Boot:
                 return ""
             if record.lock.locked() or record.paused_at >= asked_at:
                 return ""  # it was paused in between, on request
+            if await link.renewed(RECONNECT_DEADLINE_S):
+                return ""
             return f"its guest did not answer for {PING_PATIENCE_S:g} s"
         return ""
 
@@ -423,3 +486,8 @@ def _end(status: ContainerStatus | None) -> str:
         return "its container was removed"
     memory = " (out of memory)" if status.oom_killed else ""
     return f"its container ended with code {status.exit_code}{memory}"
+
+
+def _socket_dir(record: SandboxRecord) -> Path:
+    """Where the socket of its guest is. A sandbox without this directory is attached to."""
+    return record.directory / "socket"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from enclaved.core.boot import Boot
+from enclaved.core.draining import Draining
 from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import Leftovers
@@ -30,6 +31,7 @@ class Recovery:
     ) -> None:
         self._state, self._sandboxes, self._executions = state, sandboxes, executions
         self._boot, self._metrics = boot, metrics
+        self._draining = Draining(metrics)
         self._doomed: list[SandboxRow] = []
 
     def load(self) -> None:
@@ -70,6 +72,7 @@ class Recovery:
 
         reason = await self._boot.rejoin(record, seen)
         if reason:
+            reason = record.link.stranger or reason if record.link is not None else reason
             self._metrics.sandbox_recovered(RecoveryOutcome.LOST)
             self._sandboxes.lose(record, reason)  # which logs it
             return
@@ -80,7 +83,11 @@ class Recovery:
         if not counted:
             self._adopted(record)
         if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
-            await self._boot.watch(record, self._sandboxes.lose, self._sandboxes.seen)
+            watching = self._boot.watch(record, self._sandboxes.lose, self._sandboxes.seen)
+            if record.link is not None and record.link.outdated:
+                self._sandboxes.lose(record, await self._draining.drain(record, record.link, watching))
+            else:
+                await watching
 
     def _adopted(self, record: SandboxRecord) -> None:
         self._metrics.sandbox_recovered(RecoveryOutcome.ADOPTED)

@@ -3,7 +3,7 @@
 No gRPC, no HTTP, no Docker: the edges map these to and from their own forms.
 """
 
-from enclaved.model.engine import EngineInfo, PullProgress, SystemInfo
+from enclaved.model.engine import Channel, EngineInfo, PullProgress, SystemInfo
 from enclaved.model.executions import (
     CHANNEL_NAMES,
     STDERR,
@@ -58,6 +58,7 @@ __all__ = [
     "TERMINAL",
     "Adjustment",
     "ChangeKind",
+    "Channel",
     "CommandJob",
     "ContextInfo",
     "EngineInfo",
