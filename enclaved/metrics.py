@@ -36,6 +36,7 @@ from enclaved.model import (
     SandboxState,
     Verdict,
 )
+from enclaved.model.leftovers import LeftoverKind
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER = "other"
@@ -126,6 +127,23 @@ class Metrics:
         self._adopted = Counter(
             "enclaved_executions_adopted", "Executions of an earlier daemon that were taken up.", registry=registry
         )
+        self._file_operations = Counter(
+            "enclaved_file_operations",
+            "Operations on files of sandboxes, by kind and outcome.",
+            ("operation", "outcome"),
+            registry=registry,
+        )
+        self._file_seconds = Histogram(
+            "enclaved_file_operation_seconds",
+            "Time from the start of an operation on files to its end.",
+            ("operation",),
+            buckets=_RPC_SECONDS,
+            registry=registry,
+        )
+        file_bytes = Counter(
+            "enclaved_file_bytes", "Bytes moved into and out of sandboxes as files.", ("direction",), registry=registry
+        )
+        self._file_bytes_in, self._file_bytes_out = file_bytes.labels("in"), file_bytes.labels("out")
         self._faults = Counter(
             "enclaved_faults", "Calls and executions that failed by a fault of the daemon itself.", registry=registry
         )
@@ -164,6 +182,26 @@ class Metrics:
         self._pool_resets = Counter(
             "enclaved_pool_resets", "Resets of members of pools by outcome.", ("outcome",), registry=registry
         )
+        self._reaper_runs = Counter(
+            "enclaved_reaper_runs", "Looks for what nobody owns, by outcome.", ("outcome",), registry=registry
+        )
+        self._reaper_found = Counter(
+            "enclaved_reaper_found",
+            "Things that nobody owns and that were found, by kind.",
+            ("kind",),
+            registry=registry,
+        )
+        self._reaper_removed = Counter(
+            "enclaved_reaper_removed", "Things that nobody owned and that were removed.", ("kind",), registry=registry
+        )
+        self._reaper_success = Gauge(
+            "enclaved_reaper_last_success_timestamp_seconds",
+            "When everything was looked through last, as Unix time.",
+            registry=registry,
+        )
+        self._reaper_seconds = Gauge(
+            "enclaved_reaper_last_run_seconds", "How long the last look for what nobody owns took.", registry=registry
+        )
         Gauge("enclaved_build_info", "Always 1; the version is a label.", ("version",), registry=registry).labels(
             version
         ).set(1)
@@ -184,6 +222,10 @@ class Metrics:
             self._pool_members.labels(member.value)
         for reset in ResetOutcome:
             self._pool_resets.labels(reset.value)
+        for leftover in LeftoverKind:
+            self._reaper_found.labels(leftover.value)
+            self._reaper_removed.labels(leftover.value)
+        self._reaper_runs.labels("ok")
 
     def rpc_started(self, kind: str, service: str, method: str) -> None:
         """Counts an RPC that begins. Only for methods that the server has: their number bounds the labels."""
@@ -267,6 +309,15 @@ class Metrics:
         self._adopted.inc()
         self._active.inc()
 
+    def file_operation(
+        self, operation: str, seconds: float, bytes_in: int, bytes_out: int, error: BaseException | None = None
+    ) -> None:
+        """Counts and times one operation on files of a sandbox: ``ok``, or the class of the error that ended it."""
+        self._file_operations.labels(operation, "ok" if error is None else _outcome(error)).inc()
+        self._file_seconds.labels(operation).observe(seconds)
+        self._file_bytes_in.inc(bytes_in)
+        self._file_bytes_out.inc(bytes_out)
+
     def engine_up(self, up: bool) -> None:
         """Says whether the engine answered when it was last looked at."""
         self._engine_up.set(1 if up else 0)
@@ -304,6 +355,25 @@ class Metrics:
     def pool_reset(self, outcome: ResetOutcome) -> None:
         """Counts one reset of a member of a pool."""
         self._pool_resets.labels(outcome.value).inc()
+
+    def reaper_began(self) -> None:
+        """Says that there will be looks for what nobody owns, from now on."""
+        self._reaper_success.set_to_current_time()
+
+    def reaper_ran(self, seconds: float, error: BaseException | None = None) -> None:
+        """Counts and times one look for what nobody owns."""
+        self._reaper_runs.labels("ok" if error is None else _outcome(error)).inc()
+        self._reaper_seconds.set(seconds)
+        if error is None:
+            self._reaper_success.set_to_current_time()
+
+    def leftover_found(self, kind: LeftoverKind) -> None:
+        """Counts one thing that nobody owns, when it is seen for the first time."""
+        self._reaper_found.labels(kind.value).inc()
+
+    def leftover_removed(self, kind: LeftoverKind) -> None:
+        """Counts one thing that nobody owned and that is gone now."""
+        self._reaper_removed.labels(kind.value).inc()
 
     def render(self) -> bytes:
         """Answers a scrape in Prometheus' text format (`CONTENT_TYPE`)."""

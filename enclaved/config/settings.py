@@ -135,6 +135,9 @@ class Daemon(_Section):
     keep_sandboxes_on_stop: bool = Field(
         False, description="Whether sandboxes run on when the daemon stops, for the next one on its state directory."
     )
+    reap_every_s: _Seconds = Field(
+        60.0, description="Time between two looks for what nobody owns: containers, directories, rows."
+    )
 
 
 class Log(_Section):

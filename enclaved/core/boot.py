@@ -107,6 +107,16 @@ class Boot:
         self._uids.add(uid)
         return uid
 
+    @property
+    def uids(self) -> frozenset[int]:
+        """The user ids that are taken."""
+        return frozenset(self._uids)
+
+    @property
+    def guest_file(self) -> Path:
+        """The guest that new sandboxes run."""
+        return self._guest_file
+
     def return_uid(self, uid: int) -> None:
         """Lets another sandbox have a user id."""
         self._uids.discard(uid)

@@ -260,6 +260,10 @@ class Executions:
 
     # -- looking
 
+    def knows(self, execution_id: str) -> bool:
+        """Whether the id is that of an execution that runs, or that ended and is remembered."""
+        return execution_id in self._by_id or self._tombstones.find(execution_id) is not None
+
     def get(self, execution_id: str, sandbox_id: str = "") -> Execution:
         """Finds an execution that runs or ended not long ago. Raises `ExecutionNotFound`."""
         execution = self._by_id.get(execution_id)

@@ -7,35 +7,23 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, TypeVar
 
-from enclaved.agent.handle import RunOptions
-from enclaved.core import file_rows
-from enclaved.core.executions import Execution, Executions
-from enclaved.core.file_failures import check
-from enclaved.core.record import SandboxRecord
+from enclaved.core import cut_uploads, file_rows
+from enclaved.core.background import Background
+from enclaved.core.cut_uploads import CutUpload, CutUploads
+from enclaved.core.executions import Executions
+from enclaved.core.file_jobs import FileJobs
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.errors import FieldViolation, InvalidRequest
-from enclaved.model import (
-    STDOUT,
-    Event,
-    FileChange,
-    FileInfo,
-    FileJob,
-    FileOperation,
-    Finished,
-    Output,
-    SearchMatch,
-    Unpacked,
-)
+from enclaved.metrics import Metrics
+from enclaved.model import FileChange, FileInfo, FileJob, FileOperation, SandboxState, SearchMatch, Unpacked
 
 PATH_BYTES_MAX: Final = 4096
 PATTERN_CHARS_MAX: Final = 1000
 MATCHES_MAX: Final = 10_000
 MATCHES_DEFAULT: Final = 1000
 MODE_MAX: Final = 0o777
-TOOL: Final = "files"
 
 _UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_ANSWER_BYTES_MAX = 64 * 1024
 
 RowT = TypeVar("RowT")
 
@@ -47,8 +35,18 @@ class Files:
     `NoSpace`, `SandboxLost` while it works.
     """
 
-    def __init__(self, sandboxes: Sandboxes, executions: Executions) -> None:
-        self._sandboxes, self._executions = sandboxes, executions
+    def __init__(
+        self,
+        *,
+        sandboxes: Sandboxes,
+        executions: Executions,
+        background: Background,
+        metrics: Metrics,
+        upload_kept_s: float = cut_uploads.KEPT_S,
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._jobs = FileJobs(sandboxes, executions, metrics)
+        self._cut = CutUploads(self._forget, background, upload_kept_s)
 
     @asynccontextmanager
     async def read(
@@ -58,7 +56,7 @@ class Files:
         if offset < 0 or length < 0:
             raise InvalidRequest.of("offset" if offset < 0 else "length", "must not be negative")
         job = FileJob(FileOperation.READ, _checked(path), offset=offset, length=length or None)
-        async with self._output(sandbox_id, job) as chunks:
+        async with self._jobs.output(sandbox_id, job) as chunks:
             yield chunks
 
     async def write(
@@ -90,7 +88,14 @@ class Files:
             upload_id=upload_id,
             offset=offset,
         )
-        size, _ = await self._input(sandbox_id, job, chunks)
+        upload = CutUpload(sandbox_id, path, upload_id)
+        self._cut.taken_up(upload)
+        try:
+            size, _ = await self._jobs.input(sandbox_id, job, chunks)
+        except BaseException:
+            if upload_id and self._sandboxes.known(sandbox_id) is not None:
+                self._cut.keep(upload)
+            raise
         return offset + size
 
     async def stat(self, sandbox_id: str, path: str) -> FileInfo:
@@ -122,12 +127,14 @@ class Files:
         """Makes a directory; leaves one that is there alone. Raises also `PathExists`."""
         _check_mode(mode, "mode")
         job = FileJob(FileOperation.MAKE_DIRECTORY, _checked(path), mode=mode or 0o755, create_parents=create_parents)
-        await self._do(sandbox_id, job)
+        await self._jobs.do(sandbox_id, job)
 
     async def move(self, sandbox_id: str, path: str, target_path: str, *, replace: bool = False) -> None:
         """Gives something another path. Raises also `PathExists`."""
         target = _checked(target_path, "target_path")
-        await self._do(sandbox_id, FileJob(FileOperation.MOVE, _checked(path), target_path=target, replace=replace))
+        await self._jobs.do(
+            sandbox_id, FileJob(FileOperation.MOVE, _checked(path), target_path=target, replace=replace)
+        )
 
     async def copy(
         self, sandbox_id: str, path: str, target_path: str, *, replace: bool = False, recursive: bool = False
@@ -135,12 +142,12 @@ class Files:
         """Copies a file or link, and with ``recursive`` a directory. Raises also `PathExists`."""
         target = _checked(target_path, "target_path")
         job = FileJob(FileOperation.COPY, _checked(path), target_path=target, replace=replace, recursive=recursive)
-        await self._do(sandbox_id, job)
+        await self._jobs.do(sandbox_id, job)
 
     async def remove(self, sandbox_id: str, path: str, *, recursive: bool = False, missing_ok: bool = False) -> None:
         """Removes a file, a link or an empty directory, and with ``recursive`` a directory with all in it."""
         job = FileJob(FileOperation.DELETE, _checked(path), recursive=recursive, missing_ok=missing_ok)
-        await self._do(sandbox_id, job)
+        await self._jobs.do(sandbox_id, job)
 
     @asynccontextmanager
     async def watch(
@@ -188,23 +195,20 @@ class Files:
         self, sandbox_id: str, path: str, *, gzip: bool = False
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Packs a directory or a file into a tar archive."""
-        async with self._output(sandbox_id, FileJob(FileOperation.READ_ARCHIVE, _checked(path), gzip=gzip)) as chunks:
+        async with self._jobs.output(
+            sandbox_id, FileJob(FileOperation.READ_ARCHIVE, _checked(path), gzip=gzip)
+        ) as chunks:
             yield chunks
 
     async def write_archive(self, sandbox_id: str, path: str, chunks: AsyncIterator[bytes]) -> Unpacked:
         """Unpacks a tar archive into a directory. An exception of ``chunks`` ends that and passes through."""
-        _, answer = await self._input(sandbox_id, FileJob(FileOperation.WRITE_ARCHIVE, _checked(path)), chunks)
+        _, answer = await self._jobs.input(sandbox_id, FileJob(FileOperation.WRITE_ARCHIVE, _checked(path)), chunks)
         try:
             return file_rows.unpacked(answer)
         except file_rows.NotARow:
             raise file_rows.nonsense(path) from None
 
     # -- jobs ------------------------------------------------------------------------------------------------------
-
-    async def _do(self, sandbox_id: str, job: FileJob) -> None:
-        async with self._output(sandbox_id, job) as chunks:
-            async for _ in chunks:
-                pass
 
     @asynccontextmanager
     async def _rows(
@@ -218,53 +222,19 @@ class Files:
                     raise file_rows.nonsense(job.path) from None
 
         async with (
-            self._output(sandbox_id, job) as chunks,
+            self._jobs.output(sandbox_id, job) as chunks,
             aclosing(file_rows.rows(chunks, job.path)) as found,
             aclosing(checked(found)) as rows,
         ):
             yield rows
 
-    @asynccontextmanager
-    async def _output(self, sandbox_id: str, job: FileJob) -> AsyncIterator[AsyncIterator[bytes]]:
-        record = await self._sandboxes.awake(sandbox_id)
-        execution = self._start(record, job, stdin=False)
-        try:
-            async with execution.attach() as events, aclosing(_contents(events, record, job)) as chunks:
-                yield chunks
-        finally:
-            execution.cancel("the reader of the file")
-
-    async def _input(self, sandbox_id: str, job: FileJob, chunks: AsyncIterator[bytes]) -> tuple[int, bytes]:
-        """Sends ``chunks`` to a job; returns how many bytes that were, and the job's answer."""
-        record = await self._sandboxes.awake(sandbox_id)
-        execution = self._start(record, job, stdin=True)
-        size = 0
-        answer = bytearray()
-        try:
-            async for chunk in chunks:
-                await execution.write_stdin(chunk)
-                size += len(chunk)
-                if execution.handle.finished.done():
-                    break
-            else:
-                await execution.end_input()
-            async with execution.attach() as events, aclosing(_contents(events, record, job)) as output:
-                async for data in output:
-                    answer += data[: _ANSWER_BYTES_MAX - len(answer)]
-        finally:
-            execution.cancel("the writer of the file")
-        return size, bytes(answer)
-
-    def _start(self, record: SandboxRecord, job: FileJob, *, stdin: bool) -> Execution:
-        return self._executions.start(record, TOOL, job, RunOptions(record.spec.timeout_max_s, stdin=stdin))
-
-
-async def _contents(events: AsyncIterator[Event], record: SandboxRecord, job: FileJob) -> AsyncGenerator[bytes, None]:
-    async for event in events:
-        if isinstance(event, Output) and event.channel == STDOUT:
-            yield event.data
-        elif isinstance(event, Finished):
-            check(event, record.id, job)
+    async def _forget(self, upload: CutUpload) -> None:
+        record = self._sandboxes.record(upload.sandbox_id)
+        if record.state is SandboxState.PAUSED:
+            self._cut.keep(upload)
+            return
+        job = FileJob(FileOperation.FORGET_UPLOAD, upload.path, upload_id=upload.upload_id)
+        await self._jobs.do(upload.sandbox_id, job)
 
 
 def _checked(path: str, field: str = "path") -> str:

@@ -8,17 +8,29 @@ from pathlib import Path
 
 from enclaved.core.boot import Boot
 from enclaved.core.ownership import Ownership, abandoned, remove_state
+from enclaved.core.record import SandboxRecord
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.errors import EngineUnavailable
 from enclaved.metrics import Metrics
 from enclaved.model import SandboxState
-from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, Runtime
+from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, ContainerRecord, Runtime
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
 LATE_S = 60.0
 """How long an engine may take to make a container."""
+
+
+def is_owned(container: ContainerRecord, sandboxes: Sandboxes) -> bool:
+    """Whether a container of ours belongs to a sandbox that is known, or to one that is being made."""
+    record = sandboxes.known(container.labels.get(LABEL_ID, ""))
+    return record is not None and (record.container_id == container.id or may_be_made(record))
+
+
+def may_be_made(record: SandboxRecord) -> bool:
+    """Whether the engine may be about to make its container, whose id nobody knows yet."""
+    return record.container_id is None and record.state is SandboxState.INITIALIZING
 
 
 class Leftovers:
@@ -70,9 +82,9 @@ class Leftovers:
                 log.warning("a container imitates our labels", extra={"container_id": container.id})
                 continue
             record = self._sandboxes.known(container.labels.get(LABEL_ID, ""))
-            if record is not None and record.container_id is None and record.state is SandboxState.INITIALIZING:
+            if record is not None and may_be_made(record):
                 complete = False  # it may be the one that is being made at this moment
-            elif record is None or record.container_id != container.id:
+            elif not is_owned(container, self._sandboxes):
                 await self._runtime.remove(container.id)
                 log.info("leftover removed", extra={"container_id": container.id})
         self._metrics.engine_up(True)

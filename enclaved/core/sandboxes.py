@@ -342,6 +342,11 @@ class Sandboxes:
 
     # -- beginning and end of the daemon
 
+    @property
+    def records(self) -> Collection[SandboxRecord]:
+        """Every sandbox that is known, also one that is being made or removed."""
+        return self._records.values()
+
     def known(self, sandbox_id: str) -> SandboxRecord | None:
         """Finds a sandbox, if there is one."""
         return self._records.get(sandbox_id)

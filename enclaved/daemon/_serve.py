@@ -18,13 +18,15 @@ from enclaved.core.boot import Boot, BootSettings
 from enclaved.core.contexts import Contexts
 from enclaved.core.engine import WatchedRuntime
 from enclaved.core.executions import Executions
-from enclaved.core.files import TOOL as FILES
+from enclaved.core.file_jobs import TOOL as FILES
 from enclaved.core.files import Files
 from enclaved.core.images import Images
 from enclaved.core.leftovers import Leftovers
+from enclaved.core.outside import Outside
 from enclaved.core.ownership import Ownership
 from enclaved.core.policy import Policy
 from enclaved.core.pool import Pools
+from enclaved.core.reaper import Reaper
 from enclaved.core.recovery import Recovery
 from enclaved.core.reset import TOOL as RESET
 from enclaved.core.sandboxes import Sandboxes
@@ -91,6 +93,7 @@ class _Core:
     sandboxes: Sandboxes
     leftovers: Leftovers
     recovery: Recovery
+    reaper: Reaper
     executions: Executions
     files: Files
     pools: Pools
@@ -151,7 +154,7 @@ async def serve(
         stack.push_async_callback(server.stop, STOP_SERVER_S)
         base = state_dir.parent.parent if embedded else None
         clearing = core.background.spawn(core.leftovers.keep_clear(state_dir, base), "clear leftovers")
-        core.background.spawn(core.recovery.finish(core.leftovers), "finish recovery")
+        core.background.spawn(_clean_up(core), "clean up")
         stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)
         if settings.daemon.keep_sandboxes_on_stop and not embedded:
             stack.callback(core.sandboxes.leave)
@@ -245,6 +248,17 @@ async def _compose(
         recovery.load()
     except StateUnusable as error:
         raise StartError(str(error)) from error
+    reaper = Reaper(
+        runtime=engine,
+        boot=boot,
+        ownership=ownership,
+        sandboxes=sandboxes,
+        executions=executions,
+        state=state,
+        metrics=metrics,
+        state_dir=state_dir,
+        every_s=settings.daemon.reap_every_s,
+    )
     system = System(
         version=__version__,
         embedded=embedded,
@@ -263,12 +277,20 @@ async def _compose(
         sandboxes=sandboxes,
         leftovers=leftovers,
         recovery=recovery,
+        reaper=reaper,
         executions=executions,
-        files=Files(sandboxes, executions),
+        outside=outside,
+        files=Files(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics),
         pools=Pools(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics),
         images=Images(runtime=engine, policy=policy, may_pull=settings.engine.pull),
         system=system,
     )
+
+
+async def _clean_up(core: _Core) -> None:
+    """Brings what earlier daemons left to its end, and from then on looks for what nobody owns."""
+    await core.recovery.finish(core.leftovers)
+    await core.reaper.run()
 
 
 async def _open_endpoint(stack: AsyncExitStack, settings: Settings, core: _Core, stop: StopRequest) -> str:

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+DEFAULT_TENANT: Final = "default"
+"""Whose sandboxes all are while there are no keys that say otherwise."""
 
 
 class SandboxState(enum.StrEnum):
@@ -21,6 +25,26 @@ class SandboxState(enum.StrEnum):
     STOPPED = "stopped"
     ERROR = "error"
     PAUSED = "paused"
+
+
+class Cause(enum.StrEnum):
+    """What made a sandbox change its state."""
+
+    REQUEST = "request"
+    DAEMON = "daemon"
+    ENGINE = "engine"
+    TTL = "ttl"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """One change of a sandbox's state."""
+
+    at: datetime
+    state: SandboxState
+    reason: str
+    cause: Cause
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ class FileOperation(enum.StrEnum):
     WATCH = "watch"
     READ_ARCHIVE = "read_archive"
     WRITE_ARCHIVE = "write_archive"
+    FORGET_UPLOAD = "forget_upload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class FileJob:
     a JSON object with the numbers ``removed`` and ``left``. A failure is an exception of the program
     (``FileNotFoundError``, ...), with its text on stderr.
     Stat, scan (a listing), search and watch write JSON lines; archives are tar on stdout or stdin.
+    Forget removes what has arrived of an upload that was cut.
     ``encoding`` transcodes text between the file and UTF-8 on the channel; ``None`` moves bytes as they are.
     """
 

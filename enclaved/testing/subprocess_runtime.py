@@ -2,7 +2,8 @@
 
 It isolates nothing that matters and cannot be selected by configuration. As root the guest is PID 1 of a PID
 namespace of its own and user code gets a uid of its own, so that every step of the real path runs; otherwise the
-guest is a subreaper that kills only its own descendants.
+guest is a subreaper that kills only its own descendants. As root, guests die with the thread that started them: with
+the event loop of a process that is killed, nothing is left of its sandboxes.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ IMAGES = ("python:3.11-slim", "ms-enclave/python:3.11")
 _DEADLINE_S = 10.0
 _UNREAD_MOST_BYTES = 1024 * 1024
 """What waits for one who is attached and does not read, before the guest must wait."""
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
 class _Tail:
@@ -173,7 +175,7 @@ class SubprocessRuntime:
             socket_path = str(container.plan.socket_dir / SOCKET_NAME)
             argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
         if self._in_namespace:
-            argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *argv]
+            argv = [*_DIES_WITH_US, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *argv]
         spawning = asyncio.create_task(self._spawn(container, argv))
         try:
             await asyncio.shield(spawning)

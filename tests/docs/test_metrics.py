@@ -5,6 +5,7 @@ from pathlib import Path
 
 from enclaved.metrics import Metrics
 from enclaved.model import CHANNEL_NAMES, MemberState, NoticeKind, Phases, ResetOutcome, SandboxState, Verdict
+from enclaved.model.leftovers import LeftoverKind
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 ROW = re.compile(r"^\| `([a-z_]+)` \| (counter|gauge|histogram) \|([^|]*)\|", re.MULTILINE)
@@ -23,6 +24,7 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     metrics.sandbox_created()
     metrics.execution_started()
     metrics.execution_finished("python_executor", Verdict.EXITED, Phases())
+    metrics.file_operation("read", 0.1, 1, 1)
     metrics.engine_up(True)
     metrics.engine_called("create", 0.1)
     metrics.reloaded(True)
@@ -45,7 +47,7 @@ def test_every_metric_is_documented_with_its_type_and_labels():
 
 
 def test_every_value_of_a_closed_label_is_documented():
-    for value in (*SandboxState, *Verdict, *MemberState, *ResetOutcome, *NoticeKind):
+    for value in (*SandboxState, *Verdict, *MemberState, *ResetOutcome, *NoticeKind, *LeftoverKind):
         assert f"`{value.value}`" in PAGE
     for channel in CHANNEL_NAMES.values():
         assert f"`{channel}`" in PAGE

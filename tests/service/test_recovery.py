@@ -476,7 +476,7 @@ async def test_a_paused_container_is_waited_for(world: World, monkeypatch: pytes
             return world.engine.looks > 20
 
         await until(was_asked_often)
-        assert (await info(second)).state == sandbox_pb.Sandbox.STATE_RUNNING
+        assert (await info(second)).state == sandbox_pb.Sandbox.STATE_PAUSED
         monkeypatch.setattr(boot, "REJOIN_PATIENCE_S", 60.0)
         monkeypatch.setattr(boot, "REJOIN_DEADLINE_S", 60.0)
         os.killpg(container.process.pid, signals.SIGCONT)

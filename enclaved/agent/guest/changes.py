@@ -7,8 +7,9 @@ import os
 import stat
 import time
 
-from .content import copy_content
+from .content import appear, copy_content
 from .globs import matcher
+from .libc import PR_SET_DUMPABLE, prctl
 from .paths import FOLDER, PathRefused, Place, open_below, tree
 from .rows import Rows, file_row, write_all
 
@@ -110,12 +111,13 @@ def _copy(place: Place, target: Place, is_directory: bool) -> None:
         return
     # Under another name until it is complete.
     draft = Place(target.folder, ".copied-by-%d" % os.getpid(), "", [])
-    os.mkdir(draft.name, 0o700, dir_fd=draft.folder)
     try:
+        os.mkdir(draft.name, 0o700, dir_fd=draft.folder)
         _copy_tree(place.open_folder(), draft.open_folder())
         os.rename(draft.name, target.name, src_dir_fd=draft.folder, dst_dir_fd=target.folder)
-    except OSError:
-        remove(draft)
+    except BaseException:  # also when we are asked to stop
+        if draft.exists():
+            remove(draft)
         raise
 
 
@@ -145,9 +147,8 @@ def _copy_one(folder: int, name: str, info: os.stat_result, target_folder: int, 
     if not stat.S_ISLNK(info.st_mode):
         copy_content(folder, name, target_folder, target)
         return
-    temporary = ".written-by-%d" % os.getpid()
-    os.symlink(os.readlink(name, dir_fd=folder), temporary, dir_fd=target_folder)
-    os.rename(temporary, target, src_dir_fd=target_folder, dst_dir_fd=target_folder)
+    link = os.readlink(name, dir_fd=folder)
+    appear(lambda new: os.symlink(link, new, dir_fd=target_folder), target_folder, target)
 
 
 def remove_file(place: Place, job: Dict[str, Any]) -> None:
@@ -173,7 +174,7 @@ def remove(place: Place) -> None:
     if not stat.S_ISDIR(place.stat().st_mode):
         os.unlink(place.name, dir_fd=place.folder)
         return
-    top = place.open_folder()
+    top = _open_own(place.folder, place.name)
     moved = 0
     while True:
         names = os.listdir(top)
@@ -181,15 +182,29 @@ def remove(place: Place) -> None:
             break
         for name in names:
             if not _unlinked(top, name):
-                inner = os.open(name, FOLDER | os.O_RDONLY, dir_fd=top)
+                inner = _open_own(top, name)
                 for below in os.listdir(inner):
                     if not _unlinked(inner, below):
                         moved += 1
+                        os.close(_open_own(inner, below))
                         os.rename(below, ".removed-%d-%d" % (os.getpid(), moved), src_dir_fd=inner, dst_dir_fd=top)
                 os.close(inner)
                 os.rmdir(name, dir_fd=top)
     os.close(top)
     os.rmdir(place.name, dir_fd=place.folder)
+
+
+def _open_own(folder: int, name: str) -> int:
+    """Opens a directory that is to go, and lets us in if its owner, whom we are, had closed it to himself."""
+    fd = os.open(name, FOLDER | os.O_PATH, dir_fd=folder)
+    try:
+        found = os.fstat(fd)
+        if found.st_mode & 0o700 != 0o700 and found.st_uid == os.getuid():
+            prctl(PR_SET_DUMPABLE, 1)  # to see /proc/self/fd
+            os.chmod("/proc/self/fd/%d" % fd, 0o700)
+        return os.open(".", FOLDER | os.O_RDONLY, dir_fd=fd)
+    finally:
+        os.close(fd)
 
 
 def _unlinked(folder: int, name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 
 from .libc import PR_SET_DUMPABLE, prctl
@@ -12,14 +13,17 @@ from .rows import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional
+    from typing import Any, Callable, Dict, List, Optional, Tuple
 
     from .paths import Place
 
 PIECE_BYTES = 65536
 UPLOAD_PREFIX = ".upload-"
 UPLOAD_KEPT_S = 600
+UPLOADS_MAX = 16
 UPLOAD_LOCK_S = 5.0
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UploadGap(OSError):
@@ -55,12 +59,12 @@ def write_file(place: Place, job: Dict[str, Any]) -> None:
     if job["upload_id"]:
         _go_on(place, job)
         return
-    draft = Draft(place.folder)
-    if job["content"] is not None:
-        draft.write(job["content"].encode(job["encoding"] or "utf-8"))
-    else:
-        _copy_stdin(draft.fd)
-    draft.appear(place.name, job["mode"])
+    with Draft(place.folder) as draft:
+        if job["content"] is not None:
+            draft.write(job["content"].encode(job["encoding"] or "utf-8"))
+        else:
+            _copy_stdin(draft.fd)
+        draft.appear(place.name, job["mode"])
     write_all(1, job["report"].encode())
 
 
@@ -70,6 +74,12 @@ class Draft:
     def __init__(self, folder: int) -> None:
         self._folder = folder
         self.fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder)
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)  # if it has no name by now, its room is free again
 
     def write(self, data: bytes) -> None:
         """Writes the next bytes."""
@@ -81,35 +91,54 @@ class Draft:
         if mtime_s is not None:
             os.utime(self.fd, (mtime_s, mtime_s))
         prctl(PR_SET_DUMPABLE, 1)  # to see /proc/self/fd
-        temporary = ".written-by-%d" % os.getpid()
+        appear(self._link, self._folder, name)
+
+    def _link(self, name: str) -> None:
         # Only with a directory descriptor does os.link use linkat, which follows /proc's links; it is not looked at.
-        os.link(
-            "/proc/self/fd/%d" % self.fd,
-            temporary,
-            src_dir_fd=self.fd,
-            dst_dir_fd=self._folder,
-            follow_symlinks=True,
-        )
+        os.link("/proc/self/fd/%d" % self.fd, name, src_dir_fd=self.fd, dst_dir_fd=self._folder, follow_symlinks=True)
+
+
+def appear(make: Callable[[str], None], folder: int, name: str) -> None:
+    """Has something made under a name, in the place of what has that name.
+
+    ``make`` makes it under the name it is given, and raises FileExistsError where something is. There is another name
+    beside the real one only where something is to be replaced, and only for a moment.
+    """
+    try:
+        make(name)
+        return
+    except FileExistsError:
+        pass
+    temporary = ".written-by-%d" % os.getpid()
+    try:
         try:
-            os.replace(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-        except OSError:
-            os.unlink(temporary, dir_fd=self._folder)
-            raise
-        os.close(self.fd)
+            make(temporary)
+        except FileExistsError:  # of an earlier process with our number, or a trap
+            os.unlink(temporary, dir_fd=folder)
+            make(temporary)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        try:
+            os.unlink(temporary, dir_fd=folder)
+        except OSError:  # it was not made
+            pass
+        raise
 
 
 def copy_content(folder: int, name: str, target_folder: int, target: str, mode: Optional[int] = None) -> None:
     """Copies a regular file; it appears complete or not at all."""
-    source = open_regular(folder, name)
-    found = os.fstat(source)
-    draft = Draft(target_folder)
-    while True:
-        data = os.read(source, PIECE_BYTES)
-        if not data:
-            break
-        draft.write(data)
-    os.close(source)
-    draft.appear(target, found.st_mode & 0o777 if mode is None else mode, found.st_mtime)
+    with Draft(target_folder) as draft:
+        source = open_regular(folder, name)
+        try:
+            found = os.fstat(source)
+            while True:
+                data = os.read(source, PIECE_BYTES)
+                if not data:
+                    break
+                draft.write(data)
+        finally:
+            os.close(source)
+        draft.appear(target, found.st_mode & 0o777 if mode is None else mode, found.st_mtime)
 
 
 def _copy_stdin(fd: int) -> None:
@@ -122,26 +151,37 @@ def _copy_stdin(fd: int) -> None:
 
 def _go_on(place: Place, job: Dict[str, Any]) -> None:
     """Takes up an upload where it was cut. What arrives has a name of its own until it is complete."""
-    _forget_old_uploads(place.folder)
     name = UPLOAD_PREFIX + job["upload_id"]
-    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=place.folder)
-    check_regular(os.fstat(fd).st_mode)
-    _lock(fd)
-    os.utime(fd)
-    arrived, offset = os.fstat(fd).st_size, job["offset"]
-    if offset > arrived:
-        raise UploadGap(errno.ERANGE, str(arrived))
-    while True:
-        data = os.read(0, PIECE_BYTES)
-        if not data:
-            break
-        known = max(0, min(len(data), arrived - offset))
-        os.lseek(fd, offset + known, os.SEEK_SET)
-        write_all(fd, data[known:])
-        offset += len(data)
-    os.ftruncate(fd, offset)
-    os.fchmod(fd, job["mode"])
-    os.replace(name, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
+    _forget_old_uploads(place.folder, name)
+    fd = os.open(
+        name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=place.folder
+    )
+    try:
+        check_regular(os.fstat(fd).st_mode)
+        _lock(fd)
+        os.utime(fd)
+        arrived, offset = os.fstat(fd).st_size, job["offset"]
+        if offset > arrived:
+            if not arrived:
+                os.unlink(name, dir_fd=place.folder)
+            raise UploadGap(errno.ERANGE, str(arrived))
+        while True:
+            data = os.read(0, PIECE_BYTES)
+            if not data:
+                break
+            known = max(0, min(len(data), arrived - offset))
+            os.lseek(fd, offset + known, os.SEEK_SET)
+            write_all(fd, data[known:])
+            offset += len(data)
+        os.ftruncate(fd, offset)
+        os.fchmod(fd, job["mode"])
+        os.replace(name, place.name, src_dir_fd=place.folder, dst_dir_fd=place.folder)
+    except OSError as error:
+        if error.errno in FULL:  # it cannot be completed, so it does not stay in the way of others
+            os.unlink(name, dir_fd=place.folder)
+        raise
+    finally:
+        os.close(fd)
     write_all(1, job["report"].encode())
 
 
@@ -160,15 +200,45 @@ def _lock(fd: int) -> None:
             time.sleep(0.02)
 
 
-def _forget_old_uploads(folder: int) -> None:
+def _forget_old_uploads(folder: int, ours: str) -> None:
+    """Removes what nobody has gone on with for a while, and of what is left all but the newest few."""
     listed = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
     try:
+        found: List[Tuple[float, str]] = []
         for name in os.listdir(listed):
-            if name.startswith(UPLOAD_PREFIX):
+            if name.startswith(UPLOAD_PREFIX) and name != ours:
                 try:
-                    if time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime > UPLOAD_KEPT_S:
-                        os.unlink(name, dir_fd=folder)
-                except OSError:  # gone, or no file: not ours
+                    info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                except OSError:  # gone
                     continue
+                if stat.S_ISREG(info.st_mode):
+                    found.append((info.st_mtime, name))
+        found.sort()
+        spare = len(found) - UPLOADS_MAX + 1
+        for number, (modified, name) in enumerate(found):
+            if number < spare or time.time() - modified > UPLOAD_KEPT_S:
+                _forget_upload(folder, name)
     finally:
         os.close(listed)
+
+
+def forget_upload(place: Place, job: Dict[str, Any]) -> None:
+    """Removes what has arrived of an upload that was cut, unless a call writes to it now."""
+    _forget_upload(place.check_parents().folder, UPLOAD_PREFIX + job["upload_id"])
+
+
+def _forget_upload(folder: int, name: str) -> None:
+    """Removes what has arrived of an upload, unless a call writes to it now."""
+    import fcntl
+
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:  # gone, or no file of ours
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(name, dir_fd=folder)
+    except OSError:  # in use
+        pass
+    finally:
+        os.close(fd)

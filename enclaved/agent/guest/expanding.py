@@ -13,6 +13,7 @@ UNPACKED_BYTES_MAX = 16 * 1024**3
 HEADER_BYTES_MAX = 64 * 1024
 _LZMA_BYTES_MAX = 128 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
+_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 
 
 class ArchiveRefused(OSError):
@@ -96,44 +97,76 @@ class Archive:
 
     def _expander(self, head: bytes) -> Callable[[bytes], Iterator[bytes]]:
         try:
-            if head.startswith(b"\x1f\x8b"):
-                return _gunzip()
-            if head.startswith(b"BZh"):
+            if head.startswith(_GZIP):
+                import zlib
+
+                return _Streams(lambda: _Gunzip(zlib.decompressobj(wbits=31)), _GZIP)
+            if head.startswith(_BZIP2):
                 import bz2
 
-                return _decompress(bz2.BZ2Decompressor())
-            if head.startswith(b"\xfd7zXZ\0"):
+                return _Streams(bz2.BZ2Decompressor, _BZIP2)
+            if head.startswith(_XZ):
                 import lzma
 
-                return _decompress(lzma.LZMADecompressor(memlimit=_LZMA_BYTES_MAX))
+                return _Streams(lambda: lzma.LZMADecompressor(memlimit=_LZMA_BYTES_MAX), _XZ)
         except ImportError:
             raise ArchiveRefused("the sandbox's Python cannot unpack this; send it plain or packed by gzip") from None
         return lambda data: iter((data,))
 
 
-def _gunzip() -> Callable[[bytes], Iterator[bytes]]:
-    import zlib
+class _Streams:
+    """Packed streams one after the other, as programs make them that pack in parallel. What else follows is ignored."""
 
-    unpacker = zlib.decompressobj(wbits=31)
+    def __init__(self, begin: Callable[[], Any], mark: bytes) -> None:
+        self._begin, self._mark = begin, mark
+        self._unpacker = begin()
+        self._between = b""  # after a stream: what may begin the next one
+        self._over = False
 
-    def expand(data: bytes) -> Iterator[bytes]:
-        while data and not unpacker.eof:
-            piece = unpacker.decompress(data, _PIECE_BYTES)
-            if piece:
-                yield piece
-            data = unpacker.unconsumed_tail
-
-    return expand
-
-
-def _decompress(unpacker: Any) -> Callable[[bytes], Iterator[bytes]]:
-    def expand(data: bytes) -> Iterator[bytes]:
-        while not unpacker.eof:
-            piece = unpacker.decompress(data, _PIECE_BYTES)
-            if piece:
-                yield piece
-            if unpacker.needs_input:
-                return
+    def __call__(self, data: bytes) -> Iterator[bytes]:
+        """Yields what this data unpacks to, in pieces."""
+        while not self._over:
+            if self._unpacker is None:
+                self._between += data
+                if len(self._between) < len(self._mark) and self._mark.startswith(self._between):
+                    return
+                self._over = not self._between.startswith(self._mark)
+                self._unpacker = self._begin()
+                data, self._between = self._between, b""
+                continue
+            piece = self._unpacker.decompress(data, _PIECE_BYTES)
             data = b""
+            if piece:
+                yield piece
+            if self._unpacker.eof:
+                data, self._unpacker = self._unpacker.unused_data, None
+            elif self._unpacker.needs_input:
+                return
 
-    return expand
+
+class _Gunzip:
+    """What zlib has, with the face of the other unpackers."""
+
+    def __init__(self, unpacker: Any) -> None:
+        self._unpacker = unpacker
+
+    def decompress(self, data: bytes, size: int) -> bytes:
+        """Unpacks at most so many bytes."""
+        piece: bytes = self._unpacker.decompress(self._unpacker.unconsumed_tail + data, size)
+        return piece
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether all it was given is unpacked."""
+        return not self._unpacker.unconsumed_tail
+
+    @property
+    def eof(self) -> bool:
+        """Whether the stream has ended."""
+        return bool(self._unpacker.eof)
+
+    @property
+    def unused_data(self) -> bytes:
+        """What came after the end."""
+        found: bytes = self._unpacker.unused_data
+        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 
 from .changes import (
@@ -18,16 +19,17 @@ from .changes import (
     stat_file,
 )
 from .claims import encode_claim
-from .content import UploadGap, read_file, write_file
+from .content import FULL, UploadGap, forget_upload, read_file, write_file
 from .expanding import ArchiveRefused
 from .limits import MAX_EXCEPTION_TEXT_BYTES
+from .masks import release_signal
 from .packing import read_archive
 from .paths import PathRefused, Place, find
 from .rows import write_all
 from .search import PatternRefused, search_files
 from .unpacking import write_archive
 from .watch import watch_directory
-from .wipe import wipe
+from .wipe import mounts, wipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ _OPERATIONS: Dict[str, Callable[[Place, Dict[str, Any]], None]] = {
     "watch": watch_directory,
     "read_archive": read_archive,
     "write_archive": write_archive,
+    "forget_upload": forget_upload,
 }
 _PAIRS: Dict[str, Callable[[Place, Place, Dict[str, Any]], None]] = {"move": move_file, "copy": copy_file}
 _AS_LINKS = ("delete", "stat", "move", "copy")
@@ -55,14 +58,24 @@ _AS_LINKS = ("delete", "stat", "move", "copy")
 _NAMED = (PathRefused, ArchiveRefused, PatternRefused, UploadGap, TargetMissing, FileNotFoundError, FileExistsError)
 
 
+class Stopped(BaseException):
+    """Nobody wants the work any more (SIGTERM): what is half made goes, and so does this process."""
+
+
 def run_file_job(control: socket.socket, job: Dict[str, Any], settings: Dict[str, Any]) -> NoReturn:
     """Does one thing to one path, as the user that this process has become."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
+        release_signal(signal.SIGTERM)
         _do(job, settings)
+    except Stopped:
+        os._exit(128 + signal.SIGTERM)
     except (OSError, UnicodeError, RecursionError, MemoryError) as error:
         kind = next((known.__name__ for known in _NAMED if isinstance(error, known)), type(error).__name__)
         reason = (getattr(error, "strerror", None) or str(error)).encode("utf-8", "replace").decode()
         try:
+            if getattr(error, "errno", None) in FULL:
+                reason += _room(job, settings)
             os.write(2, ("%s: %s\n" % (job["path"], reason)).encode("utf-8", "replace"))
             number = getattr(error, "errno", None)
             exception = {"type": kind, "message": reason[:MAX_EXCEPTION_TEXT_BYTES], "errno": number}
@@ -72,10 +85,30 @@ def run_file_job(control: socket.socket, job: Dict[str, Any], settings: Dict[str
     os._exit(0)
 
 
+def _stop(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # while we clean up
+    raise Stopped
+
+
+def _room(job: Dict[str, Any], settings: Dict[str, Any]) -> str:
+    """Says how much room there is where the job writes, now that what was half written is gone."""
+    target = job["target_path"] or job["path"]
+    root = "/tmp" if os.path.join(settings["working_dir"], target).startswith("/tmp/") else settings["working_dir"]
+    try:
+        found = os.statvfs(root)
+    except OSError:
+        return ""
+    size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    if free and not found.f_favail:
+        return " (%s has room for no more files)" % root
+    return " (%s has %d bytes free of %d)" % (root, free, size)
+
+
 def _do(job: Dict[str, Any], settings: Dict[str, Any]) -> None:
     name, working_dir = job["operation"], settings["working_dir"]
     if name == "wipe":
-        write_all(1, json.dumps(wipe(working_dir, settings["scratch_dirs"])).encode())
+        report = dict(wipe(working_dir, settings["scratch_dirs"]), mounts=mounts())
+        write_all(1, json.dumps(report).encode())
         return
     place = _found(job["path"], working_dir, name)
     if name in _PAIRS:

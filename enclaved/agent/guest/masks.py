@@ -23,3 +23,8 @@ def hold_signals() -> None:
 def release_signals() -> None:
     """Lets the signals come that have waited. One with a handler in Python is handled before this returns."""
     _set_mask(signal.SIG_SETMASK, ())
+
+
+def release_signal(number: int) -> None:
+    """Lets one signal come."""
+    _set_mask(signal.SIG_UNBLOCK, (number,))

@@ -12,9 +12,9 @@ import os
 import posixpath
 import stat
 
-from .content import Draft, copy_content
+from .content import Draft, appear, copy_content
 from .expanding import HEADER_BYTES_MAX, UNPACKED_BYTES_MAX, Archive, ArchiveRefused
-from .paths import FOLDER
+from .paths import DEPTH_MAX, FOLDER
 from .rows import write_all
 
 TYPE_CHECKING = False
@@ -85,6 +85,8 @@ def _inner_names(name: str, shown: str) -> List[str]:
     names = [] if normal == "." else normal.split("/")
     if names[:1] == [".."]:
         raise ArchiveRefused("%s leads out of the target directory" % shown)
+    if len(names) > DEPTH_MAX:
+        raise ArchiveRefused("%s lies more than %d directories deep" % (shown, DEPTH_MAX))
     return names
 
 
@@ -113,10 +115,10 @@ class Unpacking:
             elif member.is_hard_link:
                 self._copy(member)
             else:
-                draft = Draft(self._folder)
-                for piece in archive.pieces(member.size):
-                    draft.write(piece)
-                draft.appear(member.names[-1], member.mode, member.mtime)
+                with Draft(self._folder) as draft:
+                    for piece in archive.pieces(member.size):
+                        draft.write(piece)
+                    draft.appear(member.names[-1], member.mode, member.mtime)
                 archive.skip(-member.size % _BLOCK)
         archive.drain()
 
@@ -150,13 +152,7 @@ class Unpacking:
         return folder
 
     def _link(self, name: str, target: str) -> None:
-        temporary = ".written-by-%d" % os.getpid()
-        os.symlink(target, temporary, dir_fd=self._folder)
-        try:
-            os.rename(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-        except OSError:
-            os.unlink(temporary, dir_fd=self._folder)
-            raise
+        appear(lambda new: os.symlink(target, new, dir_fd=self._folder), self._folder, name)
 
     def _copy(self, member: Member) -> None:
         """A hard link becomes a copy of what was unpacked under the other name."""

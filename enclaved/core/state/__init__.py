@@ -5,12 +5,19 @@ goes after that effect is undone. So the next daemon finds a row for everything 
 """
 
 from enclaved.core.state.database import StateUnusable
+from enclaved.core.state.pools import LEASES_KEPT, Baseline, LeaseTable, MemberRow, PoolRow, PoolTable
 from enclaved.core.state.rows import SandboxRow
 from enclaved.core.state.store import DATABASE_NAME, ExecutionTable, SandboxTable, State
 
 __all__ = [
     "DATABASE_NAME",
+    "LEASES_KEPT",
+    "Baseline",
     "ExecutionTable",
+    "LeaseTable",
+    "MemberRow",
+    "PoolRow",
+    "PoolTable",
     "SandboxRow",
     "SandboxTable",
     "State",

@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from enclaved.core.state.schema import APPLICATION_ID, MIGRATIONS
@@ -92,10 +93,12 @@ class Database:
     def _number(self, query: str) -> int:
         return int(self._connection.execute(query).fetchone()[0])
 
-    def load(self, query: str, make: Callable[[dict[str, Any]], T]) -> list[T]:
+    def load(
+        self, query: str, make: Callable[[dict[str, Any]], T], values: Mapping[str, Any] = MappingProxyType({})
+    ) -> list[T]:
         """Reads rows; ``make`` makes an object of each or raises `ValueError`. Raises `StateUnusable`."""
         try:
-            found = self._connection.execute(query)
+            found = self._connection.execute(query, dict(values))
             names = [column[0] for column in found.description]
             return [make(dict(zip(names, values, strict=True))) for values in found]
         except sqlite3.Error as error:

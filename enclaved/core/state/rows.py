@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from enclaved.model import Adjustment, SandboxSpec, SandboxState
+from enclaved.model import DEFAULT_TENANT, Adjustment, SandboxSpec, SandboxState, StateChange
 from enclaved.runtime.base import Image
 
 if TYPE_CHECKING:
@@ -46,10 +46,23 @@ class SandboxRow:
     boot_id: str
     pool_id: str = ""
     """The pool that it is a member of; empty: none."""
+    tenant: str = DEFAULT_TENANT
+    request_id: str = ""
+    """The caller's id of the request that made it; empty: none."""
+    request_digest: str = ""
+    """What that request asked for."""
+    revision: int = 0
+    """Of its last change."""
+    used_monotonic_s: float = 0.0
+    """When it was last used, on the clock of ``expires_monotonic_s``; 0: not known."""
+    limits_due: bool = False
+    """Whether the engine may not have heard of its limits yet."""
+    history: tuple[StateChange, ...] = ()
+    """Its last changes of state, oldest first."""
 
 
 def encode(value: object) -> str:
-    """Makes JSON of dataclasses, and of mappings, sequences and moments in them."""
+    """Makes JSON of dataclasses, and of mappings, sequences, sets and moments in them."""
     return json.dumps(value, default=_plain, separators=(",", ":"))
 
 
@@ -65,6 +78,8 @@ def _plain(value: object) -> object:
         return dict(value)
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, frozenset):
+        return sorted(value)
     raise TypeError(f"a {type(value).__name__} cannot be written down")
 
 

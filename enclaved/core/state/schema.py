@@ -40,6 +40,60 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) WITHOUT ROWID
         """,
     ),
+    (
+        "ALTER TABLE sandboxes ADD COLUMN tenant TEXT NOT NULL DEFAULT 'default'",
+        "ALTER TABLE sandboxes ADD COLUMN request_id TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sandboxes ADD COLUMN request_digest TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sandboxes ADD COLUMN revision INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE sandboxes ADD COLUMN used_monotonic_s REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE sandboxes ADD COLUMN limits_due INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE sandboxes ADD COLUMN history TEXT NOT NULL DEFAULT '[]'",
+        """
+        CREATE TABLE sandbox_changes (
+            revision INTEGER PRIMARY KEY,
+            sandbox_id TEXT NOT NULL,
+            body TEXT NOT NULL
+        )
+        """,
+        """
+        CREATE TABLE ended_requests (
+            tenant TEXT NOT NULL,
+            request_id TEXT NOT NULL,
+            request_digest TEXT NOT NULL,
+            sandbox_id TEXT NOT NULL,
+            ended_at TEXT NOT NULL,
+            PRIMARY KEY (tenant, request_id)
+        ) WITHOUT ROWID
+        """,
+    ),
+    (
+        """
+        CREATE TABLE pools (
+            id TEXT PRIMARY KEY,
+            created_at TEXT NOT NULL,
+            body TEXT NOT NULL
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE pool_members (
+            pool_id TEXT NOT NULL,
+            slot INTEGER NOT NULL,
+            sandbox_id TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            PRIMARY KEY (pool_id, slot)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE leases (
+            pool_id TEXT NOT NULL,
+            place INTEGER NOT NULL,
+            number INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            PRIMARY KEY (pool_id, place)
+        ) WITHOUT ROWID
+        """,
+    ),
 )
 """The statements that lead from each version to the next; the first make version 1.
 

@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.state.database import Database
+from enclaved.core.state.names import Names
+from enclaved.core.state.pools import LeaseTable, PoolTable
 from enclaved.core.state.rows import SandboxRow, decode, encode, encode_as, shallow
-from enclaved.model import Adjustment, Finished, SandboxSpec, SandboxState
+from enclaved.model import Adjustment, Finished, SandboxSpec, SandboxState, StateChange
 from enclaved.runtime.base import Image
 
 DATABASE_NAME: Final = "state.db"
@@ -24,6 +26,9 @@ class State:
         self._database = database
         self.sandboxes = SandboxTable(database)
         self.executions = ExecutionTable(database)
+        self.names = Names(database)
+        self.pools = PoolTable(database)
+        self.leases = LeaseTable(database)
 
     @classmethod
     def open(cls, path: Path) -> State:
@@ -105,9 +110,14 @@ class ExecutionTable:
 
 
 _SAVE_SANDBOX: Final = """
-    INSERT OR REPLACE INTO sandboxes VALUES (
+    INSERT OR REPLACE INTO sandboxes (
+        id, number, spec, adjustments, labels, uid, directory, container_id, image, env, state,
+        state_reason, created_at, updated_at, expires_monotonic_s, boot_id, pool_id,
+        tenant, request_id, request_digest, revision, used_monotonic_s, limits_due, history
+    ) VALUES (
         :id, :number, :spec, :adjustments, :labels, :uid, :directory, :container_id, :image, :env, :state,
-        :state_reason, :created_at, :updated_at, :expires_monotonic_s, :boot_id, :pool_id
+        :state_reason, :created_at, :updated_at, :expires_monotonic_s, :boot_id, :pool_id,
+        :tenant, :request_id, :request_digest, :revision, :used_monotonic_s, :limits_due, :history
     )
 """
 _SAVE_EXECUTION: Final = """
@@ -130,6 +140,7 @@ def _sandbox_values(row: SandboxRow) -> dict[str, Any]:
         "state": row.state.value,
         "created_at": row.created_at.isoformat(),
         "updated_at": row.updated_at.isoformat(),
+        "history": encode(row.history),
     }
 
 
@@ -143,6 +154,8 @@ def _sandbox(values: dict[str, Any]) -> SandboxRow:
         "state": SandboxState(values["state"]),
         "created_at": datetime.fromisoformat(values["created_at"]),
         "updated_at": datetime.fromisoformat(values["updated_at"]),
+        "limits_due": bool(values["limits_due"]),
+        "history": decode(tuple[StateChange, ...], values["history"]),
     }
     return SandboxRow(**{**values, **decoded})
 

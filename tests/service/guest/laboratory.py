@@ -102,7 +102,7 @@ async def laboratory(runtime: SubprocessRuntime | None = None, *, most: int = 10
     executions = Executions(
         sandboxes=sandboxes, tools=tools, runtime=runtime, metrics=metrics, most=most, store=state.executions
     )
-    files = Files(sandboxes, executions)
+    files = Files(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics)
     try:
         async with asyncio.timeout(PATIENCE_S * 3):
             yield Laboratory(runtime, background, sandboxes, leftovers, executions, files, metrics, state_dir)

@@ -315,7 +315,8 @@ async def test_a_sandbox_that_somebody_pauses_is_not_given_up_for_its_timeouts(
         os.kill(box.guest_pid(), signal.SIGSTOP)
         paused_at = loop.time()
         await until(lambda: loop.time() > paused_at + 1.4)
-        assert lab.sandboxes.get(box.id).state is SandboxState.RUNNING
+        assert lab.sandboxes.get(box.id).state is SandboxState.PAUSED
         os.kill(box.guest_pid(), signal.SIGCONT)
         assert (await execution.ended).verdict is Verdict.TIMEOUT
+    await until(lambda: lab.sandboxes.get(box.id).state is SandboxState.RUNNING)
     assert printed(await box.shell("echo well")) == "well\n"

@@ -58,6 +58,16 @@ SANDBOXES = st.builds(
     expires_monotonic_s=SECONDS,
     boot_id=TEXT,
     pool_id=TEXT,
+    tenant=TEXT,
+    request_id=TEXT,
+    request_digest=TEXT,
+    revision=COUNT,
+    used_monotonic_s=SECONDS,
+    limits_due=st.booleans(),
+    history=st.lists(
+        st.builds(model.StateChange, MOMENTS, st.sampled_from(model.SandboxState), TEXT, st.sampled_from(model.Cause)),
+        max_size=3,
+    ).map(tuple),
 )
 FINISHED = st.builds(
     model.Finished,
