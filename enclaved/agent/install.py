@@ -47,9 +47,12 @@ def bundled_guest() -> bytes:
     return "".join([*parts, _TAIL]).encode()
 
 
-def packed_guest() -> tuple[str, ...]:
-    """Makes the arguments in which the guest comes to a sandbox that cannot mount its file. See `guest_argv`."""
-    text = base64.b85encode(zlib.compress(bundled_guest(), 9)).decode()
+def packed_guest(source: bytes | None = None) -> tuple[str, ...]:
+    """Makes the arguments in which the guest comes to a sandbox that cannot mount it: see `attached_guest_argv`.
+
+    ``source`` replaces it, for tests.
+    """
+    text = base64.b85encode(zlib.compress(bundled_guest() if source is None else source, 9)).decode()
     return tuple(text[start : start + ARGUMENT_BYTES] for start in range(0, len(text), ARGUMENT_BYTES))
 
 

@@ -113,7 +113,16 @@ def assert_profile(body: dict[str, Any], plan: ContainerPlan, facts: EngineFacts
     # The keys are a closed list: a new one has to be argued for here.
     assert set(body) == {
         *("Image", "User", "Entrypoint", "Cmd", "Env", "WorkingDir", "Labels", "Healthcheck", "StopSignal"),
-        *("NetworkDisabled", "Tty", "OpenStdin", "StdinOnce", "AttachStdin", "AttachStdout", "AttachStderr", "HostConfig"),
+        *(
+            "NetworkDisabled",
+            "Tty",
+            "OpenStdin",
+            "StdinOnce",
+            "AttachStdin",
+            "AttachStdout",
+            "AttachStderr",
+            "HostConfig",
+        ),
     }
     assert (body["OpenStdin"], body["StdinOnce"], body["Tty"]) == (False, False, False)
     assert re.fullmatch(r"0:\d+", body["User"])
