@@ -27,6 +27,7 @@ from enclaved.errors import EnclaveError
 from enclaved.model import (
     CHANNEL_NAMES,
     Channel,
+    Intervention,
     MemberState,
     NoticeKind,
     Phases,
@@ -166,6 +167,20 @@ class Metrics:
             buckets=_ENGINE_SECONDS,
             registry=registry,
         )
+        self._interventions = Counter(
+            "enclaved_engine_interventions",
+            "What somebody else did at the engine to containers of sandboxes.",
+            ("what",),
+            registry=registry,
+        )
+        self._events_connected = Gauge(
+            "enclaved_engine_events_connected", "Whether the engine tells what happens.", registry=registry
+        )
+        self._event_gaps = Counter(
+            "enclaved_engine_event_gaps",
+            "How often the engine stopped telling what happens, and everything was looked through.",
+            registry=registry,
+        )
         self._reloads = Counter(
             "enclaved_config_reloads", "Reloads of the configuration by outcome.", ("outcome",), registry=registry
         )
@@ -214,6 +229,8 @@ class Metrics:
         # A counter that is there from the start: Prometheus sees no increase in a series that begins with 1.
         for outcome in ("ok", "limit_reached"):
             self._created.labels(outcome)
+        for intervention in Intervention:
+            self._interventions.labels(intervention.value)
         for recovery in RecoveryOutcome:
             self._recovered.labels(recovery.value)
         for kind in NoticeKind:
@@ -335,6 +352,18 @@ class Metrics:
         """Counts and times one call to the engine: ``ok``, or the class of the error that ended it."""
         self._engine_calls.labels(call, "ok" if error is None else _outcome(error)).inc()
         self._engine_seconds.labels(call).observe(seconds)
+
+    def engine_intervened(self, what: Intervention) -> None:
+        """Counts one thing that somebody else did at the engine to the container of a sandbox."""
+        self._interventions.labels(what.value).inc()
+
+    def engine_events(self, connected: bool) -> None:
+        """Says whether the engine tells what happens."""
+        self._events_connected.set(1 if connected else 0)
+
+    def engine_event_gap(self) -> None:
+        """Counts one time that the engine stopped telling what happens."""
+        self._event_gaps.inc()
 
     def reloaded(self, successful: bool) -> None:
         """Counts one reading of the configuration after the start."""

@@ -70,6 +70,10 @@ class GuestLink:
         """Why a guest that came cannot be spoken to; empty if none was so new."""
         self.on_ready: Callable[[], None] | None = None
         """Called each time when the guest is there."""
+        self.has_met = False
+        """Whether the guest has met this daemon, or an earlier one."""
+        self.is_another = False
+        """Whether a guest came that has met no daemon, where one had: its container was started anew."""
         self._group_id = group_id
         self._guest_uids = guest_uids
         self._server: asyncio.Server | None = None
@@ -309,6 +313,10 @@ class GuestLink:
             self.stranger = f"its guest speaks protocol {oldest} to {version}, and this daemon {PROTOCOL_VERSION}"
             raise FrameError(self.stranger)
         self.version = min(version, PROTOCOL_VERSION)
+        if self.has_met and "met" in header and not boolean(header, "met"):  # older guests do not say it
+            self.is_another = True
+            self.fail(SandboxLost(self.sandbox_id, "its container was restarted by somebody else"))
+            raise FrameError("a guest that was started anew")
         self.python_version = string(header, "python")[:32]
         self._peer = peer
         self._held = {}
@@ -325,6 +333,7 @@ class GuestLink:
         elif kind == "ready":
             self._away.clear()
             self._ready.set()
+            self.has_met = True
             for handle in list(self.handles.values()):
                 handle.resume(self._held.get(handle.name))
             if self.on_ready is not None:

@@ -1,4 +1,4 @@
-"""Makes the container and the guest of a sandbox, watches over them, and takes them down."""
+"""Makes the container and the guest of a sandbox, and takes them down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from enclaved.core.background import Background
 from enclaved.core.channels import AUTO, Channels
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
+from enclaved.core.watching import Watching
 from enclaved.errors import (
     EngineRefused,
     EngineUnavailable,
@@ -33,7 +33,7 @@ from enclaved.errors import (
 )
 from enclaved.metrics import Metrics
 from enclaved.model import Channel, SandboxState
-from enclaved.runtime.base import ByteChannel, ContainerPlan, ContainerStatus, GuestSettings, Runtime, StderrTail
+from enclaved.runtime.base import ByteChannel, ContainerPlan, GuestSettings, Runtime, StderrTail
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +41,7 @@ HELLO_DEADLINE_S = 30.0
 CONNECT_PATIENCE_S = 5.0
 """The daemon listens before there is a guest: one that cannot connect so long never will."""
 STATUS_EVERY_S = 0.5
-PING_EVERY_S = 2.0
-PING_PATIENCE_S = 3.0
-RECONNECT_DEADLINE_S = 5.0
 PAUSE_DEADLINE_S = 5.0
-PAUSED_PING_S = 3600.0
-PAUSED_STATUS_EVERY_S = 2.0
-REJOIN_PATIENCE_S = 1.2
-"""Guests look for their daemon at least each second: so long, the engine need not be asked for any of them."""
-REJOIN_DEADLINE_S = 10.0
-LISTEN_RETRY_S = 2.0
-LOOKS_AT_ONCE = 8
 LACKING_MOST = 1024
 """Images without Python that are remembered."""
 SCRATCH_DIRS = ("/tmp", "/dev/shm", "/dev/mqueue")  # noqa: S108 - the container's own
@@ -88,11 +78,11 @@ class Boot:
         self.channels = Channels(settings.channel, metrics)
         self._runtime, self._settings, self._ownership = runtime, settings, ownership
         self._background = background
+        self.watching = Watching(runtime)
         self._guest_file = install_guest(settings.state_dir / "guest")
         self._guest_arguments = packed_guest()
         self._uids: set[int] = set()
         self._old_directories = set((settings.state_dir / "s").glob("*"))
-        self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._lacking: set[str] = set()
 
     def take_uid(self) -> int:
@@ -135,6 +125,7 @@ class Boot:
         if record.container_id is not None and record.state is not SandboxState.ERROR:
             has_socket = _socket_dir(record).is_dir()
             record.link = self._make_link(record, Channel.SOCKET if has_socket else Channel.ATTACH)
+            record.link.has_met = True
 
     def remove_old_directories(self) -> None:
         """Removes the directories of sandboxes of earlier daemons, but for those that were taken up. Blocks."""
@@ -331,171 +322,6 @@ class Boot:
             await self._runtime.unpause(record.container_id)
         if record.link is not None:
             record.link.send({"type": "resume"})
-
-    async def rejoin(self, record: SandboxRecord, seen: Callable[[SandboxRecord, bool], None]) -> str:
-        """Listens for the guest of a sandbox that was taken up; returns why it is lost, or nothing once it is there.
-
-        While the engine is away, or the container paused, there is no hurry. ``seen`` is told whether it is.
-        """
-        link, container_id = record.link, record.container_id
-        if link is None or container_id is None:
-            return "its container is not known"
-        await self._listen_again(link)
-        loop, patience_s = asyncio.get_running_loop(), REJOIN_PATIENCE_S
-        deadline: float | None = None
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await link.wait_connected()
-                    seen(record, False)
-                    return ""
-            patience_s = STATUS_EVERY_S
-            try:
-                async with self._looks:
-                    status = await self._runtime.status(container_id)
-            except EngineUnavailable:
-                deadline = None
-                continue
-            if status is None or not status.running:
-                return _end(status)
-            if status.paused:
-                seen(record, True)
-                patience_s = PAUSED_STATUS_EVERY_S
-            if deadline is None or status.paused:
-                deadline = loop.time() + REJOIN_DEADLINE_S
-            elif loop.time() > deadline:
-                return f"its guest did not come back within {REJOIN_DEADLINE_S:g} s of the daemon's return"
-
-    @staticmethod
-    async def _listen_again(link: GuestLink) -> None:
-        """Listens where an earlier daemon did, as soon as the host lets it: its programs run on meanwhile."""
-        while True:
-            try:
-                await link.listen()
-            except NoSpace as error:
-                log.error("cannot listen for a guest", extra={"sandbox_id": link.sandbox_id, "reason": str(error)})
-                await asyncio.sleep(LISTEN_RETRY_S)
-            else:
-                return
-
-    async def watch(
-        self,
-        record: SandboxRecord,
-        on_lost: Callable[[SandboxRecord, str], None],
-        seen: Callable[[SandboxRecord, bool], None],
-    ) -> None:
-        """Watches over a sandbox that runs or is paused until it is lost. ``seen`` is told when it is paused or not."""
-        link, container_id = record.link, record.container_id
-        if link is None or container_id is None:
-            return
-        while True:
-            if record.state is SandboxState.PAUSED and link.connected:
-                await self._await_thaw(record, link, container_id, seen)
-                continue
-            try:
-                async with asyncio.timeout(PING_EVERY_S):
-                    await link.wait_away()
-            except TimeoutError:
-                reason = await self._frozen(record, link, container_id, seen)
-            else:
-                reason = await self._gone(record, link, container_id, seen)
-            if reason:
-                on_lost(record, reason)
-                return
-
-    async def _await_thaw(
-        self,
-        record: SandboxRecord,
-        link: GuestLink,
-        container_id: str,
-        seen: Callable[[SandboxRecord, bool], None],
-    ) -> None:
-        """Waits until a paused guest answers or is gone. No engine need be asked for that."""
-        signs = [asyncio.ensure_future(link.ping(PAUSED_PING_S)), asyncio.ensure_future(link.wait_away())]
-        try:
-            await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
-            answered = signs[0].done() and signs[0].exception() is None
-        finally:
-            for sign in signs:
-                sign.cancel()
-            await asyncio.gather(*signs, return_exceptions=True)
-        async with record.lock:
-            pass  # whoever changes it may have been the one who let it go on
-        if answered and record.state is SandboxState.PAUSED:
-            try:
-                status = await self._runtime.status(container_id)
-            except EngineUnavailable:
-                await asyncio.sleep(STATUS_EVERY_S)
-            else:
-                if status is not None and not status.paused:
-                    seen(record, False)
-
-    async def _frozen(
-        self,
-        record: SandboxRecord,
-        link: GuestLink,
-        container_id: str,
-        seen: Callable[[SandboxRecord, bool], None],
-    ) -> str:
-        """Why a connected guest must be given up; empty if it answers, or is paused."""
-        asked_at = asyncio.get_running_loop().time()
-        try:
-            await link.ping(PING_PATIENCE_S)
-        except GuestUnavailable:
-            if not link.connected or record.state is SandboxState.PAUSED:
-                return ""
-            try:
-                status = await self._runtime.status(container_id)
-            except EngineUnavailable:
-                return "its guest stopped answering, and so did the engine"
-            if status is not None and status.paused:
-                record.paused_at = asyncio.get_running_loop().time()
-                seen(record, True)
-                return ""
-            if record.lock.locked() or record.paused_at >= asked_at:
-                return ""  # it was paused in between, on request
-            if await link.renewed(RECONNECT_DEADLINE_S):
-                return ""
-            return f"its guest did not answer for {PING_PATIENCE_S:g} s"
-        return ""
-
-    async def _gone(
-        self,
-        record: SandboxRecord,
-        link: GuestLink,
-        container_id: str,
-        seen: Callable[[SandboxRecord, bool], None],
-    ) -> str:
-        """Why a guest that is away must be given up; empty if it came back."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + RECONNECT_DEADLINE_S
-        while True:
-            try:
-                status = await self._runtime.status(container_id)
-            except EngineUnavailable:
-                status = None
-                dead = False
-            else:
-                dead = status is None or not status.running
-            if dead:
-                return _end(status)
-            if status is not None and status.paused:
-                seen(record, True)
-                deadline = loop.time() + RECONNECT_DEADLINE_S
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(STATUS_EVERY_S):
-                    await link.wait_connected()
-                    return ""
-            if loop.time() > deadline:
-                return f"its guest went away and did not come back within {RECONNECT_DEADLINE_S:g} s"
-
-
-def _end(status: ContainerStatus | None) -> str:
-    """How a container that runs no more ended."""
-    if status is None:
-        return "its container was removed"
-    memory = " (out of memory)" if status.oom_killed else ""
-    return f"its container ended with code {status.exit_code}{memory}"
 
 
 def _socket_dir(record: SandboxRecord) -> Path:

@@ -13,6 +13,7 @@ from enclaved.metrics import Metrics
 from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     ByteChannel,
+    ContainerEvent,
     ContainerPlan,
     ContainerRecord,
     ContainerStatus,
@@ -136,6 +137,11 @@ class WatchedRuntime:
         with self._calling("update"):
             await self._runtime.update(container_id, spec)
 
+    async def has_limits(self, container_id: str, spec: SandboxSpec) -> bool:
+        """See `Runtime.has_limits`."""
+        with self._calling("status"):
+            return await self._runtime.has_limits(container_id, spec)
+
     async def remove(self, container_id: str) -> None:
         """See `Runtime.remove`."""
         with self._calling("remove"):
@@ -145,6 +151,14 @@ class WatchedRuntime:
         """See `Runtime.list_records`."""
         with self._calling("list"):
             return await self._runtime.list_records()
+
+    @asynccontextmanager
+    async def events(self, since_ns: int = 0) -> AsyncIterator[AsyncIterator[ContainerEvent]]:
+        """See `Runtime.events`. What is timed is the beginning, not the block."""
+        async with AsyncExitStack() as stack:
+            with self._calling("events"):
+                events = await stack.enter_async_context(self._runtime.events(since_ns))
+            yield events
 
     def counters(self, container_id: str) -> Counters | None:
         """See `Runtime.counters`."""

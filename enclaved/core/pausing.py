@@ -11,7 +11,7 @@ from typing import Final
 from enclaved.core.boot import Boot
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import GuestUnavailable, WrongState
-from enclaved.model import SandboxState
+from enclaved.model import Intervention, SandboxState
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,11 @@ class Pausing:
         if record.lock.locked():
             return
         if paused and record.state is SandboxState.RUNNING:
+            record.metrics.engine_intervened(Intervention.PAUSED)
             self._enter(record, SandboxState.PAUSED, FROM_OUTSIDE)
             log.warning("sandbox paused", extra={"sandbox_id": record.id, "reason": FROM_OUTSIDE})
         elif not paused and record.state is SandboxState.PAUSED:
+            record.metrics.engine_intervened(Intervention.RESUMED)
             if record.link is not None:
                 record.link.send({"type": "resume"})
             self._goes_on(record, "its container was resumed from outside")

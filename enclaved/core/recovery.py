@@ -70,7 +70,7 @@ class Recovery:
                 counted = True
                 self._adopted(record)
 
-        reason = await self._boot.rejoin(record, seen)
+        reason = await self._boot.watching.rejoin(record, seen)
         if reason:
             reason = record.link.stranger or reason if record.link is not None else reason
             self._metrics.sandbox_recovered(RecoveryOutcome.LOST)
@@ -83,7 +83,7 @@ class Recovery:
         if not counted:
             self._adopted(record)
         if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
-            watching = self._boot.watch(record, self._sandboxes.lose, self._sandboxes.seen)
+            watching = self._boot.watching.watch(record, self._sandboxes.lose, self._sandboxes.seen)
             if record.link is not None and record.link.outdated:
                 self._sandboxes.lose(record, await self._draining.drain(record, record.link, watching))
             else:

@@ -189,7 +189,8 @@ class Sandboxes:
     def _run(self, record: SandboxRecord) -> None:
         record.enter(SandboxState.RUNNING)
         self._stop_watching(record)
-        record.watcher = self._background.spawn(self._boot.watch(record, self.lose, self.seen), f"watch {record.id}")
+        watch = self._boot.watching.watch(record, self.lose, self.seen)
+        record.watcher = self._background.spawn(watch, f"watch {record.id}")
 
     async def start(self, sandbox_id: str) -> Sandbox:
         """Starts a stopped sandbox again, and resumes a paused one.
@@ -350,6 +351,11 @@ class Sandboxes:
     def known(self, sandbox_id: str) -> SandboxRecord | None:
         """Finds a sandbox, if there is one."""
         return self._records.get(sandbox_id)
+
+    def with_containers(self) -> tuple[SandboxRecord, ...]:
+        """Lists the sandboxes whose containers run unless somebody else ended them."""
+        states = (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.STOPPED)
+        return tuple(one for one in self._records.values() if one.container_id and one.state in states)
 
     def take_up(self, record: SandboxRecord, rejoin: Callable[[SandboxRecord], Coroutine[Any, Any, None]]) -> None:
         """Goes on with a sandbox of an earlier daemon. ``rejoin`` brings its guest back, if there is to be one."""

@@ -95,6 +95,7 @@ class _Core:
     recovery: Recovery
     reaper: Reaper
     executions: Executions
+    outside: Outside
     files: Files
     pools: Pools
     images: Images
@@ -164,6 +165,7 @@ async def serve(
 
         core.background.spawn(core.state.keep(), "keep state")
         core.background.spawn(core.engine.watch(health.set_engine_available), "watch engine")
+        core.background.spawn(core.outside.follow(), "follow the engine")
         core.background.spawn(notifier.keep_alive(), "watchdog")
 
         def apply(changed: Settings) -> None:
@@ -259,6 +261,7 @@ async def _compose(
         state_dir=state_dir,
         every_s=settings.daemon.reap_every_s,
     )
+    outside = Outside(runtime=engine, sandboxes=sandboxes, boot=boot, background=background, metrics=metrics)
     system = System(
         version=__version__,
         embedded=embedded,

@@ -190,6 +190,23 @@ class ResetOutcome(enum.StrEnum):
     FAILED = "failed"
 
 
+class Intervention(enum.StrEnum):
+    """What somebody else did at the engine to the container of a sandbox."""
+
+    REMOVED = "removed"
+    STOPPED = "stopped"
+    KILLED = "killed"
+    RESTARTED = "restarted"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    SIGNALLED = "signalled"
+    LIMITS_CHANGED = "limits_changed"
+    RENAMED = "renamed"
+    COMMAND_RUN = "command_run"
+    FILES_COPIED = "files_copied"
+    NETWORK_CONNECTED = "network_connected"
+
+
 class RecoveryOutcome(enum.StrEnum):
     """What became of a sandbox of an earlier daemon."""
 

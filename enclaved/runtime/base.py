@@ -6,8 +6,9 @@ the contract that ``testing/contracts.py`` checks for every implementation.
 
 from __future__ import annotations
 
+import enum
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,6 +106,41 @@ class ContainerRecord:
     id: str
     labels: Mapping[str, str]
     running: bool
+    """Also while it is paused."""
+    paused: bool = False
+
+
+class ContainerChange(enum.Enum):
+    """What an engine may tell of a container."""
+
+    SIGNALLED = enum.auto()
+    """The engine was asked to send it a signal."""
+    ENDED = enum.auto()
+    STOPPED = enum.auto()
+    RESTARTED = enum.auto()
+    REMOVED = enum.auto()
+    OUT_OF_MEMORY = enum.auto()
+    PAUSED = enum.auto()
+    RESUMED = enum.auto()
+    UPDATED = enum.auto()
+    """Its limits may be others."""
+    RENAMED = enum.auto()
+    COMMAND_RUN = enum.auto()
+    """The engine started a program in it."""
+    FILES_COPIED = enum.auto()
+    """The engine copied files out of it or into it."""
+    NETWORK_CONNECTED = enum.auto()
+    """It was given a network."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEvent:
+    """Something that happened to a container, whoever did it."""
+
+    container_id: str
+    change: ContainerChange
+    at_ns: int
+    """When, by the engine's clock, which says nothing but what came before what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +245,25 @@ class Runtime(Protocol):
         """
         ...
 
+    async def has_limits(self, container_id: str, spec: SandboxSpec) -> bool:
+        """Tells whether a container has the limits that a spec names. One that is gone has."""
+        ...
+
     async def remove(self, container_id: str) -> None:
         """Kills a container at once and removes it with its anonymous volumes. One that is gone is fine."""
         ...
 
     async def list_records(self) -> list[ContainerRecord]:
         """Lists all containers that carry `LABEL_ID`, whoever made them, running or not."""
+        ...
+
+    def events(self, since_ns: int = 0) -> AbstractAsyncContextManager[AsyncIterator[ContainerEvent]]:
+        """Tells what happens to containers, whoever made them, from the moment at which the block begins.
+
+        ``since_ns``: also what happened since then (`ContainerEvent.at_ns`), as far as the engine remembers. An engine
+        may lose events, repeat them and tell them late: they are hints where to look. The iterator ends, or raises
+        `EngineUnavailable`, when the engine ends; it raises `EngineRefused` for an event that cannot be read.
+        """
         ...
 
     def counters(self, container_id: str) -> Counters | None:

@@ -38,6 +38,8 @@ from enclaved.runtime.base import (
     LABEL_ID,
     LABEL_OWNER,
     STDERR_TAIL_BYTES,
+    ContainerChange,
+    ContainerEvent,
     ContainerPlan,
     ContainerStatus,
     Counters,
@@ -380,6 +382,37 @@ class RuntimeContract:
             assert await site.run(_sh("echo on")) == "on\n"
         with pytest.raises(EngineRefused):
             await bench.runtime.update(container_id, spec)
+
+    async def test_limits_that_differ_are_noticed(self, bench: Bench) -> None:
+        site = await bench.site()
+        async with bench.running(site) as container_id:
+            spec = site.plan.spec
+            assert await bench.runtime.has_limits(container_id, spec)
+            await bench.runtime.update(container_id, replace(spec, pids_limit=99))
+            assert not await bench.runtime.has_limits(container_id, spec)
+        await bench.runtime.remove(container_id)
+        assert await bench.runtime.has_limits(container_id, spec), "one that is gone has no others"
+
+    async def test_what_happens_to_a_container_is_told(self, bench: Bench) -> None:
+        site = await bench.site()
+        async with bench.runtime.events() as events, asyncio.timeout(PATIENCE_S):
+            async with bench.running(site) as container_id:
+
+                async def told(*wanted: ContainerChange) -> ContainerEvent:
+                    async for event in events:
+                        if event.container_id == container_id and event.change in wanted:
+                            return event
+                    raise AssertionError(f"the events ended without {wanted}")
+
+                await bench.runtime.pause(container_id)
+                paused = await told(ContainerChange.PAUSED)
+                await bench.runtime.unpause(container_id)
+                await told(ContainerChange.RESUMED)
+                await bench.runtime.update(container_id, replace(site.plan.spec, pids_limit=99))
+                updated = await told(ContainerChange.UPDATED)
+                assert updated.at_ns > paused.at_ns > 0
+            await bench.runtime.remove(container_id)
+            await told(ContainerChange.REMOVED)
 
     async def test_what_is_gone_cannot_be_started(self, bench: Bench) -> None:
         container_id = await bench.runtime.create((await bench.site()).plan)

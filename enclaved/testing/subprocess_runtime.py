@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
@@ -28,6 +29,8 @@ from enclaved.runtime.base import (
     LABEL_ID,
     STDERR_TAIL_BYTES,
     ByteChannel,
+    ContainerChange,
+    ContainerEvent,
     ContainerPlan,
     ContainerRecord,
     ContainerStatus,
@@ -42,6 +45,7 @@ IMAGES = ("python:3.11-slim", "ms-enclave/python:3.11")
 _DEADLINE_S = 10.0
 _UNREAD_MOST_BYTES = 1024 * 1024
 """What waits for one who is attached and does not read, before the guest must wait."""
+_EVENTS_MOST = 1000
 _DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
@@ -128,6 +132,7 @@ class SubprocessRuntime:
         system = "/usr/bin/python3"
         self._python = python or (system if Path(system).exists() else sys.executable)
         self._containers: dict[str, _Container] = {}
+        self._listeners: list[asyncio.Queue[ContainerEvent]] = []
         self._base: Path | None = None
         self._in_namespace = os.getuid() == 0
 
@@ -176,7 +181,7 @@ class SubprocessRuntime:
             argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
         if self._in_namespace:
             argv = [*_DIES_WITH_US, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *argv]
-        spawning = asyncio.create_task(self._spawn(container, argv))
+        spawning = asyncio.create_task(self._spawn(container_id, container, argv))
         try:
             await asyncio.shield(spawning)
         except asyncio.CancelledError:
@@ -184,7 +189,7 @@ class SubprocessRuntime:
             raise
         yield container.tail
 
-    async def _spawn(self, container: _Container, argv: list[str]) -> None:
+    async def _spawn(self, container_id: str, container: _Container, argv: list[str]) -> None:
         stream = PIPE if container.plan.guest_arguments else DEVNULL
         try:
             container.process = await asyncio.create_subprocess_exec(
@@ -192,14 +197,15 @@ class SubprocessRuntime:
             )
         except OSError as error:
             raise EngineRefused("start the sandbox", str(error)) from error
-        container.drain = asyncio.create_task(self._drain(container))
         container.pump = asyncio.create_task(self._pump(container))
+        container.drain = asyncio.create_task(self._drain(container_id, container, container.process))
 
-    @staticmethod
-    async def _drain(container: _Container) -> None:
-        if container.process is not None and container.process.stderr is not None:
-            while data := await container.process.stderr.read(65536):
+    async def _drain(self, container_id: str, container: _Container, process: Process) -> None:
+        if process.stderr is not None:
+            while data := await process.stderr.read(65536):
                 container.tail.add(data)
+        await process.wait()
+        self._tell(container_id, ContainerChange.ENDED)
 
     @staticmethod
     async def _pump(container: _Container) -> None:
@@ -242,6 +248,7 @@ class SubprocessRuntime:
         while found := {*_tree(container)} - stopped:  # again, for those that were made meanwhile
             _signal(found, signal.SIGSTOP)
             stopped |= found
+        self._tell(container_id, ContainerChange.PAUSED)
 
     async def unpause(self, container_id: str) -> None:
         """Lets them go on."""
@@ -249,6 +256,7 @@ class SubprocessRuntime:
         if container.paused:
             container.paused = False
             _signal(_tree(container), signal.SIGCONT)
+            self._tell(container_id, ContainerChange.RESUMED)
 
     async def update(self, container_id: str, spec: SandboxSpec) -> None:
         """Has no limits, and remembers them."""
@@ -256,12 +264,18 @@ class SubprocessRuntime:
         if container is None:
             raise EngineRefused("change the limits of the sandbox", "it is gone")
         container.plan = replace(container.plan, spec=spec)
+        self._tell(container_id, ContainerChange.UPDATED)
 
     def _running(self, container_id: str, what: str) -> _Container:
         container = self._containers.get(container_id)
         if container is None or container.process is None or container.process.returncode is not None:
             raise EngineRefused(f"{what} the sandbox", "it does not run")
         return container
+
+    async def has_limits(self, container_id: str, spec: SandboxSpec) -> bool:
+        """Has those that it remembers."""
+        container = self._containers.get(container_id)
+        return container is None or _limits(container.plan.spec) == _limits(spec)
 
     async def remove(self, container_id: str) -> None:
         """Kills the child process with all its own, and removes the working directory."""
@@ -278,14 +292,31 @@ class SubprocessRuntime:
                 task.cancel()
                 await asyncio.wait([task], timeout=_DEADLINE_S)
         await asyncio.to_thread(shutil.rmtree, container.working_dir, True)
+        self._tell(container_id, ContainerChange.REMOVED)
 
     async def list_records(self) -> list[ContainerRecord]:
         """Lists the guests of this object; others cannot be seen."""
         return [
-            ContainerRecord(container_id, _labels(container), container.process is not None)
+            ContainerRecord(container_id, _labels(container), _runs(container), container.paused)
             for container_id, container in self._containers.items()
             if LABEL_ID in container.plan.labels
         ]
+
+    @contextlib.asynccontextmanager
+    async def events(self, since_ns: int = 0) -> AsyncIterator[AsyncIterator[ContainerEvent]]:
+        """Tells what this object is asked to do, and the ends of its child processes."""
+        listener: asyncio.Queue[ContainerEvent] = asyncio.Queue(_EVENTS_MOST)
+        self._listeners.append(listener)
+        try:
+            yield _events(listener)
+        finally:
+            self._listeners.remove(listener)
+
+    def _tell(self, container_id: str, change: ContainerChange) -> None:
+        for listener in self._listeners:
+            if listener.full():  # as engines do, it forgets
+                listener.get_nowait()
+            listener.put_nowait(ContainerEvent(container_id, change, time.time_ns()))
 
     def counters(self, container_id: str) -> Counters | None:
         """There is no control group."""
@@ -302,6 +333,11 @@ class SubprocessRuntime:
         if self._base is not None:
             await asyncio.to_thread(shutil.rmtree, self._base, True)
             self._base = None
+
+
+async def _events(listener: asyncio.Queue[ContainerEvent]) -> AsyncIterator[ContainerEvent]:
+    while True:
+        yield await listener.get()
 
 
 def _tree(container: _Container) -> list[int]:
@@ -321,6 +357,14 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def _runs(container: _Container) -> bool:
+    return container.process is not None and container.process.returncode is None
+
+
+def _limits(spec: SandboxSpec) -> tuple[int, float, int]:
+    return spec.memory_limit_bytes, spec.cpu_limit, spec.pids_limit
 
 
 def _labels(container: _Container) -> Mapping[str, str]:

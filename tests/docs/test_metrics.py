@@ -4,7 +4,16 @@ import re
 from pathlib import Path
 
 from enclaved.metrics import Metrics
-from enclaved.model import CHANNEL_NAMES, MemberState, NoticeKind, Phases, ResetOutcome, SandboxState, Verdict
+from enclaved.model import (
+    CHANNEL_NAMES,
+    Intervention,
+    MemberState,
+    NoticeKind,
+    Phases,
+    ResetOutcome,
+    SandboxState,
+    Verdict,
+)
 from enclaved.model.leftovers import LeftoverKind
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -47,7 +56,7 @@ def test_every_metric_is_documented_with_its_type_and_labels():
 
 
 def test_every_value_of_a_closed_label_is_documented():
-    for value in (*SandboxState, *Verdict, *MemberState, *ResetOutcome, *NoticeKind, *LeftoverKind):
+    for value in (*SandboxState, *Verdict, *MemberState, *ResetOutcome, *NoticeKind, *LeftoverKind, *Intervention):
         assert f"`{value.value}`" in PAGE
     for channel in CHANNEL_NAMES.values():
         assert f"`{channel}`" in PAGE

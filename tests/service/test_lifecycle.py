@@ -12,7 +12,7 @@ from ms_enclave.v1 import pool_service_pb2 as pool_pb
 from ms_enclave.v1 import pool_service_pb2_grpc as pool_grpc
 from ms_enclave.v1 import sandbox_service_pb2 as pb
 
-from enclaved.core import boot
+from enclaved.core import watching
 from tests.service.daemons import Running, short_directory
 from tests.service.edge import reason
 from tests.service.test_recovery import World, has_status, info, recovered, run
@@ -21,7 +21,7 @@ from tests.service.test_recovery import World, has_status, info, recovered, run
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """See `World`."""
-    monkeypatch.setattr(boot, "PAUSED_STATUS_EVERY_S", 0.05)
+    monkeypatch.setattr(watching, "PAUSED_STATUS_EVERY_S", 0.05)
     async with short_directory() as folder:
         made = World(folder)
         try:

@@ -19,7 +19,7 @@ from ms_enclave.v1 import pool_service_pb2 as pool_pb
 from ms_enclave.v1 import pool_service_pb2_grpc as pool_grpc
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
-from enclaved.core import boot, leftovers
+from enclaved.core import leftovers, watching
 from enclaved.core.ownership import Ownership
 from enclaved.core.state import DATABASE_NAME, State
 from enclaved.daemon import StartError
@@ -368,7 +368,7 @@ async def test_a_sandbox_that_died_meanwhile_is_lost_with_its_executions(world: 
         found = await has_status(second, sandbox_pb.Sandbox.STATE_ERROR, "dead")
         assert found.state_reason.startswith("its container ended with code")
         found = await has_status(second, sandbox_pb.Sandbox.STATE_ERROR, "gone")
-        assert found.state_reason == "its container was removed"
+        assert found.state_reason == "its container was removed by somebody else"
         await recovered(second, "lost", 2)
     async with world.daemon() as third:
         assert (await info(third, "dead")).state == sandbox_pb.Sandbox.STATE_ERROR
@@ -447,9 +447,9 @@ async def test_what_runs_and_was_not_written_down_is_ended(world: World) -> None
 
 
 async def test_a_guest_that_does_not_come_back_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot, "REJOIN_PATIENCE_S", 0.05)
-    monkeypatch.setattr(boot, "STATUS_EVERY_S", 0.05)
-    monkeypatch.setattr(boot, "REJOIN_DEADLINE_S", 0.2)
+    monkeypatch.setattr(watching, "REJOIN_PATIENCE_S", 0.05)
+    monkeypatch.setattr(watching, "STATUS_EVERY_S", 0.05)
+    monkeypatch.setattr(watching, "REJOIN_DEADLINE_S", 0.2)
     async with world.daemon() as first:
         await first.create()
     (container,) = world.engine._containers.values()
@@ -461,9 +461,9 @@ async def test_a_guest_that_does_not_come_back_is_given_up(world: World, monkeyp
 
 
 async def test_a_paused_container_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot, "REJOIN_PATIENCE_S", 0.01)
-    monkeypatch.setattr(boot, "STATUS_EVERY_S", 0.01)
-    monkeypatch.setattr(boot, "REJOIN_DEADLINE_S", 0.0)
+    monkeypatch.setattr(watching, "REJOIN_PATIENCE_S", 0.01)
+    monkeypatch.setattr(watching, "STATUS_EVERY_S", 0.01)
+    monkeypatch.setattr(watching, "REJOIN_DEADLINE_S", 0.0)
     async with world.daemon() as first:
         await first.create()
     (container,) = world.engine._containers.values()
@@ -477,15 +477,15 @@ async def test_a_paused_container_is_waited_for(world: World, monkeypatch: pytes
 
         await until(was_asked_often)
         assert (await info(second)).state == sandbox_pb.Sandbox.STATE_PAUSED
-        monkeypatch.setattr(boot, "REJOIN_PATIENCE_S", 60.0)
-        monkeypatch.setattr(boot, "REJOIN_DEADLINE_S", 60.0)
+        monkeypatch.setattr(watching, "REJOIN_PATIENCE_S", 60.0)
+        monkeypatch.setattr(watching, "REJOIN_DEADLINE_S", 60.0)
         os.killpg(container.process.pid, signals.SIGCONT)
         await recovered(second, "adopted", 1)
         assert await run(second, "print(6 * 7)") == "42\n"
 
 
 async def test_a_daemon_that_cannot_listen_yet_tries_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot, "LISTEN_RETRY_S", 0.02)
+    monkeypatch.setattr(watching, "LISTEN_RETRY_S", 0.02)
     async with world.daemon() as first:
         await first.create()
     (directory,) = (world.state_dir / "s").iterdir()

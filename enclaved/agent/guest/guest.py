@@ -210,6 +210,7 @@ class Guest:
         send = self.link.send
         hello = {"type": "hello", "version": PROTOCOL_VERSION, "oldest": OLDEST_VERSION}
         hello.update(sandbox=self.settings["sandbox_id"], python="%d.%d.%d" % sys.version_info[:3])
+        hello["met"] = self.link.has_met
         send(hello)
         for execution in list(self.records.by_name.values()):
             send(holds_frame(execution))

@@ -40,6 +40,7 @@ class Link:
         self.patience_s = patience_s  # how long the first connection may take; 0: as long as it takes
         self.absent_since = time.monotonic()
         self.connected_at = 0.0
+        self.has_met = False  # whether a daemon has ever said something
         self.daemon: Optional[Any] = None  # the connection; here a socket
         self.decoder = FrameDecoder()
         self.outgoing = bytearray()
@@ -113,6 +114,7 @@ class Link:
         """Does what the frames say that these bytes complete. Nonsense ends the connection."""
         try:
             for header, payload in self.decoder.feed(data):
+                self.has_met = True
                 self.on_frame(header, payload)
         except FrameError as error:
             sys.stderr.write("guest: the daemon sent a frame that cannot be understood: %s\n" % error)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     LABEL_ID,
     ByteChannel,
+    ContainerEvent,
     ContainerPlan,
     ContainerRecord,
     ContainerStatus,
@@ -30,6 +31,7 @@ from enclaved.runtime.docker.cgroup import DEFAULT_ROOT, ControlGroups
 from enclaved.runtime.docker.channel import AttachedChannel
 from enclaved.runtime.docker.engine import Deadlines, Engine
 from enclaved.runtime.docker.errors import docker_errors
+from enclaved.runtime.docker.events import OPERATION, query, read_events
 from enclaved.runtime.docker.facts import cgroup_version
 from enclaved.runtime.docker.images import Images
 from enclaved.runtime.docker.options import container_name, create_body, resource_limits
@@ -175,6 +177,20 @@ class DockerRuntime:
             # The library has no method for it.
             await docker._query_json(path, "POST", data=limits)  # noqa: SLF001
 
+    async def has_limits(self, container_id: str, spec: SandboxSpec) -> bool:
+        """See `Runtime.has_limits`."""
+        _check_id(container_id)
+        wanted = resource_limits(spec, await self._engine.facts())
+        async with self._engine.calling("look at a container", self._deadlines.query_s) as docker:
+            try:
+                container = await docker.containers.get(container_id)
+            except aiodocker.DockerError as error:
+                if error.status == 404:
+                    return True
+                raise
+        limits = container["HostConfig"]
+        return all(limits.get(name) == value for name, value in wanted.items())
+
     async def remove(self, container_id: str) -> None:
         """See `Runtime.remove`."""
         _check_id(container_id)
@@ -186,7 +202,21 @@ class DockerRuntime:
         """See `Runtime.list_records`."""
         async with self._engine.calling("list containers", self._deadlines.query_s) as docker:
             containers = await docker.containers.list(all=True, filters={"label": [LABEL_ID]})
-        return [ContainerRecord(c.id, dict(c["Labels"]), c["State"] in ("running", "paused")) for c in containers]
+        return [
+            ContainerRecord(c.id, dict(c["Labels"]), c["State"] in ("running", "paused"), c["State"] == "paused")
+            for c in containers
+        ]
+
+    @asynccontextmanager
+    async def events(self, since_ns: int = 0) -> AsyncIterator[AsyncIterator[ContainerEvent]]:
+        """See `Runtime.events`."""
+        async with self._engine.using() as docker, AsyncExitStack() as stack:
+            async with self._engine.calling(OPERATION, self._deadlines.query_s):
+                # The library's own way queues without a bound.
+                asking = docker._query("events", params=query(since_ns), timeout=None)  # noqa: SLF001
+                response = await stack.enter_async_context(asking)
+            stack.callback(response.close)
+            yield read_events(response, self._engine.url)
 
     def counters(self, container_id: str) -> Counters | None:
         """See `Runtime.counters`."""

@@ -15,7 +15,7 @@ from ms_enclave.sandbox.manager import LocalSandboxManager
 from ms_enclave.sandbox.model import Event, ExecutionStatus, Finished, SandboxStatus, SandboxType, Verdict
 
 from enclaved.runtime.base import LABEL_ID
-from tests.integration.failures.ground import PATIENCE_S
+from tests.integration.failures.ground import PATIENCE_S, DaemonProcess, until
 
 FOREVER = "print('begun', flush=True)\nimport time\ntime.sleep(600)"
 
@@ -49,7 +49,11 @@ async def stop(container: DockerContainer) -> None:
     await container.stop(t=0)
 
 
-@pytest.mark.parametrize("harm", [remove, kill, stop], ids=lambda harm: harm.__name__)
+async def restart(container: DockerContainer) -> None:
+    await container.restart(t=0)
+
+
+@pytest.mark.parametrize("harm", [remove, kill, stop, restart], ids=lambda harm: harm.__name__)
 async def test_an_execution_is_told_that_its_sandbox_is_lost(
     victim: Sandbox,
     container: DockerContainer,
@@ -83,7 +87,8 @@ async def test_an_execution_is_told_that_its_sandbox_is_lost(
     info = await manager.get_sandbox_info(victim.id)
     assert info is not None
     assert info.status is SandboxStatus.ERROR
-    assert "container" in info.metadata["state_reason"]
+    done = {remove: "removed", kill: "killed", stop: "stopped", restart: "restarted"}[harm]
+    assert info.metadata["state_reason"].startswith(f"its container was {done} by somebody else")
     for call in (
         victim.execute_tool("python_executor", {"code": "1"}),
         victim.execute_command("true"),
@@ -96,33 +101,59 @@ async def test_an_execution_is_told_that_its_sandbox_is_lost(
     assert await engine.containers.list(all=True, filters={"label": [f"{LABEL_ID}={victim.id}"]}) == []
 
 
+async def test_what_somebody_else_changes_is_noticed_and_limits_are_put_back(
+    victim: Sandbox, container: DockerContainer, engine: aiodocker.Docker, daemon: DaemonProcess
+):
+    def noticed(what: str) -> bool:
+        lines = [line for line in daemon.text.splitlines() if "somebody else changed a container" in line]
+        return any(victim.id in line and f'"{what}"' in line for line in lines)
+
+    before = (await container.show())["HostConfig"]
+    await container.rename(f"renamed-{uuid.uuid4().hex}")
+    await (await container.exec(["true"], user="65534")).start(detach=True)
+    await container.get_archive("/etc/hostname")
+    await container.kill(signal="WINCH")
+    await engine._query_json(f"containers/{container.id}/update", "POST", data={"PidsLimit": 12345})
+    for what in ("renamed", "command_run", "files_copied", "signalled", "limits_changed"):
+        await until(lambda what=what: noticed(what), what)
+    await until(lambda: "limits put back" in daemon.text, "the limits")
+    assert (await container.show())["HostConfig"]["PidsLimit"] == before["PidsLimit"]
+    assert (await victim.execute_tool("python_executor", {"code": "print(6 * 7)"})).output == "42\n"
+
+
 async def test_a_paused_sandbox_is_shown_as_it_is_and_goes_on_afterwards(
     victim: Sandbox, container: DockerContainer, manager: LocalSandboxManager
 ):
     assert (await victim.execute_tool("python_executor", {"code": "kept = 6"})).success
+    code = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint(kept * 7)"
+    calling = asyncio.create_task(victim.execute_tool("python_executor", {"code": code}))
+    while not (await victim.refresh()).metadata["active_executions"]:
+        pass
     await container.pause()
-    calling = asyncio.create_task(victim.execute_tool("python_executor", {"code": "print(kept * 7)"}))
-    # Longer than the daemon needs to notice that the guest does not answer.
-    await asyncio.wait([calling], timeout=6)
+    async with asyncio.timeout(PATIENCE_S):
+        while not (info := await manager.get_sandbox_info(victim.id)) or info.status is not SandboxStatus.IDLE:
+            pass
     assert not calling.done()
-    info = await manager.get_sandbox_info(victim.id)
-    assert info is not None
-    assert info.status is SandboxStatus.IDLE
     assert info.metadata["paused"]
+    with pytest.raises(WrongState, match="resume it first"):
+        await victim.execute_tool("python_executor", {"code": "1"})
     assert "from outside" in info.metadata["state_reason"]
     await container.unpause()
     async with asyncio.timeout(PATIENCE_S):
+        while (await victim.refresh()).status is SandboxStatus.IDLE:
+            pass
+        await victim.execute_command("touch go")
         assert (await calling).output == "42\n"
 
 
 async def test_a_paused_sandbox_can_be_deleted(
     victim: Sandbox, container: DockerContainer, manager: LocalSandboxManager, engine: aiodocker.Docker
 ):
-    await container.pause()
-    calling = asyncio.create_task(victim.execute_command("true"))
+    calling = asyncio.create_task(victim.execute_command("sleep 600"))
     async with asyncio.timeout(PATIENCE_S):
         while not (info := await manager.get_sandbox_info(victim.id)) or not info.metadata["active_executions"]:
             pass
+        await container.pause()
         assert await manager.delete_sandbox(victim.id)
         result = await calling
     assert result.status is ExecutionStatus.ERROR

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from enclaved.core import boot, overdue, retention
+from enclaved.core import overdue, retention, watching
 from enclaved.core.executions import Execution
 from enclaved.errors import ExecutionNotFound, SandboxLost
 from enclaved.model import STDERR, STDOUT, Event, Retention, SandboxState, Verdict
@@ -297,8 +297,8 @@ async def test_an_execution_that_a_guest_does_not_end_costs_the_sandbox_whatever
 async def test_a_sandbox_that_somebody_pauses_is_not_given_up_for_its_timeouts(
     lab: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(boot, "PING_EVERY_S", 0.02)
-    monkeypatch.setattr(boot, "PING_PATIENCE_S", 0.1)
+    monkeypatch.setattr(watching, "PING_EVERY_S", 0.02)
+    monkeypatch.setattr(watching, "PING_PATIENCE_S", 0.1)
     monkeypatch.setattr(overdue, "TIMEOUT_MARGIN_S", 0.9)
     status = lab.runtime.status
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from enclaved.core import boot
+from enclaved.core import watching
 from enclaved.errors import (
     EngineRefused,
     ExecutionNotFound,
@@ -275,8 +275,8 @@ async def test_a_killed_guest_is_the_end_of_the_sandbox_and_of_what_ran_in_it(la
 
 
 async def test_a_guest_that_stops_answering_is_given_up(lab: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot, "PING_EVERY_S", 0.05)
-    monkeypatch.setattr(boot, "PING_PATIENCE_S", 0.2)
+    monkeypatch.setattr(watching, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(watching, "PING_PATIENCE_S", 0.2)
     box = await lab.box()
     running = await box.open_shell("echo begun; exec sleep 600")
     assert await first_output(running) == b"begun\n"

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from enclaved.core import boot, execution, overdue
+from enclaved.core import execution, overdue, watching
 from enclaved.core.pausing import FROM_OUTSIDE, ON_REQUEST
 from enclaved.errors import SandboxNotFound, WrongState
 from enclaved.model import SandboxState, Verdict
@@ -17,9 +17,9 @@ TICKS = "import time\nprint('begun', flush=True)\nwhile True: open('ticks', 'a')
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boot, "PING_EVERY_S", 0.05)
-    monkeypatch.setattr(boot, "PING_PATIENCE_S", 0.2)
-    monkeypatch.setattr(boot, "STATUS_EVERY_S", 0.05)
+    monkeypatch.setattr(watching, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(watching, "PING_PATIENCE_S", 0.2)
+    monkeypatch.setattr(watching, "STATUS_EVERY_S", 0.05)
 
 
 def container_id(box: Box) -> str:

@@ -94,6 +94,10 @@ class FakeBoot:
             await self.runtime.remove(record.container_id)
             record.container_id = None
 
+    @property
+    def watching(self) -> FakeBoot:
+        return self
+
     async def watch(self, record: SandboxRecord, on_lost: Any, seen: Any) -> None:
         await asyncio.Event().wait()
 
