@@ -13,6 +13,8 @@
     │   ├── PoolNotFound
     │   └── ContextNotFound
     ├── SandboxExists
+    ├── RequestEnded              the request made a sandbox that is gone
+    ├── RevisionGone              changes since then are not kept any more
     ├── WrongState                the object is in a state in which the call makes no sense
     │   ├── ImageUnusable
     │   ├── PathUnusable
@@ -180,13 +182,46 @@ class ContextNotFound(NotFound):
 class SandboxExists(EnclaveError):
     """A sandbox of this id exists."""
 
-    def __init__(self, sandbox_id: str) -> None:
-        super().__init__(f"sandbox {sandbox_id!r} exists already; choose another id or delete it first")
+    def __init__(self, sandbox_id: str, why: str = "") -> None:
+        text = (
+            f"sandbox {sandbox_id!r} exists already{f' ({why})' if why else ''}; choose another id or delete it first"
+        )
+        super().__init__(text)
         self.sandbox_id = sandbox_id
 
     @property
     def metadata(self) -> Mapping[str, str]:
         return {"sandbox_id": self.sandbox_id}
+
+
+class RequestEnded(EnclaveError):
+    """The request made a sandbox once, and that is gone; it makes no other."""
+
+    def __init__(self, request_id: str, sandbox_id: str) -> None:
+        text = (
+            f"request {request_id!r} made sandbox {sandbox_id!r}, which is gone; use another request_id for another one"
+        )
+        super().__init__(text)
+        self.request_id, self.sandbox_id = request_id, sandbox_id
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"request_id": self.request_id, "sandbox_id": self.sandbox_id}
+
+
+class RevisionGone(EnclaveError):
+    """Changes since a revision are not kept any more, or it was never given out."""
+
+    def __init__(self, revision: int, newest: int) -> None:
+        text = (
+            f"changes after revision {revision} are not known (any more); list the sandboxes anew and watch from there"
+        )
+        super().__init__(text)
+        self.revision, self.newest = revision, newest
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {"revision": str(self.revision), "newest": str(self.newest)}
 
 
 class WrongState(EnclaveError):

@@ -26,8 +26,10 @@ from prometheus_client.registry import Collector
 from enclaved.errors import EnclaveError
 from enclaved.model import (
     CHANNEL_NAMES,
+    Cause,
     Channel,
     Intervention,
+    LeaseKind,
     MemberState,
     NoticeKind,
     Phases,
@@ -46,6 +48,7 @@ _NO_BYTES: Mapping[int, int] = MappingProxyType({})
 _RPC_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
 _PHASE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0)
 _ENGINE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 900.0)
+_POOL_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 60.0, 600.0)
 _MEMORY_BYTES = tuple(4.0**n * 2**20 for n in range(1, 8))  # 4 MiB to 16 GiB
 _IO_MOST_BYTES = 2**40
 _RPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
@@ -81,6 +84,15 @@ class Metrics:
         self._sandboxes = Gauge("enclaved_sandboxes", "Sandboxes by state.", ("state",), registry=registry)
         self._created = Counter(
             "enclaved_sandboxes_created", "Creations of sandboxes by outcome.", ("outcome",), registry=registry
+        )
+        self._ended = Counter(
+            "enclaved_sandboxes_ended",
+            "Sandboxes that could be used and came to their end, by what ended them.",
+            ("cause",),
+            registry=registry,
+        )
+        self._watches = Gauge(
+            "enclaved_sandbox_watches", "Clients that watch the changes of sandboxes now.", registry=registry
         )
         self._recovered = Counter(
             "enclaved_sandboxes_recovered",
@@ -217,6 +229,27 @@ class Metrics:
         self._reaper_seconds = Gauge(
             "enclaved_reaper_last_run_seconds", "How long the last look for what nobody owns took.", registry=registry
         )
+        self._pool_leases = Counter(
+            "enclaved_pool_leases", "Members of pools that were lent, by what for.", ("kind",), registry=registry
+        )
+        self._pool_wait = Histogram(
+            "enclaved_pool_wait_seconds",
+            "Time that callers waited for a member of a pool.",
+            buckets=_POOL_SECONDS,
+            registry=registry,
+        )
+        self._pool_reset_seconds = Histogram(
+            "enclaved_pool_reset_seconds",
+            "Time from the end of a call in a pool until its member was ready again.",
+            buckets=_POOL_SECONDS,
+            registry=registry,
+        )
+        self._pools_troubled = Gauge(
+            "enclaved_pools_troubled", "Pools whose members cannot be made now.", registry=registry
+        )
+        self._pools_refused = Gauge(
+            "enclaved_pools_refused", "Mistakes in the operator's definitions of pools.", registry=registry
+        )
         Gauge("enclaved_build_info", "Always 1; the version is a label.", ("version",), registry=registry).labels(
             version
         ).set(1)
@@ -231,6 +264,8 @@ class Metrics:
             self._created.labels(outcome)
         for intervention in Intervention:
             self._interventions.labels(intervention.value)
+        for cause in Cause:
+            self._ended.labels(cause.value)
         for recovery in RecoveryOutcome:
             self._recovered.labels(recovery.value)
         for kind in NoticeKind:
@@ -239,6 +274,8 @@ class Metrics:
             self._pool_members.labels(member.value)
         for reset in ResetOutcome:
             self._pool_resets.labels(reset.value)
+        for lease in LeaseKind:
+            self._pool_leases.labels(lease.value)
         for leftover in LeftoverKind:
             self._reaper_found.labels(leftover.value)
             self._reaper_removed.labels(leftover.value)
@@ -271,6 +308,14 @@ class Metrics:
     def sandbox_created(self, error: BaseException | None = None) -> None:
         """Counts one attempt to create a sandbox: ``ok``, or the class of the error that ended it."""
         self._created.labels("ok" if error is None else _outcome(error)).inc()
+
+    def sandbox_ended(self, cause: Cause) -> None:
+        """Counts the end of one sandbox, when that is certain; a lost one by its loss."""
+        self._ended.labels(cause.value).inc()
+
+    def sandboxes_watched(self, change: int) -> None:
+        """Counts a client that begins (1) or ends (-1) to watch sandboxes."""
+        self._watches.inc(change)
 
     def sandbox_recovered(self, outcome: RecoveryOutcome) -> None:
         """Counts what became of one sandbox of an earlier daemon."""
@@ -381,9 +426,24 @@ class Metrics:
         """Counts calls that begin (1) or end (-1) to wait for a member of a pool."""
         self._pool_waiting.inc(change)
 
-    def pool_reset(self, outcome: ResetOutcome) -> None:
-        """Counts one reset of a member of a pool."""
+    def pool_reset(self, outcome: ResetOutcome, seconds: float | None = None) -> None:
+        """Counts one reset of a member of a pool, and times it."""
         self._pool_resets.labels(outcome.value).inc()
+        if seconds is not None:
+            self._pool_reset_seconds.observe(seconds)
+
+    def pool_lent(self, kind: LeaseKind, waited_s: float) -> None:
+        """Counts a member that was lent, and how long its caller waited for it."""
+        self._pool_leases.labels(kind.value).inc()
+        self._pool_wait.observe(waited_s)
+
+    def pool_troubled(self, change: int) -> None:
+        """Counts a pool whose members cannot be made (1), or can be made again (-1)."""
+        self._pools_troubled.inc(change)
+
+    def pools_refused(self, count: int) -> None:
+        """Says how many mistakes the operator's definitions of pools have."""
+        self._pools_refused.set(count)
 
     def reaper_began(self) -> None:
         """Says that there will be looks for what nobody owns, from now on."""

@@ -45,6 +45,8 @@ TABLE: Final[dict[type[errors.EnclaveError], Row]] = {
     errors.PoolNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_POOL_NOT_FOUND),
     errors.ContextNotFound: Row(code_pb2.NOT_FOUND, error_reason_pb2.ERROR_REASON_CONTEXT_NOT_FOUND),
     errors.SandboxExists: Row(code_pb2.ALREADY_EXISTS, error_reason_pb2.ERROR_REASON_SANDBOX_EXISTS),
+    errors.RequestEnded: Row(code_pb2.ALREADY_EXISTS, error_reason_pb2.ERROR_REASON_REQUEST_ENDED),
+    errors.RevisionGone: Row(code_pb2.OUT_OF_RANGE, error_reason_pb2.ERROR_REASON_REVISION_GONE),
     errors.WrongState: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_WRONG_STATE),
     errors.ImageUnusable: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_IMAGE_UNUSABLE),
     errors.PathUnusable: Row(code_pb2.FAILED_PRECONDITION, error_reason_pb2.ERROR_REASON_FILE_UNUSABLE),
@@ -108,6 +110,8 @@ def _details(error: errors.EnclaveError) -> Iterator[Message]:
             )
         case errors.SandboxExists():
             yield error_details_pb2.ResourceInfo(resource_type="sandbox", resource_name=error.sandbox_id)
+        case errors.RequestEnded():
+            yield error_details_pb2.ResourceInfo(resource_type="request", resource_name=error.request_id)
         case errors.WrongState():
             violation = error_details_pb2.PreconditionFailure.Violation(
                 type="STATE",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
-import os
-import socket
-from collections.abc import Callable, Collection, Mapping
+import signal
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -23,22 +23,23 @@ from enclaved.agent.guest.frames import FrameError, encode_frame
 from enclaved.agent.guest.limits import PROTOCOL_VERSION
 from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.jobs import WireJob
-from enclaved.agent.peer import Peer, SocketPeer
+from enclaved.agent.peer import Peer, SocketPeer, bound_socket
 from enclaved.agent.reader import OutputReader
 from enclaved.agent.sender import Hold
 from enclaved.agent.versions import OLDEST_GUEST, needed_for_frame
-from enclaved.errors import EnclaveError, GuestUnavailable, NoSpace, SandboxLost, WrongState
+from enclaved.errors import EnclaveError, GuestUnavailable, SandboxLost, WrongState
 from enclaved.runtime.base import ByteChannel
 
 log = logging.getLogger(__name__)
 
 SOCKET_NAME = "agent.sock"
 PARK_DEADLINE_S = 10.0
+STRANGERS_GRACE_S = 2.0
+"""How long what nobody knows of may remove what it has half made."""
 HELD_MOST = 4096
 """Executions that a guest may say it holds; a real one has at most 1024."""
 SMALL_TALK_MOST_BYTES = 1024 * 1024
 """What may wait for a guest that does not read, beside jobs and input, which have bounds of their own."""
-_SOCKET_PATH_MAX = 107
 _BOUNDED = frozenset({"run", "job", "stdin", "credit", "park"})
 """Frames of which there cannot be many: one for each execution, within a window, or one at a time."""
 _ANSWERS = frozenset({"pong", "parked", "paused", "context", "contexts", "context_refused"})
@@ -102,24 +103,7 @@ class GuestLink:
         if self._open_channel is not None:
             self._attaching = self._attaching or Attaching(self, self._open_channel)
             return
-        path = self.directory / SOCKET_NAME
-        if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
-            raise NoSpace(str(path), f"the socket path {path} is too long; choose a shorter state directory")
-        try:
-            self.directory.mkdir(mode=0o710, parents=True, exist_ok=True)
-            os.chown(self.directory, -1, self._group_id)
-            self.directory.chmod(0o710)
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                path.unlink(missing_ok=True)
-                sock.bind(str(path))
-                os.chown(path, -1, self._group_id)
-                path.chmod(0o660)
-            except OSError:
-                sock.close()
-                raise
-        except OSError as error:
-            raise NoSpace(str(path), f"cannot listen on {path}: {error.strerror}") from error
+        sock = bound_socket(self.directory / SOCKET_NAME, self._group_id)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: SocketPeer(self), sock=sock, backlog=4)
 
@@ -207,12 +191,20 @@ class GuestLink:
     def end_strangers(self) -> int:
         """Ends what the guest runs and nobody here knows of; returns how many that were.
 
-        To be called when all that an earlier daemon has written down was adopted and the guest is there.
+        Most are jobs for calls that were cut: each is asked first, so that nothing half made is left of it. To be
+        called when all that an earlier daemon has written down was adopted and the guest is there.
         """
         strangers = [name for name, hold in self._held.items() if not hold.ended and name not in self.handles]
         for name in strangers:
-            self.send({"type": "cancel", "execution": name})
+            self.send({"type": "signal", "execution": name, "number": int(signal.SIGTERM), "leader_only": False})
+        if strangers:
+            loop = asyncio.get_running_loop()
+            loop.call_later(STRANGERS_GRACE_S, self._cancel, strangers, context=contextvars.Context())
         return len(strangers)
+
+    def _cancel(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.send({"type": "cancel", "execution": name})
 
     async def park(self) -> int:
         """Kills everything that runs in the sandbox, and returns how many processes that were.

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from enclaved.agent.guest.frames import FrameDecoder, FrameError
+from enclaved.errors import NoSpace
 
 log = logging.getLogger(__name__)
+
+_SOCKET_PATH_MAX = 107
 
 
 class Peer(Protocol):
@@ -106,3 +111,26 @@ class SocketPeer(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self._hearer.on_gone(self)
+
+
+def bound_socket(path: Path, group_id: int) -> socket.socket:
+    """Makes a socket for a guest, in a directory of its own. Raises `NoSpace` if the host does not let it."""
+    if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
+        raise NoSpace(str(path), f"the socket path {path} is too long; choose a shorter state directory")
+    directory = path.parent
+    try:
+        directory.mkdir(mode=0o710, parents=True, exist_ok=True)
+        os.chown(directory, -1, group_id)
+        directory.chmod(0o710)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            path.unlink(missing_ok=True)
+            sock.bind(str(path))
+            os.chown(path, -1, group_id)
+            path.chmod(0o660)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise NoSpace(str(path), f"cannot listen on {path}: {error.strerror}") from error
+    return sock

@@ -102,6 +102,13 @@ class Limits(_Section):
     timeout_max_s: _Seconds = Field(_DEFAULTS.timeout_max_s, description="Longest timeout of an execution.")
     ttl_default_s: _Seconds = Field(_DEFAULTS.ttl_default_s, description="Time to live of a sandbox.")
     ttl_max_s: _Seconds = Field(_DEFAULTS.ttl_max_s, description="Longest time to live of a sandbox.")
+    idle_timeout_default_s: _SecondsOrZero = Field(
+        _DEFAULTS.idle_timeout_default_s,
+        description="Time without use after which a sandbox is removed; 0: none, or idle_timeout_max_s if that is set.",
+    )
+    idle_timeout_max_s: _SecondsOrZero = Field(
+        _DEFAULTS.idle_timeout_max_s, description="Longest idle timeout of a sandbox; 0: any, and none at all."
+    )
     sandboxes_max: _Count = Field(_DEFAULTS.sandboxes_max, description="Sandboxes at once.")
     executions_per_sandbox_max: _Count = Field(
         _DEFAULTS.executions_per_sandbox_max, description="Executions at once in one sandbox."

@@ -6,9 +6,11 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Background:
@@ -21,6 +23,12 @@ class Background:
         """Starts a task. It does not inherit the log fields of the call that starts it."""
         task = self._start(work, name)
         task.add_done_callback(_log_failure)
+        return task
+
+    def begin(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Starts a task whose outcome its starter asks for; perhaps nobody does."""
+        task: asyncio.Task[T] = self._start(work, name)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
     async def finish(self, work: Coroutine[Any, Any, Any], name: str) -> Any:

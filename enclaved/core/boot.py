@@ -152,6 +152,8 @@ class Boot:
         record.image = image
         record.env = environment(image.env, spec.env_vars, spec.working_dir)
         accounts = record.directory / "accounts"
+        if record.directory.exists():  # a daemon was killed while it started this sandbox again
+            await asyncio.to_thread(shutil.rmtree, record.directory, True)
         try:
             record.directory.mkdir(mode=0o711, parents=True)
             write_accounts(accounts, record.uid, spec.working_dir)
@@ -309,6 +311,10 @@ class Boot:
         link, container_id = record.running_link(), record.container_id
         if container_id is None:
             raise GuestUnavailable(f"the container of sandbox {record.id!r} is not known yet; try again")
+        if not link.connected:
+            status = await self._runtime.status(container_id)
+            if status is not None and status.paused:
+                return  # a daemon that was killed then has done it, and the guest cannot come to say so
         await link.ask("pause", PAUSE_DEADLINE_S)
         try:
             await self._runtime.pause(container_id)

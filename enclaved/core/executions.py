@@ -198,6 +198,7 @@ class Executions:
         self._running.setdefault(execution.record, {})[execution.id] = execution
         self._by_id[execution.id] = execution
         execution.record.active_executions += 1
+        execution.record.touch()
         self._overdue.watch(execution)
         execution.handle.finished.add_done_callback(lambda report: self._on_end(execution, report))
 
@@ -328,6 +329,7 @@ class Executions:
         """Takes in the guest's report, or the news that there will be none."""
         record = execution.record
         record.active_executions -= 1
+        record.touch()
         running = self._running.get(record, {})
         running.pop(execution.id, None)
         self._overdue.ended(execution)

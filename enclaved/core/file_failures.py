@@ -59,7 +59,7 @@ def _claimed(claim: ExceptionInfo, job: FileJob) -> EnclaveError:
     if claim.type == "UploadGap" and claim.message.isascii() and claim.message.isdigit() and len(claim.message) < 19:
         return UploadGap(path, int(claim.message))
     if claim.errno in _FULL:
-        return NoSpace(path, f"{path!r}: {claim.message}; the sandbox's file system is full")
+        return NoSpace(path, f"{path!r} does not fit, the sandbox's file system is full: {claim.message}")
     if claim.type == "MemoryError":
         return PathUnusable(path, "the sandbox has too little memory for this")
     return PathUnusable(path, claim.message)

@@ -11,7 +11,7 @@ from typing import Final
 from enclaved.core.boot import Boot
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import GuestUnavailable, WrongState
-from enclaved.model import Intervention, SandboxState
+from enclaved.model import Cause, Intervention, SandboxState
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Pausing:
     The engine has the truth: what is written down after a change is corrected by whoever looks next.
     """
 
-    def __init__(self, boot: Boot, enter: Callable[[SandboxRecord, SandboxState, str], None]) -> None:
+    def __init__(self, boot: Boot, enter: Callable[[SandboxRecord, SandboxState, str, Cause], None]) -> None:
         self._boot, self._enter = boot, enter
 
     async def pause(self, record: SandboxRecord) -> None:
@@ -42,7 +42,7 @@ class Pausing:
         if record.state is not SandboxState.PAUSED:
             record.running_link()
             await self._boot.freeze(record)
-            self._enter(record, SandboxState.PAUSED, ON_REQUEST)
+            self._enter(record, SandboxState.PAUSED, ON_REQUEST, Cause.REQUEST)
             log.info("sandbox paused", extra={"sandbox_id": record.id})
 
     async def resume(self, record: SandboxRecord) -> None:
@@ -54,7 +54,8 @@ class Pausing:
             record.running_link()
             return
         await self._boot.thaw(record)
-        self._goes_on(record, "")
+        record.touch()
+        self._goes_on(record, "", Cause.REQUEST)
         if record.link is not None:
             with contextlib.suppress(GuestUnavailable):  # calls that need it say so themselves
                 await record.link.ping(AWAKE_WITHIN_S)
@@ -65,15 +66,15 @@ class Pausing:
             return
         if paused and record.state is SandboxState.RUNNING:
             record.metrics.engine_intervened(Intervention.PAUSED)
-            self._enter(record, SandboxState.PAUSED, FROM_OUTSIDE)
+            self._enter(record, SandboxState.PAUSED, FROM_OUTSIDE, Cause.ENGINE)
             log.warning("sandbox paused", extra={"sandbox_id": record.id, "reason": FROM_OUTSIDE})
         elif not paused and record.state is SandboxState.PAUSED:
             record.metrics.engine_intervened(Intervention.RESUMED)
             if record.link is not None:
                 record.link.send({"type": "resume"})
-            self._goes_on(record, "its container was resumed from outside")
+            self._goes_on(record, "its container was resumed from outside", Cause.ENGINE)
 
-    def _goes_on(self, record: SandboxRecord, reason: str) -> None:
+    def _goes_on(self, record: SandboxRecord, reason: str, cause: Cause) -> None:
         record.paused_at = asyncio.get_running_loop().time()
-        self._enter(record, SandboxState.RUNNING, reason)
+        self._enter(record, SandboxState.RUNNING, reason, cause)
         log.info("sandbox resumed", extra={"sandbox_id": record.id, "reason": reason})

@@ -43,6 +43,7 @@ _VIOLATIONS_MAX = 10
 _PAGE_BYTES = 4096
 _SANDBOX_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _EXECUTION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _CONTEXT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9._/-]{1,63}")
 _MACHINES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64", "arm64/v8": "arm64", "armv7l": "arm/v7"}
@@ -80,6 +81,10 @@ class PolicyLimits:
     timeout_max_s: float = 3600.0
     ttl_default_s: float = 86400.0
     ttl_max_s: float = 604800.0
+    idle_timeout_default_s: float = 0.0
+    """Idle timeout of a sandbox whose caller asks for none; 0: none, or the longest that there is."""
+    idle_timeout_max_s: float = 0.0
+    """Longest idle timeout; 0: any, and none at all."""
     sandboxes_max: int = 200
     executions_per_sandbox_max: int = 100
     image_default: str = "python:3.11-slim"
@@ -97,6 +102,10 @@ class PolicyLimits:
         ):
             if not least <= getattr(self, default) <= getattr(self, maximum) < float("inf"):
                 raise ValueError(f"{default} must be at least {least} and at most {maximum}, which must be finite")
+        if not 0 <= self.idle_timeout_default_s < float("inf") or not 0 <= self.idle_timeout_max_s < float("inf"):
+            raise ValueError("idle_timeout_default_s and idle_timeout_max_s must be 0 or more, and finite")
+        if 0 < self.idle_timeout_max_s < self.idle_timeout_default_s:
+            raise ValueError("idle_timeout_default_s must be at most idle_timeout_max_s")
         for count in ("sandboxes_max", "executions_per_sandbox_max"):
             if getattr(self, count) < 1:
                 raise ValueError(f"{count} must be at least 1")
@@ -160,6 +169,7 @@ class Policy:
             remove_on_exit=request.remove_on_exit is not False,
             auto_resume=request.auto_resume is True,
             kill_at_pids_limit=limits.kill_at_pids_limit,
+            idle_timeout_s=self._idle_timeout(request.idle_timeout_s, "spec.idle_timeout_s"),
         )
         return Admission(spec, tuple(adjustments))
 
@@ -168,8 +178,10 @@ class Policy:
 
         Raises `InvalidRequest` naming each malformed field, or `PolicyDenied`.
         """
-        asked = {name: getattr(update, name) for name in ("memory_limit_bytes", "cpu_limit", "pids_limit")}
-        request = SandboxRequest(**asked, ttl_s=update.ttl_s)
+        asked: dict[str, Any] = {
+            name: getattr(update, name) for name in ("memory_limit_bytes", "cpu_limit", "pids_limit")
+        }
+        request = SandboxRequest(**asked, ttl_s=update.ttl_s, idle_timeout_s=update.idle_timeout_s)
         violations = [replace(each, field=each.field.removeprefix("spec.")) for each in malformed(request)]
         if violations:
             raise InvalidRequest(*violations)
@@ -184,12 +196,25 @@ class Policy:
             if wanted is not None and wanted > most:
                 text = f"{name} is {wanted}, and at most {most} is granted; ask for less"
                 raise PolicyDenied("resources", name, text, limit=str(most))
+        if update.idle_timeout_s is not None:
+            asked["idle_timeout_s"] = self._idle_timeout(update.idle_timeout_s, "idle_timeout_s")
         changed = replace(spec, **{name: value for name, value in asked.items() if value is not None})
         needed = spec.working_dir_size_bytes + spec.tmp_size_bytes + spec.shm_size_bytes + HEAP_RESERVE_BYTES
         if update.memory_limit_bytes is not None and changed.memory_limit_bytes < min(needed, spec.memory_limit_bytes):
             text = f"its file systems are memory and need {needed} bytes with a reserve for programs; ask for more"
             raise InvalidRequest.of("memory_limit_bytes", text)
         return changed
+
+    def _idle_timeout(self, wanted: float | None, field: str) -> float:
+        """Decides on an idle timeout; 0 is none. Raises `PolicyDenied`."""
+        most = self.limits.idle_timeout_max_s
+        if wanted is None:
+            return float(self.limits.idle_timeout_default_s or most)
+        if most and not 0 < wanted <= most:
+            asked = f"{wanted:g} s" if wanted else "none"
+            text = f"idle_timeout_s is {asked}, and at most {most:g} s are granted; ask for less"
+            raise PolicyDenied("resources", field, text, limit=str(most))
+        return float(wanted)
 
     def _enabled_tools(self, request: SandboxRequest) -> tuple[dict[str, dict[str, Any]] | None, list[FieldViolation]]:
         """Finds the wanted tools by their canonical names, with their options."""
@@ -295,6 +320,12 @@ def check_execution_id(execution_id: str, field: str = "execution_id") -> None:
     """Refuses what is no id of an execution, before anything is made of it. Raises `InvalidRequest`."""
     if not _EXECUTION_ID.fullmatch(execution_id):
         raise InvalidRequest.of(field, f"{shown(execution_id)} is no id: it must match ^{_EXECUTION_ID.pattern}$")
+
+
+def check_request_id(request_id: str, field: str = "request_id") -> None:
+    """Refuses what is no id of a request. Raises `InvalidRequest`."""
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidRequest.of(field, f"{shown(request_id)} is no id: it must match ^{_REQUEST_ID.pattern}$")
 
 
 def check_context_name(name: str, field: str = "name") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,9 +16,19 @@ from enclaved.agent.link import GuestLink
 from enclaved.core.state import SandboxRow
 from enclaved.errors import WrongState
 from enclaved.metrics import Metrics
-from enclaved.model import Adjustment, Sandbox, SandboxSpec, SandboxState
+from enclaved.model import (
+    DEFAULT_TENANT,
+    Adjustment,
+    Cause,
+    Sandbox,
+    SandboxSpec,
+    SandboxState,
+    StateChange,
+)
 from enclaved.runtime.base import Counters, Image
 
+HISTORY_MOST: Final = 100
+"""Changes of its state that a sandbox remembers."""
 BOOT_ID_VARIABLE: Final = "MS_ENCLAVE_BOOT_ID"
 _BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -56,6 +67,28 @@ class SandboxRecord:
     """The control group's counters when the last execution ended."""
     born: float = 0.0
     """Monotonic time of its creation. The time to live counts from there."""
+    used: float = 0.0
+    """Monotonic time of its last use; 0: not yet."""
+    used_at: datetime | None = None
+    used_noted: float = 0.0
+    """What of that is written down."""
+    on_used: Callable[[SandboxRecord], None] | None = None
+    idle_timer: asyncio.TimerHandle | None = None
+    tenant: str = DEFAULT_TENANT
+    request_id: str = ""
+    """The caller's id of the request that made it; empty: none."""
+    request_digest: str = ""
+    revision: int = 0
+    """Of its last change; see `Changes`."""
+    told: tuple[SandboxState, Mapping[str, str]] | None = None
+    """State and labels as others were told last; ``None``: they have not heard of it."""
+    history: deque[StateChange] = field(default_factory=lambda: deque(maxlen=HISTORY_MOST))
+    limits_due: bool = False
+    """Whether the engine may not have heard of its limits yet."""
+    making: asyncio.Timeout | None = None
+    """Ends the making of its container and guest, while that lasts."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once nothing is left of it."""
     paused_at: float = 0.0
     """Monotonic time at which it was last seen paused; 0: never."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -64,11 +97,32 @@ class SandboxRecord:
     def __post_init__(self) -> None:
         self.metrics.sandbox_moved(None, self.state)
 
-    def enter(self, state: SandboxState, reason: str = "") -> None:
-        """Changes the state."""
+    def enter(self, state: SandboxState, reason: str = "", cause: Cause = Cause.DAEMON) -> None:
+        """Changes the state. One that is being deleted stays so, whatever else comes to its end meanwhile."""
+        if self.state is SandboxState.DELETING:
+            return
         self.metrics.sandbox_moved(self.state, state)
         self.state, self.state_reason = state, reason
         self.updated_at = datetime.now(UTC)
+        self.history.append(StateChange(self.updated_at, state, reason, cause))
+
+    def undo(self, state: SandboxState, reason: str, updated_at: datetime) -> None:
+        """Takes the last change of its state back, which could not be written down."""
+        self.metrics.sandbox_moved(self.state, state)
+        self.state, self.state_reason, self.updated_at = state, reason, updated_at
+        self.history.pop()
+
+    @property
+    def was_made(self) -> bool:
+        """Whether it could be used once: somebody may have been told of it."""
+        never = (SandboxState.INITIALIZING, SandboxState.DELETING)
+        return any(change.state not in never for change in self.history)
+
+    def touch(self) -> None:
+        """It is used at this moment."""
+        self.used, self.used_at = asyncio.get_running_loop().time(), datetime.now(UTC)
+        if self.on_used is not None:
+            self.on_used(self)
 
     def forgotten(self) -> None:
         """The record is dropped."""
@@ -76,8 +130,14 @@ class SandboxRecord:
         self.is_forgotten = True
         if self.on_forgotten is not None:
             self.on_forgotten()
-        if self.expiry is not None:
-            self.expiry.cancel()
+        self.stop_clocks()
+        self.gone.set()
+
+    def stop_clocks(self) -> None:
+        """Lets neither its time to live nor its idle timeout end it."""
+        for timer in (self.expiry, self.idle_timer):
+            if timer is not None:
+                timer.cancel()
 
     def running_link(self) -> GuestLink:
         """The link to the guest. Raises `WrongState` unless the sandbox runs."""
@@ -88,6 +148,7 @@ class SandboxRecord:
             SandboxState.PAUSED: "resume it first (ResumeSandbox)",
             SandboxState.INITIALIZING: "wait until it has been created",
             SandboxState.ERROR: "delete it and create another one",
+            SandboxState.DELETING: "create another one",
         }.get(self.state, "try again")
         why = f" ({self.state_reason})" if self.state_reason else ""
         text = f"sandbox {self.id!r} is {self.state.value}{why}, not running; {hint}"
@@ -118,16 +179,24 @@ class SandboxRecord:
             expires_monotonic_s=self.born + self.spec.ttl_s,
             boot_id=boot_id(),
             pool_id=self.pool_id,
+            tenant=self.tenant,
+            request_id=self.request_id,
+            request_digest=self.request_digest,
+            revision=self.revision,
+            used_monotonic_s=self.used,
+            limits_due=self.limits_due,
+            history=tuple(self.history),
         )
 
     @classmethod
     def of(cls, row: SandboxRow, metrics: Metrics) -> SandboxRecord:
         """Makes the record of a sandbox that an earlier daemon wrote down."""
+        now = asyncio.get_running_loop().time()
         if row.boot_id and row.boot_id == boot_id():
-            born = row.expires_monotonic_s - row.spec.ttl_s
+            born, used = row.expires_monotonic_s - row.spec.ttl_s, row.used_monotonic_s
         else:  # the machine was started anew, and its clock with it: only the wall clock knows
-            age_s = max(0.0, (datetime.now(UTC) - row.created_at).total_seconds())
-            born = asyncio.get_running_loop().time() - age_s
+            born = now - max(0.0, (datetime.now(UTC) - row.created_at).total_seconds())
+            used = now if row.used_monotonic_s else 0.0
         return cls(
             id=row.id,
             number=row.number,
@@ -144,12 +213,22 @@ class SandboxRecord:
             container_id=row.container_id,
             env=row.env,
             born=born,
+            used=used,
+            used_at=datetime.now(UTC) - timedelta(seconds=max(0.0, now - used)) if used else None,
+            used_noted=used,
+            tenant=row.tenant,
+            request_id=row.request_id,
+            request_digest=row.request_digest,
+            revision=row.revision,
+            told=(row.state, dict(row.labels)) if row.revision else None,
+            history=deque(row.history, HISTORY_MOST),
+            limits_due=row.limits_due,
             created_at=row.created_at,
             updated_at=row.updated_at,
         )
 
-    def snapshot(self) -> Sandbox:
-        """The sandbox as others see it."""
+    def snapshot(self, revision: int = 0) -> Sandbox:
+        """The sandbox as others see it; with ``revision`` as it is about to be told."""
         return Sandbox(
             id=self.id,
             state=self.state,
@@ -163,6 +242,9 @@ class SandboxRecord:
             image_id=self.image.id if self.image is not None else "",
             active_executions=self.active_executions,
             uid=self.uid,
+            tenant=self.tenant,
+            revision=revision or self.revision,
+            used_at=self.used_at,
         )
 
 

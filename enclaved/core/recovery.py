@@ -7,6 +7,7 @@ guest looks for its daemon at least each second; until it is there, calls that n
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from enclaved.core.boot import Boot
@@ -32,7 +33,8 @@ class Recovery:
         self._state, self._sandboxes, self._executions = state, sandboxes, executions
         self._boot, self._metrics = boot, metrics
         self._draining = Draining(metrics)
-        self._doomed: list[SandboxRow] = []
+        self._doomed: list[SandboxRecord] = []
+        self._cleared = asyncio.Event()
 
     def load(self) -> None:
         """Takes up every sandbox that is to live on, with its executions. Raises `StateUnusable`."""
@@ -40,25 +42,41 @@ class Recovery:
         of_sandbox: dict[str, list[ExecutionRow]] = {}
         for execution in executions:
             of_sandbox.setdefault(execution.sandbox_id, []).append(execution)
+        kept = set()
         for row in self._state.sandboxes.load():
-            if _is_doomed(row):
-                self._doomed.append(row)
-                continue
             record = SandboxRecord.of(row, self._metrics)
+            why = self._doom(row)
+            if why:
+                self._doomed.append(record)
+                self._sandboxes.take_down(record, why, self._cleared)
+                continue
+            kept.add(row.id)
             self._sandboxes.take_up(record, self._rejoin)
             self._executions.take_up(record, of_sandbox.get(row.id, ()))
         for execution in executions:
-            if self._sandboxes.known(execution.sandbox_id) is None:
+            if execution.sandbox_id not in kept:
                 self._state.executions.forget(execution.id)
 
     async def finish(self, leftovers: Leftovers) -> None:
-        """Drops what was written down of half-made and half-deleted sandboxes, once nothing is left of them."""
+        """Removes half-made and half-deleted sandboxes, once nothing is left that could be their containers."""
         await leftovers.cleared.wait()
-        for row in self._doomed:
-            self._state.sandboxes.forget(row.id, row.number)
+        self._cleared.set()
+        for record in self._doomed:
+            await record.gone.wait()
             self._metrics.sandbox_recovered(RecoveryOutcome.REMOVED)
-            log.info("sandbox removed", extra={"sandbox_id": row.id, "reason": _why_doomed(row)})
+            log.info("sandbox removed", extra={"sandbox_id": record.id, "reason": record.state_reason})
         self._doomed.clear()
+
+    def _doom(self, row: SandboxRow) -> str:
+        """Why a sandbox is removed; empty if it lives on."""
+        if row.state is SandboxState.DELETING:
+            return row.state_reason or "the daemon was killed while it deleted it"
+        if row.pool_id:
+            return "it was a member of a pool, and pools end with their daemon"
+        was_stopped = any(change.state is SandboxState.STOPPED for change in row.history)
+        if row.state is SandboxState.INITIALIZING and not was_stopped:
+            return "the daemon was killed while it made it"
+        return ""
 
     async def _rejoin(self, record: SandboxRecord) -> None:
         counted = False
@@ -82,6 +100,8 @@ class Recovery:
                 log.warning("unknown executions ended", extra={"sandbox_id": record.id, "executions": strangers})
         if not counted:
             self._adopted(record)
+        if record.state is SandboxState.STOPPING:
+            await self._sandboxes.finish_stop(record)
         if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
             watching = self._boot.watching.watch(record, self._sandboxes.lose, self._sandboxes.seen)
             if record.link is not None and record.link.outdated:
@@ -92,15 +112,3 @@ class Recovery:
     def _adopted(self, record: SandboxRecord) -> None:
         self._metrics.sandbox_recovered(RecoveryOutcome.ADOPTED)
         log.info("sandbox adopted", extra={"sandbox_id": record.id, "executions": record.active_executions})
-
-
-def _is_doomed(row: SandboxRow) -> bool:
-    return bool(row.pool_id) or row.state in (SandboxState.INITIALIZING, SandboxState.STOPPING)
-
-
-def _why_doomed(row: SandboxRow) -> str:
-    if row.state is SandboxState.INITIALIZING:
-        return "the daemon was killed while it made it"
-    if row.state is SandboxState.STOPPING:
-        return "the daemon was killed while it deleted it"
-    return "it was a member of a pool, and pools end with their daemon"

@@ -17,6 +17,7 @@ TMPFS_MIN_BYTES = 64 * 1024
 CPU_MIN = 0.05
 PIDS_MIN = 32
 TTL_MIN_S = 1.0
+IDLE_TIMEOUT_MIN_S = 1.0
 SECONDS_MAX = 1e9
 """More than thirty years: a timeout or time to live beyond it is a mistake, not a wish."""
 
@@ -53,12 +54,15 @@ _QUANTITIES = (
     _Quantity("timeout_s", "seconds", 0, SECONDS_MAX),
     _Quantity("ttl_s", "seconds", TTL_MIN_S, SECONDS_MAX),
 )
+_IDLE_TIMEOUT = _Quantity("idle_timeout_s", "seconds", IDLE_TIMEOUT_MIN_S, SECONDS_MAX)
 
 
 def malformed(request: SandboxRequest) -> Iterator[FieldViolation]:
     """Finds every malformed field, as ``spec.FIELD``. Tools are not looked at: they need the registry."""
     for quantity in _QUANTITIES:
         yield from _quantity(quantity, getattr(request, quantity.field))
+    if request.idle_timeout_s != 0:
+        yield from _quantity(_IDLE_TIMEOUT, request.idle_timeout_s)
     yield from _problem("image", request.image, _image_problem)
     yield from _problem("working_dir", request.working_dir, _working_dir_problem)
     for text in _env_problems(request.env_vars):

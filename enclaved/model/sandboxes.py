@@ -25,6 +25,7 @@ class SandboxState(enum.StrEnum):
     STOPPED = "stopped"
     ERROR = "error"
     PAUSED = "paused"
+    DELETING = "deleting"
 
 
 class Cause(enum.StrEnum):
@@ -94,6 +95,7 @@ class SandboxRequest:
     command: tuple[str, ...] = ()
     privileged: bool | None = None
     auto_resume: bool | None = None
+    idle_timeout_s: float | None = None
     documented_defaults: frozenset[str] = frozenset()
 
 
@@ -122,6 +124,8 @@ class SandboxSpec:
     """Whether it is resumed by itself when it is used while it is paused."""
     kill_at_pids_limit: bool = False
     """Whether an execution that meets the limit of processes is killed (`Verdict.PIDS_LIMIT`)."""
+    idle_timeout_s: float = 0.0
+    """How long it may be unused before it is removed; 0: for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,8 @@ class SandboxUpdate:
     memory_limit_bytes: int | None = None
     cpu_limit: float | None = None
     pids_limit: int | None = None
+    idle_timeout_s: float | None = None
+    """0: it may be unused for as long as it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +169,37 @@ class Sandbox:
     image_id: str
     active_executions: int
     uid: int
+    tenant: str = DEFAULT_TENANT
+    revision: int = 0
+    """Of its last change."""
+    used_at: datetime | None = None
+    """When it was last used, as far as is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFilter:
+    """Which sandboxes somebody wants to see. What is empty or ``None`` excludes nothing."""
+
+    labels: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    """All of them, with these values."""
+    states: frozenset[SandboxState] = frozenset()
+    tenant: str = ""
+    created_before: datetime | None = None
+    created_after: datetime | None = None
+
+    def shows(self, sandbox: Sandbox) -> bool:
+        """Whether a sandbox is among them."""
+        return self.fits(sandbox, sandbox.state, sandbox.labels)
+
+    def fits(self, sandbox: Sandbox, state: SandboxState, labels: Mapping[str, str]) -> bool:
+        """Whether a sandbox would be among them in another state and with other labels."""
+        return (
+            (not self.states or state in self.states)
+            and (not self.tenant or sandbox.tenant == self.tenant)
+            and (self.created_before is None or sandbox.created_at < self.created_before)
+            and (self.created_after is None or sandbox.created_at > self.created_after)
+            and all(labels.get(name) == value for name, value in self.labels.items())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +208,41 @@ class SandboxPage:
 
     sandboxes: tuple[Sandbox, ...]
     next_page_token: str
+    revision: int = 0
+    """What was true when the first page was made: changes after it are news."""
+
+
+class SandboxEventKind(enum.StrEnum):
+    """What happened to a sandbox."""
+
+    CREATED = "created"
+    CHANGED = "changed"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxEvent:
+    """One change of one sandbox."""
+
+    revision: int
+    kind: SandboxEventKind
+    at: datetime
+    cause: Cause
+    sandbox: Sandbox
+    """As it was after the change, or last; without its environment."""
+    state_before: SandboxState
+    labels_before: Mapping[str, str]
+
+    def concerns(self, wanted: SandboxFilter) -> bool:
+        """Whether somebody who looks at these sandboxes sees the change: it is among them now, or was before."""
+        return wanted.shows(self.sandbox) or wanted.fits(self.sandbox, self.state_before, self.labels_before)
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """Up to this revision there was nothing else for whoever is told."""
+
+    revision: int
 
 
 class MemberState(enum.StrEnum):

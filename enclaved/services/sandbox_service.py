@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 from ms_enclave.v1.sandbox_service_pb2 import (
     CreateSandboxRequest,
     CreateSandboxResponse,
@@ -21,6 +23,7 @@ from ms_enclave.v1.sandbox_service_pb2 import (
     StopSandboxResponse,
     UpdateSandboxRequest,
     UpdateSandboxResponse,
+    WatchSandboxesRequest,
 )
 
 from enclaved.core.sandboxes import Sandboxes
@@ -41,30 +44,39 @@ class SandboxService:
             convert.sandbox_request(request.spec),
             sandbox_id=fields.sandbox_id(request.sandbox_id, required=False),
             labels=dict(request.labels),
+            request_id=request.request_id,
         )
         return CreateSandboxResponse(sandbox=convert.sandbox(sandbox))
 
     async def get_sandbox(self, request: GetSandboxRequest, context: Context) -> GetSandboxResponse:
         """Gets one sandbox."""
+        sandbox_id = fields.sandbox_id(request.sandbox_id)
         return GetSandboxResponse(
-            sandbox=convert.sandbox(self._sandboxes.get(fields.sandbox_id(request.sandbox_id))),
+            sandbox=convert.sandbox(self._sandboxes.get(sandbox_id)),
+            history=[convert.state_change(change) for change in self._sandboxes.history(sandbox_id)],
         )
 
     async def list_sandboxes(self, request: ListSandboxesRequest, context: Context) -> ListSandboxesResponse:
         """Lists a page of sandboxes."""
         page = self._sandboxes.list(
-            labels=dict(request.labels),
-            states=convert.states(request.states),
-            page_size=request.page_size,
-            page_token=request.page_token,
+            wanted=convert.sandbox_filter(request), page_size=request.page_size, page_token=request.page_token
         )
         return ListSandboxesResponse(
-            sandboxes=[convert.sandbox(sandbox) for sandbox in page.sandboxes], next_page_token=page.next_page_token
+            sandboxes=[convert.sandbox(sandbox) for sandbox in page.sandboxes],
+            next_page_token=page.next_page_token,
+            revision=page.revision,
         )
+
+    async def watch_sandboxes(self, request: WatchSandboxesRequest, context: Context) -> None:
+        """Tells of every change."""
+        wanted = convert.sandbox_filter(request)
+        async with aclosing(self._sandboxes.watch(request.revision, wanted, request.heartbeat_s)) as news:
+            async for event in news:
+                await context.write(convert.sandbox_event(event, wanted))
 
     async def delete_sandbox(self, request: DeleteSandboxRequest, context: Context) -> DeleteSandboxResponse:
         """Deletes a sandbox with everything in it."""
-        await self._sandboxes.delete(fields.sandbox_id(request.sandbox_id))
+        await self._sandboxes.delete(fields.sandbox_id(request.sandbox_id), wait=request.wait)
         return DeleteSandboxResponse()
 
     async def start_sandbox(self, request: StartSandboxRequest, context: Context) -> StartSandboxResponse:

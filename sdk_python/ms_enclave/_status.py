@@ -30,6 +30,8 @@ BY_REASON: Final[dict[str, type[EnclaveError]]] = {
     "IMAGE_NOT_FOUND": errors.ImageNotFound,
     "FILE_NOT_FOUND": errors.PathNotFound,
     "SANDBOX_EXISTS": errors.SandboxExists,
+    "REQUEST_ENDED": errors.RequestEnded,
+    "REVISION_GONE": errors.RevisionGone,
     "WRONG_STATE": errors.WrongState,
     "IMAGE_UNUSABLE": errors.ImageUnusable,
     "FILE_UNUSABLE": errors.PathUnusable,

@@ -16,6 +16,8 @@ class that describes it best:
     │   └── ContextNotFound                  no context of this name is open in the sandbox
     ├── PathNotFound (FileNotFoundError)     no such file in the sandbox
     ├── SandboxExists (ValueError)
+    ├── RequestEnded (ValueError)            the request made a sandbox that is gone
+    ├── RevisionGone                         changes since then are not kept any more
     ├── WrongState (ValueError)              the sandbox is in a state in which the call makes no sense
     ├── ImageUnusable
     ├── PathExists (FileExistsError)         something is there already, and was not to be replaced
@@ -164,6 +166,14 @@ class PathNotFound(EnclaveError, FileNotFoundError):
 
 class SandboxExists(EnclaveError, ValueError):
     """A sandbox of this id exists."""
+
+
+class RequestEnded(EnclaveError, ValueError):
+    """The request made a sandbox once, and that is gone; it makes no other."""
+
+
+class RevisionGone(EnclaveError):
+    """Changes of sandboxes since this revision are not kept any more: list them anew and watch from there."""
 
 
 class WrongState(EnclaveError, ValueError):

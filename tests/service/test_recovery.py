@@ -396,8 +396,8 @@ async def test_half_made_and_half_deleted_sandboxes_are_removed(world: World) ->
         await first.create("half-made")
         await first.create("half-deleted")
     async with world.state() as state:
-        for row, half in zip(state.sandboxes.load(), (SandboxState.INITIALIZING, SandboxState.STOPPING), strict=True):
-            state.sandboxes.save(replace(row, state=half, container_id=None))
+        for row, half in zip(state.sandboxes.load(), (SandboxState.INITIALIZING, SandboxState.DELETING), strict=True):
+            state.sandboxes.save(replace(row, state=half, container_id=None, history=row.history[:1]))
     async with world.daemon() as second:
         await recovered(second, "removed", 2)
         assert world.engine._containers == {}

@@ -103,11 +103,19 @@ def test_a_malformed_selection_of_tools_names_the_entry(tools, field):
 
 
 def test_states_are_read_by_name_and_unknown_ones_refused():
-    found = convert.states([sandbox_pb.Sandbox.STATE_RUNNING, sandbox_pb.Sandbox.STATE_ERROR])
-    assert found == {model.SandboxState.RUNNING, model.SandboxState.ERROR}
+    wanted = [sandbox_pb.Sandbox.STATE_RUNNING, sandbox_pb.Sandbox.STATE_ERROR]
+    found = convert.sandbox_filter(sandbox_pb.ListSandboxesRequest(states=wanted))
+    assert found.states == {model.SandboxState.RUNNING, model.SandboxState.ERROR}
     for unknown in (0, 99):
         with pytest.raises(InvalidRequest):
-            convert.states([unknown])  # type: ignore[list-item]
+            convert.sandbox_filter(sandbox_pb.WatchSandboxesRequest(states=[unknown]))  # type: ignore[list-item]
+
+
+def test_a_moment_that_is_none_is_refused_with_its_field():
+    request = sandbox_pb.ListSandboxesRequest()
+    request.created_after.seconds = 2**60
+    with pytest.raises(InvalidRequest, match="created_after"):
+        convert.sandbox_filter(request)
 
 
 # -- onto the wire -----------------------------------------------------------------------------------------------
@@ -242,6 +250,7 @@ MESSAGES_FROM_THE_WIRE = {
 MESSAGES_ONTO_THE_WIRE = {
     *("Sandbox", "Adjustment", "Tool", "EngineInfo", "Started", "Output", "Notice", "Finished", "ExceptionInfo"),
     *("Phases", "LimitHit", "ResourceUsage", "ChannelOffset", "ExecutionEvent", "StatsSample", "Execution", "Context"),
+    "StateChange",
 }
 NOT_SENT_YET = {"RichResult"}
 READ_BY_SERVICES = {"OpenFile", "TerminalSize", "Stdin", "EndOfInput", "Signal", "Acknowledge", "Cancel"}

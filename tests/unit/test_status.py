@@ -89,6 +89,8 @@ def test_the_metadata_keys_are_those_that_the_contract_names(error):
         "ERROR_REASON_IMAGE_NOT_FOUND": {"image"},
         "ERROR_REASON_FILE_NOT_FOUND": {"path"},
         "ERROR_REASON_SANDBOX_EXISTS": {"sandbox_id"},
+        "ERROR_REASON_REQUEST_ENDED": {"request_id", "sandbox_id"},
+        "ERROR_REASON_REVISION_GONE": {"revision", "newest"},
         "ERROR_REASON_WRONG_STATE": {"state", "wanted"},
         "ERROR_REASON_IMAGE_UNUSABLE": {"image"},
         "ERROR_REASON_FILE_UNUSABLE": {"path"},

@@ -99,9 +99,11 @@ def _room(job: Dict[str, Any], settings: Dict[str, Any]) -> str:
     except OSError:
         return ""
     size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
-    if free and not found.f_favail:
-        return " (%s has room for no more files)" % root
-    return " (%s has %d bytes free of %d)" % (root, free, size)
+    room = "%s has %d bytes free of %d" % (root, free, size)
+    if free and found.f_files and not found.f_favail:
+        room = "%s has room for no more files" % root
+    limit = settings["file_size_limit_bytes"]
+    return ": a file here has at most %d bytes, and %s" % (limit, room) if limit else ": " + room
 
 
 def _do(job: Dict[str, Any], settings: Dict[str, Any]) -> None:

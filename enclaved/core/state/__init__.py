@@ -4,6 +4,7 @@ Writing rule: a row is there before the effect that it tells of (a container is 
 goes after that effect is undone. So the next daemon finds a row for everything that may be there.
 """
 
+from enclaved.core.state.chronicle import Chronicle, EndedRequest
 from enclaved.core.state.database import StateUnusable
 from enclaved.core.state.pools import LEASES_KEPT, Baseline, LeaseTable, MemberRow, PoolRow, PoolTable
 from enclaved.core.state.rows import SandboxRow
@@ -13,6 +14,8 @@ __all__ = [
     "DATABASE_NAME",
     "LEASES_KEPT",
     "Baseline",
+    "Chronicle",
+    "EndedRequest",
     "ExecutionTable",
     "LeaseTable",
     "MemberRow",

@@ -10,8 +10,8 @@ import asyncio
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -109,9 +109,15 @@ class Database:
 
     def write(self, sql: str, values: Mapping[str, Any]) -> None:
         """Writes at once, after what is still owed. Raises `NoSpace` if the disk is full or fails."""
+        self.write_all([(sql, values)])
+
+    def write_all(self, writes: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Does what `write` does for several writes: all or none."""
         try:
             self._pay()
-            self._execute(sql, values)
+            with self._transaction() if len(writes) > 1 else nullcontext():
+                for sql, values in writes:
+                    self._execute(sql, values)
         except sqlite3.Error as error:
             if _primary(error) not in _DISK_CODES:
                 raise

@@ -37,7 +37,7 @@ class SandboxRow:
     image: Image | None
     env: Mapping[str, str]
     state: SandboxState
-    """``INITIALIZING``: it is being made. ``STOPPING``: it is being deleted."""
+    """``INITIALIZING``: it is being made, or started again if it was stopped before (`history`)."""
     state_reason: str
     created_at: datetime
     updated_at: datetime
@@ -62,8 +62,8 @@ class SandboxRow:
 
 
 def encode(value: object) -> str:
-    """Makes JSON of dataclasses, and of mappings, sequences, sets and moments in them."""
-    return json.dumps(value, default=_plain, separators=(",", ":"))
+    """Makes JSON of dataclasses, and of mappings, sequences, sets and moments in them: the same of what is equal."""
+    return json.dumps(value, default=_plain, separators=(",", ":"), sort_keys=True)
 
 
 def shallow(value: DataclassInstance) -> dict[str, Any]:

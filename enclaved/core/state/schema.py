@@ -48,6 +48,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE sandboxes ADD COLUMN used_monotonic_s REAL NOT NULL DEFAULT 0",
         "ALTER TABLE sandboxes ADD COLUMN limits_due INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE sandboxes ADD COLUMN history TEXT NOT NULL DEFAULT '[]'",
+        "UPDATE sandboxes SET state = 'deleting' WHERE state = 'stopping'",
         """
         CREATE TABLE sandbox_changes (
             revision INTEGER PRIMARY KEY,

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from enclaved.core.execution_rows import ExecutionRow
+from enclaved.core.state.chronicle import Chronicle, EndedRequest, Write
 from enclaved.core.state.database import Database
 from enclaved.core.state.names import Names
 from enclaved.core.state.pools import LeaseTable, PoolTable
 from enclaved.core.state.rows import SandboxRow, decode, encode, encode_as, shallow
-from enclaved.model import Adjustment, Finished, SandboxSpec, SandboxState, StateChange
+from enclaved.model import Adjustment, Finished, SandboxEvent, SandboxSpec, SandboxState, StateChange
 from enclaved.runtime.base import Image
 
 DATABASE_NAME: Final = "state.db"
@@ -45,23 +46,48 @@ class State:
 
 
 class SandboxTable:
-    """Sandboxes."""
+    """Sandboxes. A change that others follow is written together with the row that it changed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.chronicle = Chronicle(database)
 
-    def save(self, row: SandboxRow) -> None:
+    def save(self, row: SandboxRow, event: SandboxEvent | None = None) -> None:
         """Writes a sandbox down before something is made for it. Raises `NoSpace`; then nothing must be made."""
-        self._database.write(_SAVE_SANDBOX, _sandbox_values(row))
+        writes: list[Write] = [(_SAVE_SANDBOX, _sandbox_values(row))]
+        if event is not None:
+            writes.append(self.chronicle.write_of(event))
+        self._database.write_all(writes)
 
-    def note(self, row: SandboxRow) -> None:
+    def note(self, row: SandboxRow, event: SandboxEvent | None = None) -> None:
         """Writes down what has happened to a sandbox, at once or as soon as the disk allows."""
-        self._database.write_surely(f"sandbox {row.id}", _SAVE_SANDBOX, _sandbox_values(row))
+        self._note(row.id, (_SAVE_SANDBOX, _sandbox_values(row)), event)
 
-    def forget(self, sandbox_id: str, number: int) -> None:
+    def note_use(self, sandbox_id: str, number: int, used_monotonic_s: float) -> None:
+        """Writes down when a sandbox was last used."""
+        values = {"id": sandbox_id, "number": number, "used_monotonic_s": used_monotonic_s}
+        self._database.write_surely(f"use {sandbox_id}", _NOTE_USE, values)
+
+    def forget(
+        self, sandbox_id: str, number: int, event: SandboxEvent | None = None, request: EndedRequest | None = None
+    ) -> None:
         """Drops a sandbox of which nothing is left. A younger one of the same id stays."""
-        sql = "DELETE FROM sandboxes WHERE id = :id AND number = :number"
-        self._database.write_surely(f"sandbox {sandbox_id}", sql, {"id": sandbox_id, "number": number})
+        values = {"id": sandbox_id, "number": number}
+        self._note(sandbox_id, (_FORGET_SANDBOX, values), event, request)
+
+    def _note(
+        self,
+        sandbox_id: str,
+        write: Write,
+        event: SandboxEvent | None = None,
+        request: EndedRequest | None = None,
+    ) -> None:
+        writes = {f"sandbox {sandbox_id}": write}
+        if event is not None:  # on a full disk only its last change is owed
+            writes[f"change of {sandbox_id}"] = self.chronicle.write_of(event)
+        if request is not None:
+            writes[f"request of {sandbox_id}"] = request.write
+        self._database.write_all_surely(writes)
 
     def load(self) -> list[SandboxRow]:
         """Reads all, oldest first. Raises `StateUnusable`."""
@@ -120,6 +146,8 @@ _SAVE_SANDBOX: Final = """
         :tenant, :request_id, :request_digest, :revision, :used_monotonic_s, :limits_due, :history
     )
 """
+_NOTE_USE: Final = "UPDATE sandboxes SET used_monotonic_s = :used_monotonic_s WHERE id = :id AND number = :number"
+_FORGET_SANDBOX: Final = "DELETE FROM sandboxes WHERE id = :id AND number = :number"
 _SAVE_EXECUTION: Final = """
     INSERT INTO executions VALUES (:id, :sandbox_id, :created_at, :body, :finished)
     ON CONFLICT (id) DO UPDATE SET body = excluded.body, finished = coalesce(excluded.finished, finished)

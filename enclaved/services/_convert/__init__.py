@@ -16,7 +16,14 @@ from enclaved.services._convert.calls import (
 from enclaved.services._convert.executions import context, event, execution, run_response
 from enclaved.services._convert.files import file_change, file_info, search_matches
 from enclaved.services._convert.others import pool, pull_progress, system_info, tool
-from enclaved.services._convert.sandboxes import sandbox, sandbox_request, sandbox_update, states
+from enclaved.services._convert.sandboxes import (
+    sandbox,
+    sandbox_event,
+    sandbox_filter,
+    sandbox_request,
+    sandbox_update,
+    state_change,
+)
 
 __all__ = [
     "context",
@@ -30,11 +37,13 @@ __all__ = [
     "pull_progress",
     "run_response",
     "sandbox",
+    "sandbox_event",
+    "sandbox_filter",
     "sandbox_request",
     "sandbox_update",
     "search_matches",
     "signal_number",
-    "states",
+    "state_change",
     "stats_interval_s",
     "system_info",
     "terminal_size",

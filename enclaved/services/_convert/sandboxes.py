@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from ms_enclave.v1 import sandbox_service_pb2
 
 from enclaved import model
@@ -41,6 +43,7 @@ def sandbox_request(spec: sandbox_service_pb2.SandboxSpec) -> model.SandboxReque
         command=tuple(spec.command),
         privileged=spec.privileged if spec.HasField("privileged") else None,
         auto_resume=spec.auto_resume if spec.HasField("auto_resume") else None,
+        idle_timeout_s=spec.idle_timeout_s if spec.HasField("idle_timeout_s") else None,
     )
 
 
@@ -52,6 +55,7 @@ def sandbox_update(request: sandbox_service_pb2.UpdateSandboxRequest) -> model.S
         memory_limit_bytes=request.memory_limit_bytes if request.HasField("memory_limit_bytes") else None,
         cpu_limit=request.cpu_limit if request.HasField("cpu_limit") else None,
         pids_limit=request.pids_limit if request.HasField("pids_limit") else None,
+        idle_timeout_s=request.idle_timeout_s if request.HasField("idle_timeout_s") else None,
     )
 
 
@@ -67,7 +71,7 @@ def _tool_selection(selection: sandbox_service_pb2.ToolSelection) -> dict[str, d
     return found
 
 
-def states(values: Iterable[sandbox_service_pb2.Sandbox.State.ValueType]) -> frozenset[model.SandboxState]:
+def _wanted_states(values: Iterable[sandbox_service_pb2.Sandbox.State.ValueType]) -> frozenset[model.SandboxState]:
     """Reads the states that a listing asks for."""
     known = {number: state for state, number in _STATES.items()}
     for value in values:
@@ -94,6 +98,55 @@ def sandbox(found: model.Sandbox) -> sandbox_service_pb2.Sandbox:
         image_id=found.image_id,
         active_executions=found.active_executions,
         uid=found.uid,
+        tenant=found.tenant,
+        revision=found.revision,
+        last_use_time=None if found.used_at is None else timestamp(found.used_at),
+    )
+
+
+def sandbox_filter(
+    request: sandbox_service_pb2.ListSandboxesRequest | sandbox_service_pb2.WatchSandboxesRequest,
+) -> model.SandboxFilter:
+    """Reads which sandboxes somebody wants to see."""
+    return model.SandboxFilter(
+        labels=dict(request.labels),
+        states=_wanted_states(request.states),
+        tenant=request.tenant,
+        created_before=_moment(request.created_before, "created_before")
+        if request.HasField("created_before")
+        else None,
+        created_after=_moment(request.created_after, "created_after") if request.HasField("created_after") else None,
+    )
+
+
+def _moment(stamp: Timestamp, field: str) -> datetime:
+    try:
+        return stamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest.of(field, "must be a moment between the years 1 and 9999") from None
+
+
+def state_change(change: model.StateChange) -> sandbox_service_pb2.StateChange:
+    """Shows one change of a sandbox's state."""
+    return sandbox_service_pb2.StateChange(
+        time=timestamp(change.at), state=_STATES[change.state], reason=change.reason, cause=_CAUSES[change.cause]
+    )
+
+
+def sandbox_event(
+    event: model.SandboxEvent | model.Bookmark, wanted: model.SandboxFilter
+) -> sandbox_service_pb2.WatchSandboxesResponse:
+    """Shows one change to somebody who watches these sandboxes."""
+    if isinstance(event, model.Bookmark):
+        kind = sandbox_service_pb2.WatchSandboxesResponse.KIND_BOOKMARK
+        return sandbox_service_pb2.WatchSandboxesResponse(kind=kind, revision=event.revision)
+    return sandbox_service_pb2.WatchSandboxesResponse(
+        kind=_KINDS[event.kind],
+        revision=event.revision,
+        sandbox=sandbox(event.sandbox),
+        cause=_CAUSES[event.cause],
+        time=timestamp(event.at),
+        matches=event.kind is not model.SandboxEventKind.DELETED and wanted.shows(event.sandbox),
     )
 
 
@@ -112,6 +165,7 @@ def _spec(spec: model.SandboxSpec) -> sandbox_service_pb2.SandboxSpec:
         remove_on_exit=spec.remove_on_exit,
         network_enabled=False,
         auto_resume=spec.auto_resume,
+        idle_timeout_s=spec.idle_timeout_s,
     )
     if spec.tools is not None:
         found.tools.SetInParent()
@@ -128,5 +182,22 @@ _STATES: Mapping[model.SandboxState, sandbox_service_pb2.Sandbox.State.ValueType
         model.SandboxState.STOPPING: sandbox_service_pb2.Sandbox.STATE_STOPPING,
         model.SandboxState.STOPPED: sandbox_service_pb2.Sandbox.STATE_STOPPED,
         model.SandboxState.ERROR: sandbox_service_pb2.Sandbox.STATE_ERROR,
+        model.SandboxState.DELETING: sandbox_service_pb2.Sandbox.STATE_DELETING,
+    }
+)
+_CAUSES: Mapping[model.Cause, sandbox_service_pb2.StateChange.Cause.ValueType] = MappingProxyType(
+    {
+        model.Cause.REQUEST: sandbox_service_pb2.StateChange.CAUSE_REQUEST,
+        model.Cause.DAEMON: sandbox_service_pb2.StateChange.CAUSE_DAEMON,
+        model.Cause.ENGINE: sandbox_service_pb2.StateChange.CAUSE_ENGINE,
+        model.Cause.TTL: sandbox_service_pb2.StateChange.CAUSE_TTL,
+        model.Cause.IDLE: sandbox_service_pb2.StateChange.CAUSE_IDLE,
+    }
+)
+_KINDS: Mapping[model.SandboxEventKind, sandbox_service_pb2.WatchSandboxesResponse.Kind.ValueType] = MappingProxyType(
+    {
+        model.SandboxEventKind.CREATED: sandbox_service_pb2.WatchSandboxesResponse.KIND_CREATED,
+        model.SandboxEventKind.CHANGED: sandbox_service_pb2.WatchSandboxesResponse.KIND_CHANGED,
+        model.SandboxEventKind.DELETED: sandbox_service_pb2.WatchSandboxesResponse.KIND_DELETED,
     }
 )

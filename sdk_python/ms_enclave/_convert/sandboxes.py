@@ -20,6 +20,7 @@ _STATUS = {
     sandbox_pb.Sandbox.STATE_STOPPING: SandboxStatus.STOPPING,
     sandbox_pb.Sandbox.STATE_STOPPED: SandboxStatus.STOPPED,
     sandbox_pb.Sandbox.STATE_ERROR: SandboxStatus.ERROR,
+    sandbox_pb.Sandbox.STATE_DELETING: SandboxStatus.STOPPING,
 }
 
 

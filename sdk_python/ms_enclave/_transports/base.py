@@ -359,8 +359,11 @@ class Transport(Protocol):
         """Stops a sandbox at once; leaves a stopped one alone. Raises `SandboxNotFound`."""
         ...
 
-    async def delete_sandbox(self, sandbox_id: str) -> None:
-        """Deletes a sandbox with everything in it. Raises `SandboxNotFound`."""
+    async def delete_sandbox(self, sandbox_id: str, *, wait: bool = True) -> None:
+        """Deletes a sandbox with everything in it, for certain; with ``wait`` nothing is left when this returns.
+
+        Raises `SandboxNotFound`.
+        """
         ...
 
     async def list_tools(self, sandbox_id: str = "") -> list[ToolInfo]:

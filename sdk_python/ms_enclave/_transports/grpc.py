@@ -20,7 +20,7 @@ from ms_enclave._transports.contexts import Contexts
 from ms_enclave._transports.executions import Executions
 from ms_enclave._transports.files import Files
 from ms_enclave._transports.lifecycle import Lifecycle
-from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxExists, SandboxNotFound, Unavailable
+from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
 from ms_enclave.v1 import image_service_pb2 as image_pb
 from ms_enclave.v1 import pool_service_pb2 as pool_pb
@@ -28,8 +28,6 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1 import system_service_pb2 as system_pb
 from ms_enclave.v1 import tool_service_pb2 as tool_pb
 
-REQUEST_LABEL: Final = "ms-enclave/request"
-"""A label that tells a sandbox that we made from one that somebody else made under the same id."""
 CREATE_S: Final = 900.0
 """How long the making of a sandbox may take, the pull of its image included."""
 PULL_S: Final = 3600.0
@@ -69,19 +67,12 @@ class GrpcTransport:
 
     async def create_sandbox(self, plan: SandboxPlan) -> SandboxInfo:
         spec = convert.spec(plan.config, plan.tools)
-        labels = {**plan.labels, REQUEST_LABEL: uuid.uuid4().hex}
-        request = sandbox_pb.CreateSandboxRequest(sandbox_id=_id(plan.sandbox_id), spec=spec, labels=labels)
-        retries = self._calls.retries()
+        # Every attempt is the same request, and so the same sandbox: whatever became of the ones before.
+        request = sandbox_pb.CreateSandboxRequest(
+            sandbox_id=_id(plan.sandbox_id), spec=spec, labels=plan.labels, request_id=uuid.uuid4().hex
+        )
         try:
-            answer = await self._calls.unary(
-                lambda stubs: stubs.sandboxes.CreateSandbox, request, timeout_s=CREATE_S, retries=retries
-            )
-        except SandboxExists:
-            # Perhaps an earlier attempt made it, and its answer was lost.
-            found = await self.get_sandbox(plan.sandbox_id) if retries.used else None
-            if found is None or found.metadata["labels"].get(REQUEST_LABEL) != labels[REQUEST_LABEL]:
-                raise
-            return found
+            answer = await self._calls.unary(lambda stubs: stubs.sandboxes.CreateSandbox, request, timeout_s=CREATE_S)
         except asyncio.CancelledError:
             with contextlib.suppress(EnclaveError, TimeoutError):
                 async with asyncio.timeout(DELETE_QUIETLY_S):
@@ -116,8 +107,8 @@ class GrpcTransport:
         answer = await self._calls.unary(lambda stubs: stubs.sandboxes.StopSandbox, request, timeout_s=self._request_s)
         return convert.sandbox_info(answer.sandbox)
 
-    async def delete_sandbox(self, sandbox_id: str) -> None:
-        request = sandbox_pb.DeleteSandboxRequest(sandbox_id=_id(sandbox_id))
+    async def delete_sandbox(self, sandbox_id: str, *, wait: bool = True) -> None:
+        request = sandbox_pb.DeleteSandboxRequest(sandbox_id=_id(sandbox_id), wait=wait)
         retries = self._calls.retries()
         try:
             await self._calls.unary(

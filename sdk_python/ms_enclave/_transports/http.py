@@ -113,7 +113,8 @@ class HttpTransport:
         await self._sandbox_call("POST", sandbox_id, "/stop", repeatable=True)
         return await self.get_sandbox(sandbox_id)
 
-    async def delete_sandbox(self, sandbox_id: str) -> None:
+    async def delete_sandbox(self, sandbox_id: str, *, wait: bool = True) -> None:
+        """Deletes a sandbox, and waits for that in any case: the routes know nothing else."""
         retries = self._calls.retries()
         path = f"/sandbox/{_segment(sandbox_id)}"
         try:

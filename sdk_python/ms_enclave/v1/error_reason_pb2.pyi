@@ -84,6 +84,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: something is at the path already, and it was not to be replaced. Keys: path."""
     ERROR_REASON_UPLOAD_GAP: _ErrorReason.ValueType  # 27
     """OUT_OF_RANGE: an upload goes on behind what has arrived of it. Keys: path, arrived_bytes."""
+    ERROR_REASON_REQUEST_ENDED: _ErrorReason.ValueType  # 28
+    """ALREADY_EXISTS: the request made a sandbox that is gone; it makes no other. Keys: request_id, sandbox_id."""
+    ERROR_REASON_REVISION_GONE: _ErrorReason.ValueType  # 29
+    """OUT_OF_RANGE: changes of sandboxes after this revision are not kept any more. Keys: revision, newest."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable, machine-readable cause of a failed call. Every error status carries a google.rpc.ErrorInfo whose
@@ -154,4 +158,8 @@ ERROR_REASON_FILE_EXISTS: ErrorReason.ValueType  # 26
 """ALREADY_EXISTS: something is at the path already, and it was not to be replaced. Keys: path."""
 ERROR_REASON_UPLOAD_GAP: ErrorReason.ValueType  # 27
 """OUT_OF_RANGE: an upload goes on behind what has arrived of it. Keys: path, arrived_bytes."""
+ERROR_REASON_REQUEST_ENDED: ErrorReason.ValueType  # 28
+"""ALREADY_EXISTS: the request made a sandbox that is gone; it makes no other. Keys: request_id, sandbox_id."""
+ERROR_REASON_REVISION_GONE: ErrorReason.ValueType  # 29
+"""OUT_OF_RANGE: changes of sandboxes after this revision are not kept any more. Keys: revision, newest."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -46,6 +46,8 @@ class Sandbox(_message.Message):
         """It died, could not be made, or reached its time to live; state_reason says which. It can only be deleted."""
         STATE_PAUSED: Sandbox._State.ValueType  # 6
         """All its processes are frozen, by PauseSandbox or by somebody else at the engine; state_reason says which."""
+        STATE_DELETING: Sandbox._State.ValueType  # 7
+        """It is being deleted, for certain. It can neither be used nor changed any more, and is gone soon."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a sandbox is in its life."""
@@ -64,6 +66,8 @@ class Sandbox(_message.Message):
     """It died, could not be made, or reached its time to live; state_reason says which. It can only be deleted."""
     STATE_PAUSED: Sandbox.State.ValueType  # 6
     """All its processes are frozen, by PauseSandbox or by somebody else at the engine; state_reason says which."""
+    STATE_DELETING: Sandbox.State.ValueType  # 7
+    """It is being deleted, for certain. It can neither be used nor changed any more, and is gone soon."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -97,6 +101,9 @@ class Sandbox(_message.Message):
     IMAGE_ID_FIELD_NUMBER: _builtins.int
     ACTIVE_EXECUTIONS_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id: given by the caller, or made by the daemon. Matches ^[a-z0-9][a-z0-9_-]{0,62}$."""
     state: Global___Sandbox.State.ValueType
@@ -109,6 +116,10 @@ class Sandbox(_message.Message):
     """Executions that run now, and those waiting for their context."""
     uid: _builtins.int
     """The user id under which user code runs, unique among live sandboxes."""
+    tenant: _builtins.str
+    """Whose it is: "default"."""
+    revision: _builtins.int
+    """The number of its last change. Larger is later, over all sandboxes of a daemon."""
     @_builtins.property
     def spec(self) -> Global___SandboxSpec:
         """What the sandbox really has: defaults filled in, lowered where policy lowers them."""
@@ -133,6 +144,10 @@ class Sandbox(_message.Message):
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When the daemon will remove it (time to live)."""
 
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp:
+        """When an execution, a file or a context in it was used last, or when it was last started or resumed. Absent: never."""
+
     def __init__(
         self,
         *,
@@ -148,14 +163,88 @@ class Sandbox(_message.Message):
         image_id: _builtins.str = ...,
         active_executions: _builtins.int = ...,
         uid: _builtins.int = ...,
+        tenant: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_executions", b"active_executions", "adjustments", b"adjustments", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "image_id", b"image_id", "labels", b"labels", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_executions", b"active_executions", "adjustments", b"adjustments", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "image_id", b"image_id", "labels", b"labels", "last_use_time", b"last_use_time", "revision", b"revision", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "tenant", b"tenant", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Sandbox: _TypeAlias = Sandbox  # noqa: Y015
+
+@_typing.final
+class StateChange(_message.Message):
+    """One change of a sandbox's state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Cause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[StateChange._Cause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAUSE_UNSPECIFIED: StateChange._Cause.ValueType  # 0
+        """Never sent."""
+        CAUSE_REQUEST: StateChange._Cause.ValueType  # 1
+        """A call."""
+        CAUSE_DAEMON: StateChange._Cause.ValueType  # 2
+        """The daemon: what a daemon before it left unfinished, or what a pool needs."""
+        CAUSE_ENGINE: StateChange._Cause.ValueType  # 3
+        """The engine or the guest: it died, or somebody else changed its container."""
+        CAUSE_TTL: StateChange._Cause.ValueType  # 4
+        """Its time to live ended."""
+        CAUSE_IDLE: StateChange._Cause.ValueType  # 5
+        """It was not used for its idle timeout."""
+
+    class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
+        """What made it change."""
+
+    CAUSE_UNSPECIFIED: StateChange.Cause.ValueType  # 0
+    """Never sent."""
+    CAUSE_REQUEST: StateChange.Cause.ValueType  # 1
+    """A call."""
+    CAUSE_DAEMON: StateChange.Cause.ValueType  # 2
+    """The daemon: what a daemon before it left unfinished, or what a pool needs."""
+    CAUSE_ENGINE: StateChange.Cause.ValueType  # 3
+    """The engine or the guest: it died, or somebody else changed its container."""
+    CAUSE_TTL: StateChange.Cause.ValueType  # 4
+    """Its time to live ended."""
+    CAUSE_IDLE: StateChange.Cause.ValueType  # 5
+    """It was not used for its idle timeout."""
+
+    TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    state: Global___Sandbox.State.ValueType
+    """The state from then on."""
+    reason: _builtins.str
+    """One sentence on why, where there is something to say."""
+    cause: Global___StateChange.Cause.ValueType
+    """What made it change."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it changed."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___Sandbox.State.ValueType = ...,
+        reason: _builtins.str = ...,
+        cause: Global___StateChange.Cause.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "reason", b"reason", "state", b"state", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateChange: _TypeAlias = StateChange  # noqa: Y015
 
 @_typing.final
 class Adjustment(_message.Message):
@@ -260,6 +349,7 @@ class SandboxSpec(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     PRIVILEGED_FIELD_NUMBER: _builtins.int
     AUTO_RESUME_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """The image: a name, an alias of the daemon's configuration, or a digest. Default: "python:3.11-slim"."""
     memory_limit_bytes: _builtins.int
@@ -299,6 +389,11 @@ class SandboxSpec(_message.Message):
     auto_resume: _builtins.bool
     """Whether a paused sandbox is resumed by itself when an execution, a context or a file in it is asked for. Otherwise
     that is refused with FAILED_PRECONDITION. Default: false.
+    """
+    idle_timeout_s: _builtins.float
+    """The time after which a sandbox is removed that nobody uses, in seconds; 0: never. An execution, a file and a context
+    count as use, for as long as they run or wait; looking at it does not. A pause and a stop do not stop this clock.
+    Does not count for members of pools. Default: 0, unless policy says otherwise. At least 1 if it is not 0.
     """
     @_builtins.property
     def env_vars(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -350,15 +445,18 @@ class SandboxSpec(_message.Message):
         command: _abc.Iterable[_builtins.str] | None = ...,
         privileged: _builtins.bool | None = ...,
         auto_resume: _builtins.bool | None = ...,
+        idle_timeout_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "cpu_limit", b"cpu_limit", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_idle_timeout_s", b"_idle_timeout_s", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "cpu_limit", b"cpu_limit", "idle_timeout_s", b"idle_timeout_s", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "command", b"command", "cpu_limit", b"cpu_limit", "env_vars", b"env_vars", "extra_hosts", b"extra_hosts", "image", b"image", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "volumes", b"volumes", "working_dir", b"working_dir", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_idle_timeout_s", b"_idle_timeout_s", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "command", b"command", "cpu_limit", b"cpu_limit", "env_vars", b"env_vars", "extra_hosts", b"extra_hosts", "idle_timeout_s", b"idle_timeout_s", "image", b"image", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "volumes", b"volumes", "working_dir", b"working_dir", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__auto_resume: _TypeAlias = _typing.Literal["auto_resume"]  # noqa: Y015
     _WhichOneofArgType__auto_resume: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume"]  # noqa: Y015
     _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
     _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015
+    _WhichOneofReturnType__idle_timeout_s: _TypeAlias = _typing.Literal["idle_timeout_s"]  # noqa: Y015
+    _WhichOneofArgType__idle_timeout_s: _TypeAlias = _typing.Literal["_idle_timeout_s", b"_idle_timeout_s"]  # noqa: Y015
     _WhichOneofReturnType__memory_limit_bytes: _TypeAlias = _typing.Literal["memory_limit_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_limit_bytes: _TypeAlias = _typing.Literal["_memory_limit_bytes", b"_memory_limit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__network: _TypeAlias = _typing.Literal["network"]  # noqa: Y015
@@ -383,6 +481,8 @@ class SandboxSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__auto_resume) -> _WhichOneofReturnType__auto_resume | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_limit) -> _WhichOneofReturnType__cpu_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_timeout_s) -> _WhichOneofReturnType__idle_timeout_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_limit_bytes) -> _WhichOneofReturnType__memory_limit_bytes | None: ...
     @_typing.overload
@@ -545,8 +645,15 @@ class CreateSandboxRequest(_message.Message):
     SANDBOX_ID_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     """Id to use; empty: the daemon makes one. Matches ^[a-z0-9][a-z0-9_-]{0,62}$."""
+    request_id: _builtins.str
+    """An id of this request, chosen by the caller, so that it can be sent again: the same id is the same sandbox. It is
+    remembered for the life of the sandbox and 10 minutes more (of the last 10000 sandboxes that ended), and then
+    refused with ALREADY_EXISTS (REQUEST_ENDED) instead of making another one. A request that failed is forgotten.
+    Empty: every call is another request. Matches ^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$.
+    """
     @_builtins.property
     def spec(self) -> Global___SandboxSpec:
         """What the sandbox should be."""
@@ -561,10 +668,11 @@ class CreateSandboxRequest(_message.Message):
         sandbox_id: _builtins.str = ...,
         spec: Global___SandboxSpec | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "sandbox_id", b"sandbox_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "request_id", b"request_id", "sandbox_id", b"sandbox_id", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -579,7 +687,7 @@ class CreateSandboxResponse(_message.Message):
     SANDBOX_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sandbox(self) -> Global___Sandbox:
-        """The running sandbox."""
+        """The running sandbox. If the request came before: that sandbox as it is now, in whatever state."""
 
     def __init__(
         self,
@@ -623,18 +731,24 @@ class GetSandboxResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SANDBOX_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sandbox(self) -> Global___Sandbox:
         """The sandbox."""
+
+    @_builtins.property
+    def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateChange]:
+        """The last 100 changes of its state, oldest first."""
 
     def __init__(
         self,
         *,
         sandbox: Global___Sandbox | None = ...,
+        history: _abc.Iterable[Global___StateChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["history", b"history", "sandbox", b"sandbox"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -670,10 +784,15 @@ class ListSandboxesRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Sandboxes on a page, 1 to 1000. 0: 100."""
     page_token: _builtins.str
-    """`next_page_token` of the page before; empty: the first page. Labels and states must be the same."""
+    """`next_page_token` of the page before; empty: the first page. All filters must be the same."""
+    tenant: _builtins.str
+    """Only sandboxes of this tenant; empty: all."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only sandboxes that carry all of these labels."""
@@ -682,6 +801,14 @@ class ListSandboxesRequest(_message.Message):
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___Sandbox.State.ValueType]:
         """Only sandboxes in one of these states; empty: all."""
 
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Only sandboxes created before this moment."""
+
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """Only sandboxes created after this moment."""
+
     def __init__(
         self,
         *,
@@ -689,10 +816,13 @@ class ListSandboxesRequest(_message.Message):
         page_token: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         states: _abc.Iterable[Global___Sandbox.State.ValueType] | None = ...,
+        tenant: _builtins.str = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,8 +836,11 @@ class ListSandboxesResponse(_message.Message):
 
     SANDBOXES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page; empty on the last one."""
+    revision: _builtins.int
+    """The revision at the time of the first page, the same on all pages: to watch from there misses nothing."""
     @_builtins.property
     def sandboxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sandbox]:
         """The sandboxes, oldest first."""
@@ -717,14 +850,166 @@ class ListSandboxesResponse(_message.Message):
         *,
         sandboxes: _abc.Iterable[Global___Sandbox] | None = ...,
         next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sandboxes", b"sandboxes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "revision", b"revision", "sandboxes", b"sandboxes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSandboxesResponse: _TypeAlias = ListSandboxesResponse  # noqa: Y015
+
+@_typing.final
+class WatchSandboxesRequest(_message.Message):
+    """Says what to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_S_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Changes after this revision, which came from a listing or from this stream. 0: from now on."""
+    tenant: _builtins.str
+    """Only sandboxes of this tenant; empty: all."""
+    heartbeat_s: _builtins.float
+    """How often to send a bookmark while there is nothing else, in seconds, 0.1 to 3600. 0: 10."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only sandboxes that carry all of these labels, before or after the change."""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___Sandbox.State.ValueType]:
+        """Only sandboxes that are in one of these states, before or after the change; empty: all."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Only sandboxes created before this moment."""
+
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """Only sandboxes created after this moment."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        states: _abc.Iterable[Global___Sandbox.State.ValueType] | None = ...,
+        tenant: _builtins.str = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
+        heartbeat_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "heartbeat_s", b"heartbeat_s", "labels", b"labels", "revision", b"revision", "states", b"states", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSandboxesRequest: _TypeAlias = WatchSandboxesRequest  # noqa: Y015
+
+@_typing.final
+class WatchSandboxesResponse(_message.Message):
+    """One change, or a sign of life."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WatchSandboxesResponse._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: WatchSandboxesResponse._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_BOOKMARK: WatchSandboxesResponse._Kind.ValueType  # 1
+        """Nothing for you up to this revision, which can be watched from. Comes first, and then without other news."""
+        KIND_CREATED: WatchSandboxesResponse._Kind.ValueType  # 2
+        """A sandbox is new; it is being made."""
+        KIND_CHANGED: WatchSandboxesResponse._Kind.ValueType  # 3
+        """Its state, its labels or its limits changed."""
+        KIND_DELETED: WatchSandboxesResponse._Kind.ValueType  # 4
+        """It is gone, and its id is free."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What happened."""
+
+    KIND_UNSPECIFIED: WatchSandboxesResponse.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_BOOKMARK: WatchSandboxesResponse.Kind.ValueType  # 1
+    """Nothing for you up to this revision, which can be watched from. Comes first, and then without other news."""
+    KIND_CREATED: WatchSandboxesResponse.Kind.ValueType  # 2
+    """A sandbox is new; it is being made."""
+    KIND_CHANGED: WatchSandboxesResponse.Kind.ValueType  # 3
+    """Its state, its labels or its limits changed."""
+    KIND_DELETED: WatchSandboxesResponse.Kind.ValueType  # 4
+    """It is gone, and its id is free."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    kind: Global___WatchSandboxesResponse.Kind.ValueType
+    """What happened."""
+    revision: _builtins.int
+    """The number of the change."""
+    cause: Global___StateChange.Cause.ValueType
+    """What made it change."""
+    matches: _builtins.bool
+    """Whether it is among what is watched after the change: false where it left a filter by it, or is gone."""
+    @_builtins.property
+    def sandbox(self) -> Global___Sandbox:
+        """The sandbox after the change, or as it was last; without env_vars. Absent in a bookmark."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When that was."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___WatchSandboxesResponse.Kind.ValueType = ...,
+        revision: _builtins.int = ...,
+        sandbox: Global___Sandbox | None = ...,
+        cause: Global___StateChange.Cause.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        matches: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sandbox", b"sandbox", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "kind", b"kind", "matches", b"matches", "revision", b"revision", "sandbox", b"sandbox", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchSandboxesResponse: _TypeAlias = WatchSandboxesResponse  # noqa: Y015
 
 @_typing.final
 class DeleteSandboxRequest(_message.Message):
@@ -733,16 +1018,20 @@ class DeleteSandboxRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     """Its id."""
+    wait: _builtins.bool
+    """Whether to answer only when nothing is left of it."""
     def __init__(
         self,
         *,
         sandbox_id: _builtins.str = ...,
+        wait: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1005,6 +1294,7 @@ class UpdateSandboxRequest(_message.Message):
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     CPU_LIMIT_FIELD_NUMBER: _builtins.int
     PIDS_LIMIT_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
     """Its id."""
     ttl_s: _builtins.float
@@ -1015,6 +1305,8 @@ class UpdateSandboxRequest(_message.Message):
     """CPU time per wall time, in cores."""
     pids_limit: _builtins.int
     """Processes and threads at once."""
+    idle_timeout_s: _builtins.float
+    """The time after which it is removed if nobody uses it, in seconds, at least 1; 0: never. Counts from its last use."""
     @_builtins.property
     def labels(self) -> Global___Labels:
         """All labels that it is to have."""
@@ -1028,13 +1320,16 @@ class UpdateSandboxRequest(_message.Message):
         memory_limit_bytes: _builtins.int | None = ...,
         cpu_limit: _builtins.float | None = ...,
         pids_limit: _builtins.int | None = ...,
+        idle_timeout_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_pids_limit", b"_pids_limit", "_ttl_s", b"_ttl_s", "cpu_limit", b"cpu_limit", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "pids_limit", b"pids_limit", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_idle_timeout_s", b"_idle_timeout_s", "_memory_limit_bytes", b"_memory_limit_bytes", "_pids_limit", b"_pids_limit", "_ttl_s", b"_ttl_s", "cpu_limit", b"cpu_limit", "idle_timeout_s", b"idle_timeout_s", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "pids_limit", b"pids_limit", "ttl_s", b"ttl_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_pids_limit", b"_pids_limit", "_ttl_s", b"_ttl_s", "cpu_limit", b"cpu_limit", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "pids_limit", b"pids_limit", "sandbox_id", b"sandbox_id", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_idle_timeout_s", b"_idle_timeout_s", "_memory_limit_bytes", b"_memory_limit_bytes", "_pids_limit", b"_pids_limit", "_ttl_s", b"_ttl_s", "cpu_limit", b"cpu_limit", "idle_timeout_s", b"idle_timeout_s", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "pids_limit", b"pids_limit", "sandbox_id", b"sandbox_id", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
     _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015
+    _WhichOneofReturnType__idle_timeout_s: _TypeAlias = _typing.Literal["idle_timeout_s"]  # noqa: Y015
+    _WhichOneofArgType__idle_timeout_s: _TypeAlias = _typing.Literal["_idle_timeout_s", b"_idle_timeout_s"]  # noqa: Y015
     _WhichOneofReturnType__memory_limit_bytes: _TypeAlias = _typing.Literal["memory_limit_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_limit_bytes: _TypeAlias = _typing.Literal["_memory_limit_bytes", b"_memory_limit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__pids_limit: _TypeAlias = _typing.Literal["pids_limit"]  # noqa: Y015
@@ -1043,6 +1338,8 @@ class UpdateSandboxRequest(_message.Message):
     _WhichOneofArgType__ttl_s: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_limit) -> _WhichOneofReturnType__cpu_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idle_timeout_s) -> _WhichOneofReturnType__idle_timeout_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_limit_bytes) -> _WhichOneofReturnType__memory_limit_bytes | None: ...
     @_typing.overload

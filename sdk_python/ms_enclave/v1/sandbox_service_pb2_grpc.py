@@ -51,6 +51,11 @@ class SandboxServiceStub(object):
                 request_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.ListSandboxesRequest.SerializeToString,
                 response_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.ListSandboxesResponse.FromString,
                 _registered_method=True)
+        self.WatchSandboxes = channel.unary_stream(
+                '/ms_enclave.v1.SandboxService/WatchSandboxes',
+                request_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.WatchSandboxesRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.WatchSandboxesResponse.FromString,
+                _registered_method=True)
         self.DeleteSandbox = channel.unary_unary(
                 '/ms_enclave.v1.SandboxService/DeleteSandbox',
                 request_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.DeleteSandboxRequest.SerializeToString,
@@ -91,32 +96,55 @@ class SandboxServiceServicer(object):
     def CreateSandbox(self, request, context):
         """Creates a sandbox and starts it. Answers when the sandbox can run tools.
 
-        Errors: INVALID_ARGUMENT (a field is malformed), PERMISSION_DENIED (policy refuses what was asked for),
-        NOT_FOUND (image), ALREADY_EXISTS (sandbox_id is taken), FAILED_PRECONDITION (the image has no Python),
-        RESOURCE_EXHAUSTED (as many sandboxes as the daemon may have), UNAVAILABLE (the engine does not answer).
+        With request_id the call can be repeated: the same id is the same sandbox, however often and by whomever it is sent,
+        also after the daemon was killed. A call that comes while the first one still works waits for it. If the caller, or
+        the last of several, leaves before the answer, nothing stays. A sandbox_id whose sandbox is being deleted is waited
+        for, at most 10 s.
+
+        Errors: INVALID_ARGUMENT (a field is malformed, or request_id was sent with another request), PERMISSION_DENIED
+        (policy refuses what was asked for), NOT_FOUND (image), ALREADY_EXISTS (sandbox_id is taken, or the sandbox of
+        request_id is gone), FAILED_PRECONDITION (the image has no Python), RESOURCE_EXHAUSTED (as many sandboxes as the
+        daemon may have), ABORTED (it was deleted while it was made), UNAVAILABLE (the engine does not answer).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetSandbox(self, request, context):
-        """Gets one sandbox. Errors: NOT_FOUND.
+        """Gets one sandbox, with the history of its states. Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSandboxes(self, request, context):
-        """Lists sandboxes in the order of their creation, a page at a time.
-        Errors: INVALID_ARGUMENT (page_size, page_token).
+        """Lists sandboxes in the order of their creation, a page at a time. Whatever is created or deleted between two pages,
+        no other sandbox is left out or shown twice.
+        Errors: INVALID_ARGUMENT (page_size, page_token, states, times).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchSandboxes(self, request, context):
+        """Tells of every change of sandboxes after a revision, in order and without gaps: of creations, changes of state, of
+        labels and of limits, and deletions. Begins with a bookmark and goes on until the caller leaves. To have all, list
+        first and watch from the revision of the list; after a lost connection, watch from the last revision that came.
+        Revisions outlive the daemon. The newest 10000 changes are kept: a watcher may be that slow and costs nothing.
+        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (changes after this revision are not kept any more, or it was never given
+        out: list anew), RESOURCE_EXHAUSTED (128 watchers), UNAVAILABLE (the daemon stops: watch on when it is back).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSandbox(self, request, context):
-        """Deletes a sandbox with everything in it, killing at once whatever runs there. When this returns the sandbox is
-        no longer listed and its container is gone. Errors: NOT_FOUND.
+        """Deletes a sandbox with everything in it. Its executions end at once, and its state is STATE_DELETING, from when it
+        cannot be used; that is written down before anything else. Container and directory are removed by and by, for
+        certain: also by the next daemon, and as soon as the engine answers. Until then the id is taken. Returns at once, or
+        with `wait` when nothing is left. A sandbox that is being created is deleted as well; one that is being deleted is
+        left as it is.
+        Errors: NOT_FOUND; with `wait`, UNAVAILABLE (the engine does not answer; the deletion goes on).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +153,7 @@ class SandboxServiceServicer(object):
     def StartSandbox(self, request, context):
         """Starts a stopped sandbox again under the same id: empty if it was made with remove_on_exit, otherwise with its
         files. A running sandbox is left as it is, a paused one is resumed.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (lost, or being deleted), ABORTED (deleted meanwhile), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,7 +161,8 @@ class SandboxServiceServicer(object):
 
     def StopSandbox(self, request, context):
         """Stops a sandbox: kills all its processes at once, without a grace period. With remove_on_exit (the default) its
-        container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is.
+        container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is, as are one that
+        was lost and one that is being deleted. A daemon that is killed in between leaves the rest to the next one.
         Errors: NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -183,6 +212,11 @@ def add_SandboxServiceServicer_to_server(servicer, server):
                     servicer.ListSandboxes,
                     request_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.ListSandboxesRequest.FromString,
                     response_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.ListSandboxesResponse.SerializeToString,
+            ),
+            'WatchSandboxes': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchSandboxes,
+                    request_deserializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.WatchSandboxesRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_sandbox__service__pb2.WatchSandboxesResponse.SerializeToString,
             ),
             'DeleteSandbox': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSandbox,
@@ -298,6 +332,33 @@ class SandboxService(object):
             '/ms_enclave.v1.SandboxService/ListSandboxes',
             ms__enclave_dot_v1_dot_sandbox__service__pb2.ListSandboxesRequest.SerializeToString,
             ms__enclave_dot_v1_dot_sandbox__service__pb2.ListSandboxesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchSandboxes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ms_enclave.v1.SandboxService/WatchSandboxes',
+            ms__enclave_dot_v1_dot_sandbox__service__pb2.WatchSandboxesRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_sandbox__service__pb2.WatchSandboxesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,28 +38,48 @@ class SandboxServiceStub:
     CreateSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.CreateSandboxRequest, _sandbox_service_pb2.CreateSandboxResponse]
     """Creates a sandbox and starts it. Answers when the sandbox can run tools.
 
-    Errors: INVALID_ARGUMENT (a field is malformed), PERMISSION_DENIED (policy refuses what was asked for),
-    NOT_FOUND (image), ALREADY_EXISTS (sandbox_id is taken), FAILED_PRECONDITION (the image has no Python),
-    RESOURCE_EXHAUSTED (as many sandboxes as the daemon may have), UNAVAILABLE (the engine does not answer).
+    With request_id the call can be repeated: the same id is the same sandbox, however often and by whomever it is sent,
+    also after the daemon was killed. A call that comes while the first one still works waits for it. If the caller, or
+    the last of several, leaves before the answer, nothing stays. A sandbox_id whose sandbox is being deleted is waited
+    for, at most 10 s.
+
+    Errors: INVALID_ARGUMENT (a field is malformed, or request_id was sent with another request), PERMISSION_DENIED
+    (policy refuses what was asked for), NOT_FOUND (image), ALREADY_EXISTS (sandbox_id is taken, or the sandbox of
+    request_id is gone), FAILED_PRECONDITION (the image has no Python), RESOURCE_EXHAUSTED (as many sandboxes as the
+    daemon may have), ABORTED (it was deleted while it was made), UNAVAILABLE (the engine does not answer).
     """
     GetSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.GetSandboxRequest, _sandbox_service_pb2.GetSandboxResponse]
-    """Gets one sandbox. Errors: NOT_FOUND."""
+    """Gets one sandbox, with the history of its states. Errors: NOT_FOUND."""
     ListSandboxes: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.ListSandboxesRequest, _sandbox_service_pb2.ListSandboxesResponse]
-    """Lists sandboxes in the order of their creation, a page at a time.
-    Errors: INVALID_ARGUMENT (page_size, page_token).
+    """Lists sandboxes in the order of their creation, a page at a time. Whatever is created or deleted between two pages,
+    no other sandbox is left out or shown twice.
+    Errors: INVALID_ARGUMENT (page_size, page_token, states, times).
+    """
+    WatchSandboxes: _grpc.UnaryStreamMultiCallable[_sandbox_service_pb2.WatchSandboxesRequest, _sandbox_service_pb2.WatchSandboxesResponse]
+    """Tells of every change of sandboxes after a revision, in order and without gaps: of creations, changes of state, of
+    labels and of limits, and deletions. Begins with a bookmark and goes on until the caller leaves. To have all, list
+    first and watch from the revision of the list; after a lost connection, watch from the last revision that came.
+    Revisions outlive the daemon. The newest 10000 changes are kept: a watcher may be that slow and costs nothing.
+    Errors: INVALID_ARGUMENT, OUT_OF_RANGE (changes after this revision are not kept any more, or it was never given
+    out: list anew), RESOURCE_EXHAUSTED (128 watchers), UNAVAILABLE (the daemon stops: watch on when it is back).
     """
     DeleteSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.DeleteSandboxRequest, _sandbox_service_pb2.DeleteSandboxResponse]
-    """Deletes a sandbox with everything in it, killing at once whatever runs there. When this returns the sandbox is
-    no longer listed and its container is gone. Errors: NOT_FOUND.
+    """Deletes a sandbox with everything in it. Its executions end at once, and its state is STATE_DELETING, from when it
+    cannot be used; that is written down before anything else. Container and directory are removed by and by, for
+    certain: also by the next daemon, and as soon as the engine answers. Until then the id is taken. Returns at once, or
+    with `wait` when nothing is left. A sandbox that is being created is deleted as well; one that is being deleted is
+    left as it is.
+    Errors: NOT_FOUND; with `wait`, UNAVAILABLE (the engine does not answer; the deletion goes on).
     """
     StartSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.StartSandboxRequest, _sandbox_service_pb2.StartSandboxResponse]
     """Starts a stopped sandbox again under the same id: empty if it was made with remove_on_exit, otherwise with its
     files. A running sandbox is left as it is, a paused one is resumed.
-    Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (lost, or being deleted), ABORTED (deleted meanwhile), UNAVAILABLE.
     """
     StopSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.StopSandboxRequest, _sandbox_service_pb2.StopSandboxResponse]
     """Stops a sandbox: kills all its processes at once, without a grace period. With remove_on_exit (the default) its
-    container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is.
+    container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is, as are one that
+    was lost and one that is being deleted. A daemon that is killed in between leaves the rest to the next one.
     Errors: NOT_FOUND.
     """
     PauseSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.PauseSandboxRequest, _sandbox_service_pb2.PauseSandboxResponse]
@@ -87,28 +107,48 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     CreateSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.CreateSandboxRequest, _sandbox_service_pb2.CreateSandboxResponse]  # type: ignore[assignment]
     """Creates a sandbox and starts it. Answers when the sandbox can run tools.
 
-    Errors: INVALID_ARGUMENT (a field is malformed), PERMISSION_DENIED (policy refuses what was asked for),
-    NOT_FOUND (image), ALREADY_EXISTS (sandbox_id is taken), FAILED_PRECONDITION (the image has no Python),
-    RESOURCE_EXHAUSTED (as many sandboxes as the daemon may have), UNAVAILABLE (the engine does not answer).
+    With request_id the call can be repeated: the same id is the same sandbox, however often and by whomever it is sent,
+    also after the daemon was killed. A call that comes while the first one still works waits for it. If the caller, or
+    the last of several, leaves before the answer, nothing stays. A sandbox_id whose sandbox is being deleted is waited
+    for, at most 10 s.
+
+    Errors: INVALID_ARGUMENT (a field is malformed, or request_id was sent with another request), PERMISSION_DENIED
+    (policy refuses what was asked for), NOT_FOUND (image), ALREADY_EXISTS (sandbox_id is taken, or the sandbox of
+    request_id is gone), FAILED_PRECONDITION (the image has no Python), RESOURCE_EXHAUSTED (as many sandboxes as the
+    daemon may have), ABORTED (it was deleted while it was made), UNAVAILABLE (the engine does not answer).
     """
     GetSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.GetSandboxRequest, _sandbox_service_pb2.GetSandboxResponse]  # type: ignore[assignment]
-    """Gets one sandbox. Errors: NOT_FOUND."""
+    """Gets one sandbox, with the history of its states. Errors: NOT_FOUND."""
     ListSandboxes: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.ListSandboxesRequest, _sandbox_service_pb2.ListSandboxesResponse]  # type: ignore[assignment]
-    """Lists sandboxes in the order of their creation, a page at a time.
-    Errors: INVALID_ARGUMENT (page_size, page_token).
+    """Lists sandboxes in the order of their creation, a page at a time. Whatever is created or deleted between two pages,
+    no other sandbox is left out or shown twice.
+    Errors: INVALID_ARGUMENT (page_size, page_token, states, times).
+    """
+    WatchSandboxes: _aio.UnaryStreamMultiCallable[_sandbox_service_pb2.WatchSandboxesRequest, _sandbox_service_pb2.WatchSandboxesResponse]  # type: ignore[assignment]
+    """Tells of every change of sandboxes after a revision, in order and without gaps: of creations, changes of state, of
+    labels and of limits, and deletions. Begins with a bookmark and goes on until the caller leaves. To have all, list
+    first and watch from the revision of the list; after a lost connection, watch from the last revision that came.
+    Revisions outlive the daemon. The newest 10000 changes are kept: a watcher may be that slow and costs nothing.
+    Errors: INVALID_ARGUMENT, OUT_OF_RANGE (changes after this revision are not kept any more, or it was never given
+    out: list anew), RESOURCE_EXHAUSTED (128 watchers), UNAVAILABLE (the daemon stops: watch on when it is back).
     """
     DeleteSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.DeleteSandboxRequest, _sandbox_service_pb2.DeleteSandboxResponse]  # type: ignore[assignment]
-    """Deletes a sandbox with everything in it, killing at once whatever runs there. When this returns the sandbox is
-    no longer listed and its container is gone. Errors: NOT_FOUND.
+    """Deletes a sandbox with everything in it. Its executions end at once, and its state is STATE_DELETING, from when it
+    cannot be used; that is written down before anything else. Container and directory are removed by and by, for
+    certain: also by the next daemon, and as soon as the engine answers. Until then the id is taken. Returns at once, or
+    with `wait` when nothing is left. A sandbox that is being created is deleted as well; one that is being deleted is
+    left as it is.
+    Errors: NOT_FOUND; with `wait`, UNAVAILABLE (the engine does not answer; the deletion goes on).
     """
     StartSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.StartSandboxRequest, _sandbox_service_pb2.StartSandboxResponse]  # type: ignore[assignment]
     """Starts a stopped sandbox again under the same id: empty if it was made with remove_on_exit, otherwise with its
     files. A running sandbox is left as it is, a paused one is resumed.
-    Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
+    Errors: NOT_FOUND, FAILED_PRECONDITION (lost, or being deleted), ABORTED (deleted meanwhile), UNAVAILABLE.
     """
     StopSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.StopSandboxRequest, _sandbox_service_pb2.StopSandboxResponse]  # type: ignore[assignment]
     """Stops a sandbox: kills all its processes at once, without a grace period. With remove_on_exit (the default) its
-    container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is.
+    container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is, as are one that
+    was lost and one that is being deleted. A daemon that is killed in between leaves the rest to the next one.
     Errors: NOT_FOUND.
     """
     PauseSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.PauseSandboxRequest, _sandbox_service_pb2.PauseSandboxResponse]  # type: ignore[assignment]
@@ -139,9 +179,15 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sandbox_service_pb2.CreateSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.CreateSandboxResponse]]:
         """Creates a sandbox and starts it. Answers when the sandbox can run tools.
 
-        Errors: INVALID_ARGUMENT (a field is malformed), PERMISSION_DENIED (policy refuses what was asked for),
-        NOT_FOUND (image), ALREADY_EXISTS (sandbox_id is taken), FAILED_PRECONDITION (the image has no Python),
-        RESOURCE_EXHAUSTED (as many sandboxes as the daemon may have), UNAVAILABLE (the engine does not answer).
+        With request_id the call can be repeated: the same id is the same sandbox, however often and by whomever it is sent,
+        also after the daemon was killed. A call that comes while the first one still works waits for it. If the caller, or
+        the last of several, leaves before the answer, nothing stays. A sandbox_id whose sandbox is being deleted is waited
+        for, at most 10 s.
+
+        Errors: INVALID_ARGUMENT (a field is malformed, or request_id was sent with another request), PERMISSION_DENIED
+        (policy refuses what was asked for), NOT_FOUND (image), ALREADY_EXISTS (sandbox_id is taken, or the sandbox of
+        request_id is gone), FAILED_PRECONDITION (the image has no Python), RESOURCE_EXHAUSTED (as many sandboxes as the
+        daemon may have), ABORTED (it was deleted while it was made), UNAVAILABLE (the engine does not answer).
         """
 
     @_abc_1.abstractmethod
@@ -150,7 +196,7 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_service_pb2.GetSandboxRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_service_pb2.GetSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.GetSandboxResponse]]:
-        """Gets one sandbox. Errors: NOT_FOUND."""
+        """Gets one sandbox, with the history of its states. Errors: NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def ListSandboxes(
@@ -158,8 +204,23 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_service_pb2.ListSandboxesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_service_pb2.ListSandboxesResponse, _abc.Awaitable[_sandbox_service_pb2.ListSandboxesResponse]]:
-        """Lists sandboxes in the order of their creation, a page at a time.
-        Errors: INVALID_ARGUMENT (page_size, page_token).
+        """Lists sandboxes in the order of their creation, a page at a time. Whatever is created or deleted between two pages,
+        no other sandbox is left out or shown twice.
+        Errors: INVALID_ARGUMENT (page_size, page_token, states, times).
+        """
+
+    @_abc_1.abstractmethod
+    def WatchSandboxes(
+        self,
+        request: _sandbox_service_pb2.WatchSandboxesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_sandbox_service_pb2.WatchSandboxesResponse], _abc.AsyncIterator[_sandbox_service_pb2.WatchSandboxesResponse]]:
+        """Tells of every change of sandboxes after a revision, in order and without gaps: of creations, changes of state, of
+        labels and of limits, and deletions. Begins with a bookmark and goes on until the caller leaves. To have all, list
+        first and watch from the revision of the list; after a lost connection, watch from the last revision that came.
+        Revisions outlive the daemon. The newest 10000 changes are kept: a watcher may be that slow and costs nothing.
+        Errors: INVALID_ARGUMENT, OUT_OF_RANGE (changes after this revision are not kept any more, or it was never given
+        out: list anew), RESOURCE_EXHAUSTED (128 watchers), UNAVAILABLE (the daemon stops: watch on when it is back).
         """
 
     @_abc_1.abstractmethod
@@ -168,8 +229,12 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_service_pb2.DeleteSandboxRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_service_pb2.DeleteSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.DeleteSandboxResponse]]:
-        """Deletes a sandbox with everything in it, killing at once whatever runs there. When this returns the sandbox is
-        no longer listed and its container is gone. Errors: NOT_FOUND.
+        """Deletes a sandbox with everything in it. Its executions end at once, and its state is STATE_DELETING, from when it
+        cannot be used; that is written down before anything else. Container and directory are removed by and by, for
+        certain: also by the next daemon, and as soon as the engine answers. Until then the id is taken. Returns at once, or
+        with `wait` when nothing is left. A sandbox that is being created is deleted as well; one that is being deleted is
+        left as it is.
+        Errors: NOT_FOUND; with `wait`, UNAVAILABLE (the engine does not answer; the deletion goes on).
         """
 
     @_abc_1.abstractmethod
@@ -180,7 +245,7 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sandbox_service_pb2.StartSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.StartSandboxResponse]]:
         """Starts a stopped sandbox again under the same id: empty if it was made with remove_on_exit, otherwise with its
         files. A running sandbox is left as it is, a paused one is resumed.
-        Errors: NOT_FOUND, FAILED_PRECONDITION (lost), UNAVAILABLE.
+        Errors: NOT_FOUND, FAILED_PRECONDITION (lost, or being deleted), ABORTED (deleted meanwhile), UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -190,7 +255,8 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_service_pb2.StopSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.StopSandboxResponse]]:
         """Stops a sandbox: kills all its processes at once, without a grace period. With remove_on_exit (the default) its
-        container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is.
+        container is removed too. The record stays until DeleteSandbox. A stopped sandbox is left as it is, as are one that
+        was lost and one that is being deleted. A daemon that is killed in between leaves the rest to the next one.
         Errors: NOT_FOUND.
         """
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from enclaved.agent import link
-from enclaved.core import boot, endings, leftovers
+from enclaved.core import boot, creation, endings, leftovers
 from enclaved.core.ownership import Ownership
 from enclaved.errors import (
     EngineRefused,
@@ -68,10 +68,12 @@ async def test_what_could_not_be_made_is_removed_as_soon_as_the_engine_lets_it(
     with pytest.raises(EngineRefused, match=r"its guest did not report within 0\.1 s"):
         await lab.sandboxes.create(SandboxRequest(), sandbox_id="mine")
     sandbox = lab.sandboxes.get("mine")
-    assert sandbox.state is SandboxState.ERROR
+    assert sandbox.state is SandboxState.DELETING
     assert sandbox.state_reason.startswith("it could not be created: ")
-    with pytest.raises(SandboxExists):
-        await lab.sandboxes.create(SandboxRequest(), sandbox_id="mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(creation, "GONE_WITHIN_S", 0.01)
+        with pytest.raises(SandboxExists, match="still being deleted"):
+            await lab.sandboxes.create(SandboxRequest(), sandbox_id="mine")
     with pytest.raises(WrongState):
         await lab.sandboxes.start("mine")
 
@@ -180,7 +182,7 @@ async def test_a_removal_that_fails_leaves_an_error_and_in_the_end_no_container(
     removals.to_fail = 2
     with pytest.raises(EngineUnavailable):
         await getattr(lab.sandboxes, act)(box.id)
-    assert lab.sandboxes.get(box.id).state is SandboxState.ERROR
+    assert lab.sandboxes.get(box.id).state is (SandboxState.ERROR if act == "stop" else SandboxState.DELETING)
     assert (await running.ended).verdict is Verdict.SANDBOX_LOST
     if act == "stop":
         await until(lambda: not lab.runtime._containers)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from enclaved.agent import link
 from enclaved.agent.guest.limits import STDIN_WINDOW_BYTES
 from enclaved.core import counting
 from enclaved.core.execution import Execution
@@ -262,7 +263,8 @@ async def test_a_guest_that_holds_a_full_window_of_input_gets_no_more_until_it_i
     await soon(writing)
 
 
-async def test_what_runs_and_is_written_down_nowhere_is_ended(world: World) -> None:
+async def test_what_runs_and_is_written_down_nowhere_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "STRANGERS_GRACE_S", 0.0)
     execution = await killed(world)
     guest = await world.guest(
         held(execution),
@@ -270,6 +272,8 @@ async def test_what_runs_and_is_written_down_nowhere_is_ended(world: World) -> N
         {"type": "holds", "execution": "old:1", "state": "ended"},
     )
     assert world.link.end_strangers() == 1
+    header, _ = await guest.hear_of("signal")
+    assert (header["execution"], header["number"]) == ("stranger:1", 15)
     header, _ = await guest.hear_of("cancel")
     assert header["execution"] == "stranger:1"
     await guest.silence()

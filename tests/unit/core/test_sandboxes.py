@@ -275,8 +275,8 @@ async def test_a_delete_that_the_engine_refuses_can_be_tried_again(hall: Hall) -
         await hall.sandboxes.delete("a")
     sandbox = hall.sandboxes.get("a")
     assert (sandbox.state, sandbox.state_reason) == (
-        SandboxState.ERROR,
-        "it could not be deleted: the engine does not answer",
+        SandboxState.DELETING,
+        "deleted on request; it cannot be removed yet: the engine does not answer",
     )
     await hall.sandboxes.delete("a")
     assert hall.runtime.containers == {}
@@ -337,7 +337,7 @@ async def test_a_sandbox_is_written_down_before_it_is_made_and_until_it_is_gone(
     assert seen == [
         {"a": SandboxState.INITIALIZING},
         {"a": SandboxState.RUNNING},
-        {"a": SandboxState.STOPPING},
+        {"a": SandboxState.DELETING},
         {},
     ]
 
