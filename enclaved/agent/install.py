@@ -1,4 +1,4 @@
-"""Puts on the host what every sandbox mounts read-only: the guest, and the user's lines in passwd and group."""
+"""Puts on the host what every sandbox mounts read-only: the guest, and passwd, group and hosts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import zlib
 from importlib import resources
 from pathlib import Path
+
+from enclaved.runtime.base import HOST_NAME
 
 USER_NAME = "sandbox"
 PYTHON_TOO_OLD = 78
@@ -21,6 +23,11 @@ import sys
 
 if sys.version_info < (3, 8):
     sys.stderr.write("guest: Python 3.8 or newer is needed, and this is %s" % sys.version.split()[0])
+    sys.exit({PYTHON_TOO_OLD})
+try:
+    import _ctypes
+except ImportError:
+    sys.stderr.write("guest: this Python has no ctypes, without which no program can be confined")
     sys.exit({PYTHON_TOO_OLD})
 SOURCES = {{}}
 """
@@ -79,7 +86,7 @@ def install_guest(directory: Path) -> Path:
 
 
 def write_accounts(directory: Path, uid: int, working_dir: str) -> None:
-    """Writes ``passwd`` and ``group`` for one sandbox: root, nobody and the user under which programs run."""
+    """Writes ``passwd``, ``group`` and ``hosts`` for one sandbox: root, nobody, the user of programs, and itself."""
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     directory.chmod(0o755)
     passwd = [
@@ -88,7 +95,8 @@ def write_accounts(directory: Path, uid: int, working_dir: str) -> None:
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin",
     ]
     group = ["root:x:0:", f"{USER_NAME}:x:{uid}:", "nogroup:x:65534:"]
-    for name, lines in (("passwd", passwd), ("group", group)):
+    hosts = [f"127.0.0.1 localhost {HOST_NAME}", "::1 localhost ip6-localhost ip6-loopback"]
+    for name, lines in (("passwd", passwd), ("group", group), ("hosts", hosts)):
         path = directory / name
         path.write_text("\n".join(lines) + "\n")
         path.chmod(0o444)

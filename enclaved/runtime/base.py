@@ -18,6 +18,8 @@ from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 
 LABEL_ID = "enclaved.id"
 """Label with the sandbox's id. Images can imitate labels: only the HMAC proves that a container is ours."""
+HOST_NAME = "sandbox"
+"""What every sandbox calls itself."""
 LABEL_OWNER = "enclaved.owner"
 """Label with the id of the state directory whose daemon made the container."""
 LABEL_UID = "enclaved.uid"
@@ -76,7 +78,7 @@ class ContainerPlan:
     socket_dir: Path
     """The directory on the host that holds the listening socket ``agent.sock``; mounted read-only."""
     account_dir: Path
-    """The directory on the host with ``passwd`` and ``group``; both mounted read-only over the image's."""
+    """The directory on the host with ``passwd``, ``group`` and ``hosts``, all mounted read-only over the image's."""
     group_id: int
     """Group under which the guest may reach the socket."""
     labels: Mapping[str, str]

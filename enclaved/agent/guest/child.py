@@ -15,7 +15,7 @@ from .claims import encode_claim
 from .command import run_command
 from .files import run_file_job
 from .handover import AT_TERMINAL, DEFAULT_TERM, IN_CONTEXT, install, receive_job, take_terminal
-from .libc import PR_SET_NO_NEW_PRIVS, prctl
+from .libc import SECCOMP_MODE_FILTER
 from .masks import hold_signals
 from .observer import serve_observer
 from .python_jobs import rehearse, run_python, serve_context
@@ -99,22 +99,24 @@ def prepare(settings: Dict[str, Any]) -> int:
     if os.getuid() == 0:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
-    prctl(PR_SET_NO_NEW_PRIVS, 1)  # the container has it already
     rehearse()
     return os.open("/proc/self/status", os.O_RDONLY)
 
 
 def drop(settings: Dict[str, Any], status: int) -> None:
-    """Becomes the sandbox's user, without any capability, and makes sure of it in its status."""
-    if os.getuid() != 0:
-        return  # tests without root: there is nothing to drop
-    uid = settings["uid"]
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid) or os.getgroups():
-        raise RuntimeError("could not become user %d" % uid)
+    """Becomes the sandbox's user, without any capability and behind the filter, and makes sure of it in its status."""
+    wanted = {b"NoNewPrivs": 1, b"Seccomp": SECCOMP_MODE_FILTER}
+    if os.getuid() == 0:  # else these are tests without root: there is nothing to drop
+        uid = settings["uid"]
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid) or os.getgroups():
+            raise RuntimeError("could not become user %d" % uid)
+        wanted.update({b"CapInh": 0, b"CapPrm": 0, b"CapEff": 0, b"CapAmb": 0})
     for line in os.pread(status, 16 * 1024, 0).splitlines():
         name, _, value = line.partition(b":")
-        if name in (b"CapInh", b"CapPrm", b"CapEff", b"CapAmb") and int(value, 16) != 0:
+        if name in wanted and int(value, 16) != wanted.pop(name):
             raise RuntimeError("%s is %s after the drop" % (name.decode(), value.decode().strip()))
+    if wanted:
+        raise RuntimeError("the kernel does not say %s" % ", ".join(sorted(map(bytes.decode, wanted))))

@@ -13,6 +13,7 @@ UNPACKED_BYTES_MAX = 16 * 1024**3
 HEADER_BYTES_MAX = 64 * 1024
 _LZMA_BYTES_MAX = 128 * 1024 * 1024
 _PIECE_BYTES = 256 * 1024
+_HEADER_BYTES = 512
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 
 
@@ -76,7 +77,7 @@ class Archive:
         except ImportError:  # an interpreter without it
             pass
         data = head = os.read(self._fd, _PIECE_BYTES)
-        while len(head) < 6 and data:
+        while len(head) < _HEADER_BYTES and data:
             data = os.read(self._fd, _PIECE_BYTES)
             head += data
         expand = self._expander(head)
@@ -96,6 +97,8 @@ class Archive:
             data = os.read(self._fd, _PIECE_BYTES)
 
     def _expander(self, head: bytes) -> Callable[[bytes], Iterator[bytes]]:
+        if _is_header(head[:_HEADER_BYTES]):  # whatever the first name begins with
+            return lambda data: iter((data,))
         try:
             if head.startswith(_GZIP):
                 import zlib
@@ -112,6 +115,14 @@ class Archive:
         except ImportError:
             raise ArchiveRefused("the sandbox's Python cannot unpack this; send it plain or packed by gzip") from None
         return lambda data: iter((data,))
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether a tar archive that is not packed begins so: its checksum says."""
+    digits = block[148:156].strip(b" \0")
+    if len(block) < _HEADER_BYTES or not digits or digits.strip(b"01234567"):
+        return False
+    return int(digits, 8) == sum(block[:148]) + sum(block[156:]) + 8 * 32
 
 
 class _Streams:

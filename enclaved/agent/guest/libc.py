@@ -7,8 +7,10 @@ if TYPE_CHECKING:
     from typing import Any, List
 
 PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_MODE_FILTER = 2
 
 _LIBC: List[Any] = []  # once it is loaded
 
@@ -20,7 +22,7 @@ def libc() -> Any:
             import ctypes
         except ImportError:
             return None
-        _LIBC.append(ctypes.CDLL(None))
+        _LIBC.append(ctypes.CDLL(None, use_errno=True))
     return _LIBC[0]
 
 

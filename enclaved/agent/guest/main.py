@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -24,7 +25,13 @@ def main(arguments: List[str], bundle: Bundle) -> None:
 
         template_main(int(arguments[1]), json.loads(arguments[2]), bundle)
     elif arguments[0] in ("--container", "--child"):
+        from .confinement import check_machine
         from .guest import Guest
+
+        try:
+            check_machine(os.uname().machine)
+        except RuntimeError as error:  # rather no sandbox than one that runs nothing
+            sys.exit("guest: %s" % error)
 
         Guest(arguments[0], arguments[1], json.loads(arguments[2]), bundle).serve()
     else:

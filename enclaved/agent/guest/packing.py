@@ -16,19 +16,29 @@ if TYPE_CHECKING:
     from .paths import Place
 
 
+PIECE_BYTES = 256 * 1024
+
+
 def read_archive(place: Place, job: Dict[str, Any]) -> None:
-    """Writes an archive of a directory or a file to stdout. Pipes, sockets and devices are left out."""
+    """Writes an archive of a directory or a file to stdout."""
+    pack(place, _Stdout(), job["gzip"])
+
+
+def pack(place: Place, output: Any, gzip: bool) -> None:
+    """Writes an archive of a directory or a file. Pipes, sockets and devices are left out."""
     import tarfile
 
     found = place.stat()
-    mode = "w|gz" if job["gzip"] else "w|"
+    mode = "w|gz" if gzip else "w|"
     form: Dict[str, Any] = {"format": tarfile.GNU_FORMAT, "encoding": "utf-8", "errors": "surrogateescape"}
-    with tarfile.open(mode=mode, fileobj=_Stdout(), **form) as archive:  # type: ignore[call-overload]
+    sizes = {"bufsize": PIECE_BYTES, "copybufsize": PIECE_BYTES}
+    with tarfile.open(mode=mode, fileobj=output, **sizes, **form) as archive:  # type: ignore[call-overload]
         if stat.S_ISREG(found.st_mode):
             _add(archive, place.folder, place.name, place.name, found)
         elif stat.S_ISDIR(found.st_mode):
             for folder, path, info in tree(place.open_folder()):
                 _add(archive, folder, path, os.path.basename(path), info)
+                archive.members = []  # which would keep all of them
         else:
             raise PathRefused(errno.EINVAL, "neither a regular file nor a directory")
 

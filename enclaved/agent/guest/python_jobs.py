@@ -69,6 +69,8 @@ def serve_context(control: socket.socket, job: Dict[str, Any], settings: Dict[st
         install(handed.fds)
         job = json.loads(handed.text)
         meet_signals = signals_of_call(interpreter, control, handed)
+        forget_tracker()
+        look_again()
 
 
 def signals_of_call(interpreter: Interpreter, control: socket.socket, handed: Handed) -> Callable[[], None]:
@@ -82,6 +84,32 @@ def signals_of_call(interpreter: Interpreter, control: socket.socket, handed: Ha
             raise KeyboardInterrupt
 
     return meet_signals
+
+
+def forget_tracker() -> None:
+    """Lets multiprocessing start a new tracker of its shared objects: the last one ended with the call before.
+
+    Otherwise it warns that it has died. What user code made of the module is its own affair.
+    """
+    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    if getattr(tracker, "_pid", None) is None:
+        return
+    try:
+        os.close(tracker._fd)  # type: ignore[union-attr]
+        os.waitpid(tracker._pid, os.WNOHANG)  # type: ignore[union-attr]
+    except (AttributeError, OSError, TypeError):
+        pass
+    try:
+        tracker._fd = tracker._pid = None  # type: ignore[union-attr]
+    except AttributeError:
+        pass
+
+
+def look_again() -> None:
+    """Lets imports look again at places that were not there before, such as the folder of the user's own packages."""
+    for place in sys.path:
+        if sys.path_importer_cache.get(place, True) is None:
+            del sys.path_importer_cache[place]
 
 
 def run_python(control: socket.socket, job: Dict[str, Any], settings: Dict[str, Any]) -> NoReturn:

@@ -12,6 +12,7 @@ import sys
 
 from .child import child_main
 from .claims import encode_claim
+from .confinement import confine
 from .handover import receive_fds
 from .libc import PR_SET_DUMPABLE, prctl
 
@@ -44,6 +45,11 @@ def template_main(fd: int, settings: Dict[str, Any], bundle: Bundle) -> None:
     os.environ.clear()  # each job brings its own
     compile("", "", "exec")  # the first one of a process takes a millisecond
     prctl(PR_SET_DUMPABLE, 1)  # changes nothing here, but the library is loaded
+    unconfined = ""
+    try:
+        confine()
+    except (OSError, RuntimeError) as error:  # every child says it, and none runs anything
+        unconfined = "its programs cannot be confined: %s" % error
     gc.collect()
     gc.freeze()
     requests = socket.socket(fileno=fd)
@@ -52,7 +58,7 @@ def template_main(fd: int, settings: Dict[str, Any], bundle: Bundle) -> None:
         message, fds = receive_fds(requests, 16, 1)
         if not message:
             os._exit(0)
-        why = fork_child(requests, fds[0], settings)
+        why = unconfined or fork_child(requests, fds[0], settings)
         if why is None:
             return
         if why:

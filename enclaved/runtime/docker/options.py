@@ -15,7 +15,7 @@ from typing import Any
 
 from enclaved.errors import ImageUnusable, InvalidRequest
 from enclaved.model import SandboxSpec
-from enclaved.runtime.base import LABEL_OWNER, ContainerPlan, attached_guest_argv, guest_argv
+from enclaved.runtime.base import HOST_NAME, LABEL_OWNER, ContainerPlan, attached_guest_argv, guest_argv
 from enclaved.runtime.docker.facts import EngineFacts
 
 GUEST_FILE = "/run/enclave/guest.py"
@@ -66,6 +66,7 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 _NEEDED_PATHS = (
     "/bin",
     "/etc/group",
+    "/etc/hosts",
     "/etc/passwd",
     "/lib",
     "/lib64",
@@ -112,6 +113,7 @@ def create_body(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "Labels": dict(plan.labels),
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
+        "Hostname": HOST_NAME,
         "NetworkDisabled": True,
         "Tty": False,
         # Open without "once": who attaches later goes on where another one stopped.
@@ -268,6 +270,7 @@ def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
         return []
     sources = {
         "/etc/group": plan.account_dir / "group",
+        "/etc/hosts": plan.account_dir / "hosts",
         "/etc/passwd": plan.account_dir / "passwd",
         GUEST_FILE: plan.guest_file,
         SOCKET_DIR: plan.socket_dir,

@@ -84,6 +84,7 @@ class Workshop:
         guest_file.write_text(guest)
         guest_file.chmod(0o444)
         (account_dir / "passwd").write_text(f"root:x:0:0::/:/bin/sh\nbox:x:{UID}:{UID}::/sandbox:/bin/sh\n")
+        (account_dir / "hosts").write_text("127.0.0.1 localhost\n")
         (account_dir / "group").write_text(f"root:x:0:\nbox:x:{UID}:\n")
         full_spec = SandboxSpec(
             image=DEFAULT_IMAGE,

@@ -38,6 +38,7 @@ async def test_the_engine_keeps_every_field_of_the_profile(workshop):
     assert {c.removeprefix("CAP_") for c in seen["HostConfig"]["CapAdd"]} == {"SETUID", "SETGID", "KILL"}
     assert {(m["Destination"], m["RW"], m["Type"]) for m in seen["Mounts"]} == {
         ("/etc/group", False, "bind"),
+        ("/etc/hosts", False, "bind"),
         ("/etc/passwd", False, "bind"),
         ("/run/enclave/guest.py", False, "bind"),
         ("/run/enclave/socket", False, "bind"),

@@ -220,8 +220,8 @@ class WireGuest:
 
 
 @asynccontextmanager
-async def wire_guest(uid: int = UID) -> AsyncIterator[WireGuest]:
-    """Starts a guest and takes it down with all that runs in it."""
+async def wire_guest(uid: int = UID, change: Callable[[str], str] = lambda source: source) -> AsyncIterator[WireGuest]:
+    """Starts a guest, with its source changed first, and takes it down with all that runs in it."""
     folder = Path(tempfile.mkdtemp(prefix="wire", dir="/tmp"))
     folder.chmod(0o711)
     guest = WireGuest(folder)
@@ -237,6 +237,10 @@ async def wire_guest(uid: int = UID) -> AsyncIterator[WireGuest]:
     )
     socket_path = folder / "agent.sock"
     guest_file = install_guest(folder / "guest")
+    changed = change(guest_file.read_text())
+    guest_file.unlink()
+    guest_file.write_text(changed)
+    guest_file.chmod(0o444)
     server = await asyncio.start_unix_server(guest.serve, socket_path)
     argv = guest_argv("/usr/bin/python3", str(guest_file), str(socket_path), settings, "--container")
     guest.process = await asyncio.create_subprocess_exec(

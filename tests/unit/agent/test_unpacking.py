@@ -3,81 +3,20 @@
 from __future__ import annotations
 
 import bz2
-import errno
 import gzip
-import io
 import lzma
 import os
 import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+import tracemalloc
 
 import pytest
-from hypothesis import event, given, settings
-from hypothesis import strategies as st
 
 from enclaved.agent.guest import unpacking
-from enclaved.agent.guest.expanding import Archive, ArchiveRefused
+from enclaved.agent.guest.expanding import ArchiveRefused
 from enclaved.agent.guest.globs import matcher
-from enclaved.agent.guest.paths import PathRefused, find
-from enclaved.agent.guest.unpacking import Unpacking, members
-
-
-@contextmanager
-def directory() -> Iterator[Path]:
-    """A directory with a target in it, and something outside the target that must stay as it is."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        (Path(folder) / "target").mkdir()
-        (Path(folder) / "outside").write_bytes(b"kept")
-        yield Path(folder)
-
-
-def unpack(archive: bytes, folder: Path) -> Unpacking:
-    fd = os.open(folder / "target", os.O_RDONLY)
-    with tempfile.TemporaryFile() as file:
-        file.write(archive)
-        file.seek(0)
-        found = Unpacking(fd)
-        try:
-            source = Archive(file.fileno())
-            found.run(source, members(source))
-        finally:
-            os.close(fd)
-    return found
-
-
-def member(name: str, content: bytes = b"", *, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    found = tarfile.TarInfo(name)
-    found.size, found.type, found.linkname, found.mtime = len(content), kind, link, 1000
-    return found
-
-
-def packed(*members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
-        for info, content in members:
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def leads_in_circles(link: Path) -> bool:
-    try:
-        link.stat()
-    except OSError as error:
-        return error.errno == errno.ELOOP
-    return False
-
-
-def check_outside(folder: Path) -> None:
-    """Nothing was written but below the target, and no link there leads out of it."""
-    assert sorted(path.name for path in folder.iterdir()) == ["outside", "target"]
-    assert (folder / "outside").read_bytes() == b"kept"
-    top = (folder / "target").resolve()
-    for path in top.rglob("*"):
-        assert not path.is_symlink() or leads_in_circles(path) or os.path.realpath(path).startswith(str(top))
-        assert path.is_file() or path.is_dir() or path.is_symlink()
+from enclaved.agent.guest.packing import pack
+from enclaved.agent.guest.paths import find
+from tests.unit.agent.archives import check_outside, directory, member, packed, unpack
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -180,65 +119,6 @@ def test_what_is_no_archive_is_refused(data: bytes) -> None:
         unpack(data, folder)
 
 
-NAMES = st.lists(st.sampled_from(["a", "b", "..", ".", "", "c\n", "l", "\udcff"]), min_size=1, max_size=5)
-KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-ENTRIES = st.tuples(NAMES.map("/".join), KINDS, NAMES.map("/".join), st.binary(max_size=700))
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.lists(ENTRIES, max_size=8), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
-def test_no_archive_leads_out(entries: list[tuple[str, bytes, str, bytes]], form: int) -> None:
-    members = []
-    for name, kind, link, content in entries:
-        info = member(name, content if kind == tarfile.REGTYPE else b"", kind=kind, link=link)
-        members.append((info, content))
-    with directory() as folder:
-        try:
-            unpack(packed(*members, form=form), folder)
-        except OSError as error:
-            event(type(error).__name__)
-        check_outside(folder)
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_a_damaged_archive_is_refused_or_stays_inside(data: st.DataObject) -> None:
-    whole = packed((member("a/b", b"1" * 600), b"1" * 600), (member("c" * 120, b"2"), b"2"))
-    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
-    for _ in range(data.draw(st.integers(0, 6)) if damaged else 0):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    with directory() as folder:
-        with suppress(OSError):
-            unpack(bytes(damaged), folder)
-        check_outside(folder)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.tuples(NAMES.map("/".join), NAMES.map("/".join)), max_size=5),
-    NAMES.map("/".join),
-    st.booleans(),
-)
-def test_no_path_leads_out(links: list[tuple[str, str]], path: str, follow: bool) -> None:
-    """With /tmp itself allowed, the directories lie in another file system."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        top = os.path.realpath(folder)
-        os.makedirs(os.path.join(top, "a/b"))
-        for name, target in links:
-            try:
-                os.symlink(target or ".", os.path.join(top, name))
-            except (OSError, ValueError):
-                continue
-        try:
-            place = find(path or ".", top, follow)
-        except (PathRefused, NotADirectoryError):
-            return
-        assert place.path == top or place.path.startswith((f"{top}/", "/tmp/"))
-        opened = os.path.realpath(f"/proc/self/fd/{place.folder}")
-        assert "/".join([opened, *place.missing, place.name]) == place.path or place.path == top
-        os.close(place.folder)
-
-
 @pytest.mark.parametrize(
     ("pattern", "path", "found"),
     [
@@ -271,3 +151,75 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(monkeypatch: pytest.Monk
     copies = [(member(f"h{number}", kind=tarfile.LNKTYPE, link="x"), b"") for number in range(4)]
     with directory() as folder, pytest.raises(ArchiveRefused, match="unpacks to more than 1000 bytes"):
         unpack(packed((member("x", bytes(300)), bytes(300)), *copies), folder)
+
+
+@pytest.mark.parametrize("pack_one", [gzip.compress, bz2.compress, lzma.compress])
+def test_streams_that_follow_each_other_are_one_archive(pack_one: type[bytes]) -> None:
+    """As programs make them that pack in parallel. What follows and is no such stream is ignored, as by other tools."""
+    whole = packed((member("a", b"1" * 3000), b"1" * 3000), (member("b", b"2"), b"2"))
+    archive = b"".join([pack_one(whole[:1000]), pack_one(b""), pack_one(whole[1000:]), b"\0" * 1000])
+    with directory() as folder:
+        assert unpack(archive, folder).entries == 2
+        assert (folder / "target" / "a").read_bytes() == b"1" * 3000
+    with directory() as folder, pytest.raises(ArchiveRefused, match="cannot be read"):
+        unpack(pack_one(whole[:1000]) + pack_one(whole[1000:])[:30], folder)
+
+
+@pytest.mark.parametrize("name", ["BZhell", "\x1f\udc8b\x08"])
+def test_an_archive_is_known_by_more_than_the_name_of_its_first_file(name: str) -> None:
+    with directory() as folder:
+        unpack(packed((member(name, b"1"), b"1"), form=tarfile.GNU_FORMAT), folder)
+        assert os.listdir(folder / "target") == [name]
+
+
+def test_of_archives_that_follow_each_other_the_first_counts() -> None:
+    with directory() as folder:
+        assert unpack(packed((member("a", b"1"), b"1")) + packed((member("b", b"2"), b"2")), folder).entries == 1
+        assert os.listdir(folder / "target") == ["a"]
+
+
+def test_of_entries_with_one_name_the_last_stays() -> None:
+    files = [(member("a", content), content) for content in (b"one", b"three")]
+    with directory() as folder:
+        unpack(packed(*files, (member("./x/../a", b"4"), b"4")), folder)
+        assert (folder / "target" / "a").read_bytes() == b"4"
+        for entry in ((member("a/b", b"1"), b"1"), (member("a", kind=tarfile.DIRTYPE), b"")):
+            with pytest.raises(OSError, match="Not a directory"):
+                unpack(packed(entry), folder)
+        assert (folder / "target" / "a").read_bytes() == b"4"
+
+
+def test_an_archive_that_is_too_deep_is_refused() -> None:
+    with directory() as folder, pytest.raises(ArchiveRefused, match="more than 200 directories deep"):
+        unpack(packed((member("d/" * 300 + "f", b"1"), b"1")), folder)
+
+
+def test_a_mode_gives_no_more_rights_than_its_owner_has() -> None:
+    with directory() as folder:
+        for number, mode in enumerate((0o7777, 0o6755, 0o2644, 0o1666, 0o000, 0o111)):
+            entry = member(str(number), b"1")
+            entry.mode = mode
+            unpack(packed((entry, b"1")), folder)
+            found = (folder / "target" / str(number)).stat().st_mode & 0o7777
+            assert found & 0o7022 == 0
+            assert found & 0o600 == 0o600
+
+
+@pytest.mark.parametrize("pack_one", [bytes, gzip.compress, bz2.compress])
+def test_a_large_archive_takes_little_memory_both_ways(pack_one: type[bytes]) -> None:
+    content = bytes(12 * 1024 * 1024)
+    entries = [(member(f"{number:05}"), b"") for number in range(500)]
+    archive = pack_one(packed((member("big", content), content), *entries))
+    with directory() as folder:
+        tracemalloc.start()
+        try:
+            unpack(archive, folder)
+            _, unpacking_bytes = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+            with open(os.devnull, "wb") as nowhere:
+                pack(find("target", str(folder)), nowhere, pack_one is gzip.compress)
+            _, packing_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert unpacking_bytes - len(archive) < 6 * 1024 * 1024
+    assert packing_bytes < 6 * 1024 * 1024

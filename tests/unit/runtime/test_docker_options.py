@@ -78,6 +78,7 @@ def test_only_our_own_files_are_mounted_and_only_for_reading(body):
     host = body["HostConfig"]
     assert {m["Target"]: m["Source"] for m in host["Mounts"]} == {
         "/etc/group": "/srv/enclaved/accounts/1900000007/group",
+        "/etc/hosts": "/srv/enclaved/accounts/1900000007/hosts",
         "/etc/passwd": "/srv/enclaved/accounts/1900000007/passwd",
         "/run/enclave/guest.py": "/srv/enclaved/guest.py",
         "/run/enclave/socket": "/run/enclaved/sandboxes/box-1",

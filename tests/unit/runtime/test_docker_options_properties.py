@@ -16,7 +16,7 @@ from enclaved.runtime.base import ContainerPlan, GuestSettings, Image
 from enclaved.runtime.docker.facts import EngineFacts
 from enclaved.runtime.docker.options import create_body
 
-TARGETS = {"/etc/group", "/etc/passwd", "/run/enclave/guest.py", "/run/enclave/socket"}
+TARGETS = {"/etc/group", "/etc/hosts", "/etc/passwd", "/run/enclave/guest.py", "/run/enclave/socket"}
 FORBIDDEN_TREES = ("/proc", "/sys", "/dev", "/run/enclave")
 TMPFS = re.compile(
     r"rw,(exec|noexec),nosuid,nodev,size=[1-9]\d*,nr_inodes=[1-9]\d*,(mode=1777|uid=[1-9]\d*,gid=[1-9]\d*,mode=0700)"
@@ -114,6 +114,7 @@ def assert_profile(body: dict[str, Any], plan: ContainerPlan, facts: EngineFacts
     assert set(body) == {
         *("Image", "User", "Entrypoint", "Cmd", "Env", "WorkingDir", "Labels", "Healthcheck", "StopSignal"),
         *(
+            "Hostname",
             "NetworkDisabled",
             "Tty",
             "OpenStdin",
