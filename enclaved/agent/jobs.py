@@ -25,8 +25,8 @@ class WireJob:
     document: bytes
     context: str | None
     """The context that it needs; ``None``: a process of its own."""
-    needs_version: int = 1
-    """The version of the guest protocol from which on a guest can do it."""
+    needs_version: int = 0
+    """The version of the guest protocol from which on a guest can do it; 0: every one."""
 
 
 def environment(image_env: Mapping[str, str], env_vars: Mapping[str, str], working_dir: str) -> dict[str, str]:

@@ -12,9 +12,9 @@ from enclaved.model import FileJob, FileOperation, Job
 
 OLDEST_GUEST: Final = PROTOCOL_VERSION - 1
 """The oldest version with which a guest is used."""
-_ALWAYS: Final = 1
+_ALWAYS: Final = 0
 _FRAMES: Final = {"expire": 2, "pause": 2, "resume": 2}
-"""The version from which on a guest understands a frame, where that is not the first one."""
+"""The version from which on a guest understands a frame, where not every one does."""
 _FILE_OPERATIONS: Final = frozenset(
     {
         FileOperation.READ,

@@ -23,8 +23,8 @@ LOOK_EVERY_S: Final = 0.25
 class Draining:
     """Follows sandboxes with old guests until nothing runs in them any more."""
 
-    def __init__(self, metrics: Metrics, *, deadline_s: float = DRAIN_DEADLINE_S, linger_s: float = LINGER_S) -> None:
-        self._metrics, self._deadline_s, self._linger_s = metrics, deadline_s, linger_s
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     async def drain(self, record: SandboxRecord, link: GuestLink, watching: Coroutine[Any, Any, None]) -> str:
         """Waits for the end of its executions, or the deadline; returns why the sandbox is to be given up.
@@ -39,12 +39,12 @@ class Draining:
         self._metrics.sandbox_drained()
         watcher = asyncio.ensure_future(watching)
         loop = asyncio.get_running_loop()
-        had_work, deadline = record.active_executions > 0, loop.time() + self._deadline_s
+        had_work, deadline = record.active_executions > 0, loop.time() + DRAIN_DEADLINE_S
         try:
             while record.active_executions and loop.time() < deadline and not watcher.done():
                 await asyncio.wait([watcher], timeout=LOOK_EVERY_S)
             if had_work and not watcher.done():
-                await asyncio.wait([watcher], timeout=self._linger_s)
+                await asyncio.wait([watcher], timeout=LINGER_S)
         finally:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)

@@ -90,7 +90,6 @@ class Recovery:
 
         reason = await self._boot.watching.rejoin(record, seen)
         if reason:
-            reason = record.link.stranger or reason if record.link is not None else reason
             self._metrics.sandbox_recovered(RecoveryOutcome.LOST)
             self._sandboxes.lose(record, reason)  # which logs it
             return

@@ -78,6 +78,8 @@ class Watching:
                     return ""
             if link.is_another:
                 return self._blame(record, container_id, Intervention.RESTARTED)
+            if link.stranger:
+                return link.stranger
             patience_s = STATUS_EVERY_S
             try:
                 async with self._looks:
