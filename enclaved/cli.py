@@ -1,13 +1,15 @@
-"""The command ``enclaved``: runs the daemon and shows its configuration."""
+"""The command ``enclaved``: runs the daemon, shows its configuration, and clears up after it."""
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -16,6 +18,7 @@ from ms_enclave import __version__
 
 from enclaved import log
 from enclaved.config import SETTINGS, ConfigError, Configuration, Setting, load
+from enclaved.errors import EnclaveError
 
 _CallableT = TypeVar("_CallableT", bound=Callable[..., Any])
 
@@ -107,6 +110,7 @@ def enclaved() -> None:
       enclaved run --listen-unix /tmp/e.sock --state-dir /tmp/e
       enclaved config show                          every setting in force, and where it came from
       enclaved config check /etc/enclaved/config.toml
+      enclaved prune --dry-run                      what daemons that are gone left behind
 
     \b
     Exit codes:
@@ -171,14 +175,20 @@ def show(file: Path | None, as_json: bool) -> None:
         click.echo(f"enclaved: warning: {warning}", err=True)
     settings, origins = configuration.settings, configuration.origins
     values = {setting.key: _shown(setting, settings.value(setting.key)) for setting in SETTINGS}
+    for problem in settings.bad_pools:
+        click.echo(f"enclaved: not used: {problem}", err=True)
     if as_json:
-        shown = {key: {"value": values[key], "origin": origin} for key, origin in origins.items()}
+        shown: dict[str, Any] = {key: {"value": values[key], "origin": origin} for key, origin in origins.items()}
+        shown["pools"] = {"value": [pool.model_dump(exclude_unset=True) for pool in settings.pools]}
         click.echo(json.dumps(shown, indent=2))
         return
     lines = [(f"{key} = {_toml(values[key])}", origin) for key, origin in origins.items()]
     width = max(len(line) for line, _ in lines)
     for line, origin in lines:
         click.echo(f"{line:{width}}  # {origin}")
+    for pool in settings.pools:
+        shown_pool = pool.model_dump(exclude_unset=True)
+        click.echo("\n".join(["", "[[pools]]", *(f"{name} = {_toml(value)}" for name, value in shown_pool.items())]))
 
 
 def _shown(setting: Setting, value: Any) -> Any:
@@ -195,11 +205,50 @@ def check(file: Path | None) -> None:
       enclaved config check my.toml
       enclaved config check
     """
-    if file is None:
-        load()
-    else:
-        load(file, environ={})
+    found = load() if file is None else load(file, environ={})
+    if found.settings.bad_pools:
+        _exit(ExitCode.USAGE, *found.settings.bad_pools)
     click.echo(f"{file or 'the configuration'}: ok")
+
+
+@enclaved.command()
+@_config_option
+@click.option("--state-dir", metavar="DIRECTORY", help="State directory to look at; default: the setting state.dir.")
+@click.option("--all", "everything", is_flag=True, help="Also remove the sandboxes that the next daemon would take up.")
+@click.option("--dry-run", is_flag=True, help="Change nothing; say what would be removed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def prune(file: Path | None, state_dir: str | None, everything: bool, dry_run: bool, as_json: bool) -> None:
+    """Removes what daemons that are gone left: containers, directories, sockets, half-written files.
+
+    It looks at the state directory, unless a daemon uses that (which looks for leftovers itself), and at those of this
+    user's embedded daemons whose program is gone. Only what is provably of such a directory is removed. Sandboxes that
+    the next daemon would take up stay, but for --all.
+
+    \b
+    Examples:
+      enclaved prune --dry-run
+      enclaved prune --json | jq '.removed[].name'
+      enclaved prune --all --state-dir /var/lib/enclaved    nothing of it stays on the engine
+    """
+    from enclaved import daemon  # the other commands do without it
+
+    settings = load(file, flags={} if state_dir is None else {"state.dir": state_dir}).settings
+    try:
+        found = asyncio.run(daemon.prune(settings, dry_run=dry_run, everything=everything))
+    except EnclaveError as error:
+        _exit(ExitCode.FAILED, str(error))
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, **asdict(found)}, indent=2))
+    else:
+        done = "would remove" if dry_run else "removed"
+        for what, things in ((done, found.removed), ("kept", found.kept), ("failed", found.failed)):
+            for thing in things:
+                size = f", {thing.size_bytes / 1024:.0f} KiB" if thing.size_bytes else ""
+                click.echo(f"{what}: {thing.sort} {thing.name}{size}: {thing.reason}")
+        size_bytes = sum(thing.size_bytes for thing in found.removed)
+        click.echo(f"{done} {len(found.removed)} things, {size_bytes / 1024:.0f} KiB")
+    if found.failed:
+        _exit(ExitCode.FAILED, f"{len(found.failed)} things could not be removed; see above")
 
 
 def _configure_log(configuration: Configuration, *, for_person: bool) -> None:

@@ -15,11 +15,21 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from enclaved.config.checks import contradictions
+from enclaved.config.pools import PoolSettings, read_pool
 from enclaved.config.settings import PREFIX, SETTINGS, Setting, Settings
 
 DEFAULT_FILE: Final = Path("/etc/enclaved/config.toml")
 FILE_VARIABLE: Final = "ENCLAVED_CONFIG"
 _SECTION = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
+_POOL = re.compile(r"\s*\[\[\s*pools\s*\]\]")
+_POOLS: Final = "pools"
+_WORDS: Final = {
+    "Input should be": "must be",
+    "String should": "must",
+    "Extra inputs are not permitted": "is unknown",
+    "Field required": "is missing",
+}
+"""What the library says, and how it is said here."""
 _NAME = re.compile(r"\s*([\w-]+)\s*=")
 
 
@@ -69,6 +79,8 @@ class _Gathered:
         """Where in the file a key stands."""
         self._problems: list[str] = []
         self._warnings: list[str] = []
+        self._pools: dict[str, PoolSettings] = {}
+        self._bad_pools: list[str] = []
 
     def take_file(self, path: Path, *, required: bool) -> None:
         """Reads a TOML file."""
@@ -87,6 +99,9 @@ class _Gathered:
             return
         self._lines = _lines(text)
         for section, table in tables.items():
+            if section == _POOLS:
+                self._take_pools(table, f"file {path}")
+                continue
             if not isinstance(table, dict):
                 self._unknown(f"file {path}", section)
                 continue
@@ -94,6 +109,17 @@ class _Gathered:
                 self._take(f"{section}.{name}", value, f"file {path}")
             if not table and section not in Settings.model_fields:
                 self._unknown(f"file {path}", section)
+
+    def _take_pools(self, tables: object, origin: str) -> None:
+        """Reads definitions of pools. One with a mistake is left out, since the others can serve."""
+        for index, table in enumerate(tables if isinstance(tables, list) else [tables]):
+            pool, problems = read_pool(table, self._pools)
+            if pool is not None:
+                self._pools[pool.id] = pool
+            name = table.get("id") if isinstance(table, dict) else None
+            for key, text in problems:
+                where = self._in_line(self._in_line(origin, f"{_POOLS}[{index}].{key}"), f"{_POOLS}[{index}]")
+                self._bad_pools.append(f"{where}: {_POOLS}[{index}] ({name or 'no id'}): {key} {_reason(text)}")
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         """Reads the environment. An unknown variable is worth a warning only: others may share our prefix."""
@@ -133,6 +159,9 @@ class _Gathered:
             self._problems.append(f"{self._place(key)}: {key} {why}")
         if self._problems:
             raise ConfigError(self._problems)
+        settings = settings.model_copy(
+            update={"pools": tuple(self._pools.values()), "bad_pools": tuple(self._bad_pools)}
+        )
         origins = {setting.key: self._origins.get(setting.key, "default") for setting in SETTINGS}
         return Configuration(settings, origins, tuple(self._warnings))
 
@@ -141,7 +170,8 @@ class _Gathered:
 
     def _in_line(self, origin: str, key: str) -> str:
         """Says where a value came from; in a file, in which line it stands."""
-        return f"{origin}, line {self._lines[key]}" if origin.startswith("file ") and key in self._lines else origin
+        in_file = origin.startswith("file ") and ", line " not in origin
+        return f"{origin}, line {self._lines[key]}" if in_file and key in self._lines else origin
 
     def _take(self, key: str, value: Any, origin: str) -> None:
         if not any(setting.key == key for setting in SETTINGS):
@@ -163,9 +193,12 @@ class _Gathered:
 def _lines(text: str) -> dict[str, int]:
     """Finds the line of every section and of every ``section.name``, for a message about it."""
     found: dict[str, int] = {}
-    section = ""
+    section, pools = "", 0
     for number, line in enumerate(text.splitlines(), 1):
-        if match := _SECTION.match(line):
+        if _POOL.match(line):
+            section, pools = f"{_POOLS}[{pools}]", pools + 1
+            found[section] = number
+        elif match := _SECTION.match(line):
             section = match[1]
             found.setdefault(section, number)
         elif match := _NAME.match(line):
@@ -191,4 +224,6 @@ def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _reason(message: str) -> str:
-    return message.replace("Input should be", "must be").replace("String should", "must")
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
+from enclaved.config.pools import PoolSettings
 from enclaved.core.policy import PolicyLimits
 
 PREFIX: Final = "ENCLAVED_"
@@ -166,6 +167,10 @@ class Settings(_Section):
     sandbox: Sandbox = Sandbox()
     daemon: Daemon = Daemon()
     log: Log = Log()
+    pools: tuple[PoolSettings, ...] = ()
+    """Pools that the operator defines."""
+    bad_pools: tuple[str, ...] = ()
+    """What is wrong with definitions of pools; those are left out, and everything else is served."""
 
     def policy_limits(self) -> PolicyLimits:
         """Returns the numbers of the policy. Raises `ValueError` where they contradict each other."""

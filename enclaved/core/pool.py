@@ -4,117 +4,126 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Literal
 
-from enclaved.core.background import Background
-from enclaved.core.executions import RUN_OUTPUT_BYTES, Execution, Executions
-from enclaved.core.members import Member, Members
-from enclaved.core.policy import check_id, check_labels
-from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.claiming import Claims
+from enclaved.core.crew import PoolParts
+from enclaved.core.members import Members
+from enclaved.core.pages import checked_size
+from enclaved.core.policy import check_id
+from enclaved.core.pool_plans import SIZE_MAX, changed, check_plan
+from enclaved.core.pool_rejoin import KeptMembers, member_of
+from enclaved.core.pool_runs import run_in
+from enclaved.core.state import PoolRow
+from enclaved.core.upkeep import keep
 from enclaved.errors import (
-    ExecutionNotFound,
-    GuestUnavailable,
+    EngineUnavailable,
     InvalidRequest,
+    NoSpace,
+    PolicyDenied,
     PoolNotFound,
-    SandboxLost,
-    SandboxNotFound,
     ShuttingDown,
-    WrongState,
 )
-from enclaved.metrics import Metrics
 from enclaved.model import (
-    CHANNEL_NAMES,
-    EMPTY,
-    STDERR,
-    STDOUT,
-    Finished,
+    Claimed,
+    ClaimWish,
+    LeasePage,
     MemberState,
-    Notice,
-    NoticeKind,
-    Output,
+    PoolChange,
     PoolInfo,
+    PoolOrigin,
+    PoolPlan,
+    PoolStatus,
     RunResult,
-    SandboxRequest,
     ToolCall,
 )
 
+__all__ = ["SIZE_MAX", "WAIT_DEFAULT_S", "Pools"]
+
 log = logging.getLogger(__name__)
 
-SIZE_MAX = 100
 WAIT_DEFAULT_S = 60.0
+DELETE_RETRY_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
 class _Pool:
     members: Members
+    origin: PoolOrigin
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once all members were made, or what was made of them is gone again."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by whoever deletes it."""
 
     @property
+    def id(self) -> str:
+        return self.members.pool_id
+
+    @property
     def info(self) -> PoolInfo:
-        return PoolInfo(self.members.pool_id, tuple(member.sandbox_id for member in self.members.slots))
+        return PoolInfo(self.id, tuple(member.sandbox_id for member in self.members.slots))
+
+    def row(self, *, made: bool = True) -> PoolRow:
+        """The pool as it is written down."""
+        return PoolRow(self.id, self.origin, self.members.plan, made, self.created_at)
 
 
 class Pools:
     """All pools of this daemon."""
 
-    def __init__(
-        self, *, sandboxes: Sandboxes, executions: Executions, background: Background, metrics: Metrics
-    ) -> None:
-        self._sandboxes, self._executions = sandboxes, executions
-        self._background, self._metrics = background, metrics
+    def __init__(self, parts: PoolParts) -> None:
+        self._parts = parts
         self._pools: dict[str, _Pool] = {}
+        self._claims = Claims(parts.sandboxes, parts.background)
         self._closing = False
 
-    async def initialize(
-        self, size: int, request: SandboxRequest, *, pool_id: str = "", labels: Mapping[str, str] = EMPTY
-    ) -> PoolInfo:
+    # -- made by callers
+
+    async def initialize(self, plan: PoolPlan, *, pool_id: str = "") -> PoolInfo:
         """Makes a pool of 1 to 100 members and returns when all run; one of this id that exists is left as it is.
 
         All or nothing: if a member cannot be made, or the caller leaves before the end, those that were made are
         removed. Raises `InvalidRequest`, `PolicyDenied` (more members than the daemon may have sandboxes),
-        `LimitReached`, and what `Sandboxes.create` raises.
+        `LimitReached`, `NoSpace`, and what `Sandboxes.create` raises.
         """
-        if not 1 <= size <= SIZE_MAX:
-            raise InvalidRequest.of("size", f"must be from 1 to {SIZE_MAX}, is {size}")
         if pool_id:
             check_id(pool_id, "pool_id")
-        check_labels(labels)
+        check_plan(plan)
         while (known := self._pools.get(pool_id)) is not None:
             await known.settled.wait()
             if self._pools.get(pool_id) is known:
                 if known.members.closed is None:
                     return known.info
-                await self.delete(pool_id)  # an earlier try failed
+                await self._finish_deleting(known)  # an earlier try failed
         if self._closing:
             raise ShuttingDown
-        self._sandboxes.check_room(size, "size")
-        pool_id = pool_id or self._new_id()
-        members = Members(
-            pool_id,
-            request,
-            labels,
-            sandboxes=self._sandboxes,
-            executions=self._executions,
-            background=self._background,
-            metrics=self._metrics,
-        )
-        pool = self._pools[pool_id] = _Pool(members)
+        self._parts.sandboxes.check_room(plan.size, "size")
+        pool = self._enter(pool_id or self._new_id(), plan, PoolOrigin.CALLER)
         try:
-            await members.make(size)
+            self._parts.pools.save(pool.row(made=False))
+            await pool.members.make()
         except BaseException:
-            del self._pools[pool_id]
+            del self._pools[pool.id]
+            self._parts.pools.forget(pool.id)
             raise
         finally:
             pool.settled.set()
-        log.info("pool made", extra={"pool_id": pool_id, "size": size})
+        self._parts.pools.note(pool.row())
+        self._look_after(pool)
+        log.info("pool made", extra={"pool_id": pool.id, "size": plan.size})
         return pool.info
+
+    def _enter(self, pool_id: str, plan: PoolPlan, origin: PoolOrigin) -> _Pool:
+        pool = self._pools[pool_id] = _Pool(Members(pool_id, plan, self._parts), origin)
+        return pool
+
+    def _look_after(self, pool: _Pool) -> None:
+        pool.members.spawn(keep(pool.members), "keep")
 
     def _new_id(self) -> str:
         while (pool_id := secrets.token_hex(6)) in self._pools:
@@ -134,81 +143,52 @@ class Pools:
         The result is complete: output beyond 1 MiB of a channel is dropped, with a `gap` notice. A caller that leaves
         ends its run. Raises `PoolNotFound`, `PoolBusy`, `InvalidRequest`, and what `Executions.open` raises.
         """
-        if call.sandbox_id:
-            raise InvalidRequest.of("spec.sandbox_id", "must be empty: the pool chooses the sandbox")
-        if not math.isfinite(wait_timeout_s) or wait_timeout_s < 0:
-            raise InvalidRequest.of("wait_timeout_s", f"must be a finite number, 0 or more, is {wait_timeout_s}")
-        members = self._made(pool_id).members
-        self._check(members, call)
-        deadline = asyncio.get_running_loop().time() + wait_timeout_s
-        while True:
-            if (known := self._known(members, call)) is not None:
-                return known.record.id, await _gather(known)
-            left_s = max(0.0, deadline - asyncio.get_running_loop().time())
-            member = await members.lease(left_s)
-            if self._known(members, call) is not None:  # it came again while it waited
-                members.give_back(member, used=False)
-                continue
-            execution = await self._open(members, member, call)
-            if execution is not None:
-                return await self._finish(members, member, execution)
+        return await run_in(self._made(pool_id).members, self._parts.executions, call, wait_timeout_s)
 
-    def _check(self, members: Members, call: ToolCall) -> None:
-        """Refuses a call that makes no sense before it waits. Members are all alike, so any of them tells."""
-        for member in members.slots:
-            if member.state in (MemberState.IDLE, MemberState.BUSY):
-                self._executions.check(call, member.record)
-                return
+    async def claim(self, pool_id: str, wish: ClaimWish, wait_timeout_s: float = WAIT_DEFAULT_S) -> Claimed:
+        """Takes the next free member out of a pool, as a sandbox of the caller's own; the slot is filled again.
 
-    def _known(self, members: Members, call: ToolCall) -> Execution | None:
-        """The execution that this call has started before, if its id says so."""
-        if not call.execution_id:
-            return None
-        try:
-            known = self._executions.get(call.execution_id)
-        except ExecutionNotFound:
-            return None
-        return known if any(member.sandbox_id == known.record.id for member in members.slots) else None
+        Raises `PoolNotFound`, `PoolBusy`, and what `Sandboxes.update` raises for what is to be other than in the pool.
+        """
+        return await self._claims.claim(self._made(pool_id).members, wish, wait_timeout_s)
 
-    async def _open(self, members: Members, member: Member, call: ToolCall) -> Execution | None:
-        """Starts the call; ``None`` if the member was lost in this moment, and another one should be tried."""
-        try:
-            return await self._executions.open(replace(call, sandbox_id=member.sandbox_id))
-        except (WrongState, SandboxNotFound, SandboxLost, GuestUnavailable):
-            members.give_back(member, used=True)
-            return None
-        except BaseException:
-            members.give_back(member, used=False)
-            raise
+    # -- looking
+
+    def get(self, pool_id: str) -> PoolStatus:
+        """Shows a pool with its members. Raises `PoolNotFound`."""
+        return self._status(self._made(pool_id))
+
+    def list(self) -> tuple[PoolStatus, ...]:
+        """Shows all pools, oldest first."""
+        made = [pool for pool in self._pools.values() if pool.settled.is_set() and pool.members.closed is None]
+        return tuple(self._status(pool) for pool in sorted(made, key=lambda pool: (pool.created_at, pool.id)))
 
     @staticmethod
-    async def _finish(members: Members, member: Member, execution: Execution) -> tuple[str, RunResult]:
-        try:
-            return member.sandbox_id, await _gather(execution)
-        finally:
-            execution.cancel("its caller, who left")
-            members.give_back(member, used=True)
+    def _status(pool: _Pool) -> PoolStatus:
+        members = pool.members
+        return PoolStatus(
+            pool.id,
+            pool.origin,
+            members.plan,
+            members.infos(),
+            members.lending.waiting,
+            replace(members.counters),
+            members.trouble,
+            pool.created_at,
+        )
 
-    async def delete(self, pool_id: str) -> None:
-        """Deletes a pool with its members; calls that run are lost, those that wait hear `PoolNotFound`.
+    def leases(self, pool_id: str, *, page_size: int = 0, page_token: str = "") -> LeasePage:
+        """Shows the last uses of a pool's members, newest first; 1,000 are kept.
 
-        Raises `PoolNotFound`, `EngineUnavailable` (it can be tried again).
+        Raises `PoolNotFound`, and `InvalidRequest` for a bad size or token.
         """
-        pool = self._pools.get(pool_id)
-        if pool is None:
-            raise PoolNotFound(pool_id[:64])
-        await pool.settled.wait()
-        await self._background.finish(self._delete(pool), f"delete pool {pool_id}")
-
-    async def _delete(self, pool: _Pool) -> None:
-        pool_id = pool.members.pool_id
-        pool.members.close(PoolNotFound(pool_id))
-        async with pool.lock:
-            if self._pools.get(pool_id) is not pool:
-                raise PoolNotFound(pool_id)
-            await pool.members.remove()
-            del self._pools[pool_id]
-        log.info("pool deleted", extra={"pool_id": pool_id})
+        self._made(pool_id)
+        size = checked_size(page_size)
+        if page_token and not (page_token.isascii() and page_token.isdigit() and len(page_token) < 18):
+            raise InvalidRequest.of("page_token", "not a token of this listing; use next_page_token")
+        found = self._parts.leases.page(pool_id, int(page_token) if page_token else None, size + 1)
+        token = str(found[size - 1].number) if len(found) > size else ""
+        return LeasePage(tuple(found[:size]), token)
 
     def role(self, sandbox_id: str) -> Literal["idle", "busy"] | None:
         """Whether a sandbox is a member that is free, or one that is not; ``None`` if it is in no pool."""
@@ -222,33 +202,115 @@ class Pools:
         """The sizes of the pools, by their ids."""
         return {pool_id: len(pool.members.slots) for pool_id, pool in self._pools.items() if pool.settled.is_set()}
 
-    def close(self) -> None:
-        """Lends no member and makes no pool any more. `Sandboxes.close` removes the members."""
+    # -- changing
+
+    async def update(self, pool_id: str, change: PoolChange) -> PoolStatus:
+        """Changes a pool while it serves. More members are made in the background, spare ones go when they are free.
+
+        Raises `PoolNotFound`, `InvalidRequest`, `PolicyDenied`, `LimitReached`, `NoSpace`.
+        """
+        pool = self._made(pool_id)
+        if pool.members.closed is not None:
+            raise pool.members.closed
+        before, plan = pool.members.plan, changed(pool.members.plan, change)
+        if plan.size > before.size:
+            self._parts.sandboxes.check_room(plan.size - len(pool.members.slots), "size")
+        self._parts.pools.save(replace(pool.row(), plan=plan))
+        pool.members.replan(plan)
+        log.info("pool changed", extra={"pool_id": pool_id, "size": plan.size})
+        return self._status(pool)
+
+    async def delete(self, pool_id: str) -> None:
+        """Deletes a pool with its members; calls that run are lost, those that wait hear `PoolNotFound`.
+
+        Raises `PoolNotFound`, `PolicyDenied` for one that the operator defines, `EngineUnavailable` (it can be tried
+        again).
+        """
+        pool = self._pools.get(pool_id)
+        if pool is None:
+            raise PoolNotFound(pool_id[:64])
+        if pool.origin is PoolOrigin.OPERATOR and pool.members.closed is None:
+            text = f"pool {pool_id!r} is defined in the daemon's configuration; it ends when it is taken out there"
+            raise PolicyDenied("pools", "pool_id", text)
+        await pool.settled.wait()
+        await self._finish_deleting(pool)
+
+    async def _finish_deleting(self, pool: _Pool) -> None:
+        await self._parts.background.finish(self._delete(pool), f"delete pool {pool.id}")
+
+    async def _delete(self, pool: _Pool) -> None:
+        pool.members.close(PoolNotFound(pool.id))
+        async with pool.lock:
+            if self._pools.get(pool.id) is not pool:
+                raise PoolNotFound(pool.id)
+            await pool.members.remove()
+            del self._pools[pool.id]
+            self._parts.pools.forget(pool.id)
+        log.info("pool deleted", extra={"pool_id": pool.id})
+
+    # -- defined by the operator, and taken up
+
+    def define(self, plans: Mapping[str, PoolPlan]) -> None:
+        """Makes the operator's pools what they are to be, in the background: new ones, changed ones, no others."""
+        for pool_id, plan in plans.items():
+            pool = self._pools.get(pool_id)
+            if pool is None:
+                pool = self._enter(pool_id, plan, PoolOrigin.OPERATOR)
+                pool.settled.set()
+                self._note(pool)
+                pool.members.fill()
+                self._look_after(pool)
+                log.info("pool defined", extra={"pool_id": pool_id, "size": plan.size})
+            elif pool.members.closed is None and (pool.members.plan, pool.origin) != (plan, PoolOrigin.OPERATOR):
+                pool.origin = PoolOrigin.OPERATOR
+                pool.members.replan(plan)
+                self._note(pool)
+                log.info("pool changed", extra={"pool_id": pool_id, "size": plan.size})
+        for pool in [*self._pools.values()]:
+            if pool.origin is PoolOrigin.OPERATOR and pool.id not in plans:
+                self._parts.background.spawn(self._delete_for_certain(pool), f"delete pool {pool.id}")
+
+    def _note(self, pool: _Pool) -> None:
+        try:
+            self._parts.pools.save(pool.row())
+        except NoSpace as error:  # its members are not to be had either, which is told there
+            log.error("pool not written down", extra={"pool_id": pool.id, "reason": str(error)})
+
+    async def _delete_for_certain(self, pool: _Pool) -> None:
+        while self._pools.get(pool.id) is pool and not self._closing:
+            try:
+                await self._delete(pool)
+            except EngineUnavailable:
+                await asyncio.sleep(DELETE_RETRY_S)
+            except PoolNotFound:
+                return
+
+    def take_up(self, kept: KeptMembers) -> None:
+        """Goes on with the pools of an earlier daemon, whose sandboxes were taken up before."""
+        of_pool = {row.id: [member for member in kept.members if member.pool_id == row.id] for row in kept.pools}
+        for row in kept.pools:
+            if not row.made:
+                self._parts.pools.forget(row.id)  # nobody was told of it
+                continue
+            pool = self._enter(row.id, row.plan, row.origin)
+            pool.created_at = row.created_at
+            pool.settled.set()
+            for member_row in of_pool[row.id]:
+                record = self._parts.sandboxes.known(member_row.sandbox_id)
+                if record is None or (record.pool_id, record.number) != (row.id, member_row.number):
+                    record = None
+                pool.members.adopt(member_of(member_row, record))
+            pool.members.replan(row.plan)  # makes what is missing
+            self._look_after(pool)
+            log.info("pool adopted", extra={"pool_id": row.id, "members": len(pool.members.slots)})
+
+    def close(self, *, keep_members: bool = False) -> None:
+        """Lends no member and makes no pool any more. Members stay if they are for the next daemon, and so do pools.
+
+        Otherwise `Sandboxes.close` removes the members.
+        """
         self._closing = True
         for pool in self._pools.values():
             pool.members.close(ShuttingDown())
-
-
-async def _gather(execution: Execution) -> RunResult:
-    """Follows an execution to its end, however much it writes, and keeps what fits into one answer."""
-    outputs = {STDOUT: bytearray(), STDERR: bytearray()}
-    dropped = {STDOUT: 0, STDERR: 0}
-    notices: list[Notice] = []
-    finished: Finished | None = None
-    async with execution.attach() as events:
-        async for event in events:
-            match event:
-                case Output():
-                    kept = outputs[event.channel]
-                    room = RUN_OUTPUT_BYTES - len(kept)
-                    kept += event.data[:room]
-                    dropped[event.channel] += len(event.data[room:])
-                case Notice():
-                    notices.append(event)
-                case Finished():
-                    finished = event
-    for channel, count in dropped.items():
-        if count:
-            text = f"{count} bytes of {CHANNEL_NAMES[channel]} are left out: an answer holds {RUN_OUTPUT_BYTES}"
-            notices.append(Notice(NoticeKind.GAP, text, channel, RUN_OUTPUT_BYTES, count))
-    return RunResult(execution.id, bytes(outputs[STDOUT]), bytes(outputs[STDERR]), tuple(notices), finished)
+            if not keep_members:
+                self._parts.pools.forget(pool.id)

@@ -15,6 +15,7 @@ from enclaved.core.draining import Draining
 from enclaved.core.execution_rows import ExecutionRow
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import Leftovers
+from enclaved.core.pool_rejoin import KeptMembers
 from enclaved.core.record import SandboxRecord
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.state import SandboxRow, State
@@ -35,9 +36,12 @@ class Recovery:
         self._draining = Draining(metrics)
         self._doomed: list[SandboxRecord] = []
         self._cleared = asyncio.Event()
+        self.pools = KeptMembers((), ())
+        """What was written down of pools."""
 
     def load(self) -> None:
         """Takes up every sandbox that is to live on, with its executions. Raises `StateUnusable`."""
+        self.pools = KeptMembers(self._state.pools.load(), self._state.pools.load_members())
         executions = self._state.executions.load()
         of_sandbox: dict[str, list[ExecutionRow]] = {}
         for execution in executions:
@@ -71,8 +75,8 @@ class Recovery:
         """Why a sandbox is removed; empty if it lives on."""
         if row.state is SandboxState.DELETING:
             return row.state_reason or "the daemon was killed while it deleted it"
-        if row.pool_id:
-            return "it was a member of a pool, and pools end with their daemon"
+        if row.pool_id and not self.pools.has(row.pool_id, row.id, row.number):
+            return "the daemon was killed while it made it for a pool"
         was_stopped = any(change.state is SandboxState.STOPPED for change in row.history)
         if row.state is SandboxState.INITIALIZING and not was_stopped:
             return "the daemon was killed while it made it"

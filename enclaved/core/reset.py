@@ -4,62 +4,109 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any, Final
 
 from enclaved.agent.handle import RunOptions
 from enclaved.core.executions import Executions
 from enclaved.core.record import SandboxRecord
+from enclaved.core.state import Baseline
 from enclaved.errors import EnclaveError
-from enclaved.model import FileJob, FileOperation, RunResult, Verdict
+from enclaved.model import FileJob, FileOperation, ResetProof, RunResult, Verdict
 
-TOOL = "reset"
-WIPE_TIMEOUT_S = 30.0
+TOOL: Final = "reset"
+WIPE_TIMEOUT_S: Final = 30.0
+ASK_DEADLINE_S: Final = 5.0
+MOUNTS_NAME_MOST: Final = 100
+"""Longest digest of a table of mounts that is believed."""
 
 
 class ResetFailed(Exception):
-    """A sandbox could not be shown to be as new; it must not be used again."""
+    """A sandbox could not be shown to be as new; it must not be used again. ``proof`` says what was left, if known."""
+
+    def __init__(self, why: str, proof: ResetProof | None = None) -> None:
+        super().__init__(why)
+        self.proof = proof
 
 
 @dataclass(frozen=True, slots=True)
-class ResetProof:
-    """What a reset found and removed. Nothing was left."""
+class Shown:
+    """What a reset has shown, and what the sandbox has now."""
 
-    processes_killed: int
-    files_removed: int
+    proof: ResetProof
+    baseline: Baseline
 
 
-async def reset(record: SandboxRecord, executions: Executions) -> ResetProof:
+async def reset(record: SandboxRecord, executions: Executions, baseline: Baseline | None) -> Shown:
     """Kills every process, removes every file and shared object of the user, and looks that nothing is left.
 
-    The guest confirms that no process is left; the files are then removed and counted again by a process of ours with
-    the user's rights. Raises `ResetFailed`.
+    The guest confirms that no process and no context is left; files and shared objects are removed and counted again by
+    a process of ours with the user's rights, which also looks at what else could be left. ``baseline`` is what the
+    sandbox had when it was new; ``None``: it is. Raises `ResetFailed`.
     """
     try:
-        killed = await record.running_link().park()
+        link = record.running_link()
+        killed = await link.park()
         before = record.executions_started
-        job = FileJob(FileOperation.WIPE, ".")
-        wipe = executions.start(record, TOOL, job, RunOptions(WIPE_TIMEOUT_S))
-        result = await wipe.collect()
+        wipe = executions.start(record, TOOL, FileJob(FileOperation.WIPE, "."), RunOptions(WIPE_TIMEOUT_S))
+        found = _report(await wipe.collect())
+        answer = await link.ask("list_contexts", ASK_DEADLINE_S)
     except EnclaveError as error:
         raise ResetFailed(str(error)) from error
-    removed, left = _report(result)
-    if left:
-        raise ResetFailed(f"{left} files or shared objects cannot be removed")
+    contexts = answer.get("contexts")
+    if not isinstance(contexts, list):
+        raise ResetFailed("it does not say which contexts are open in it")
+    now = Baseline(found.mounts, found.keys)
+    was = baseline or now
+    proof = ResetProof(
+        processes_killed=killed,
+        files_removed=found.removed,
+        objects_removed=found.objects_removed,
+        processes_left=found.processes,
+        contexts_left=len(contexts),
+        files_left=found.left,
+        objects_left=found.objects_left,
+        keys_left=max(0, now.keys - was.keys),
+        variables_left=found.variables,
+        mounts_changed=now.mounts != was.mounts,
+    )
+    if proof.leftovers:
+        raise ResetFailed(f"what is left and cannot be removed: {', '.join(proof.leftovers)}", proof)
     if record.executions_started != before + 1:
-        raise ResetFailed("something was run in it meanwhile")
-    return ResetProof(killed, removed)
+        raise ResetFailed("something was run in it meanwhile", proof)
+    return Shown(proof, was)
 
 
-def _report(result: RunResult) -> tuple[int, int]:
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What the process of ours in the sandbox tells, which is hostile input as everything from there."""
+
+    removed: int
+    left: int
+    objects_removed: int
+    objects_left: int
+    processes: int
+    keys: int
+    variables: int
+    mounts: str
+
+
+_NUMBERS: Final = ("removed", "left", "objects_removed", "objects_left", "processes", "keys", "variables")
+
+
+def _report(result: RunResult) -> _Report:
     finished = result.finished
     if finished is None or finished.verdict is not Verdict.EXITED or finished.exit_code != 0:
         why = result.stderr[:500].decode("utf-8", "replace").strip()
         raise ResetFailed(f"its files cannot be removed: {why or (finished.message if finished else 'no answer')}")
     try:
-        report = json.loads(result.stdout)
-    except ValueError:
-        report = None
-    numbers = (report.get("removed"), report.get("left")) if isinstance(report, dict) else (None, None)
-    removed, left = numbers
-    if type(removed) is not int or type(left) is not int:
+        told = json.loads(result.stdout)
+    except (ValueError, RecursionError):
+        told = None
+    report: dict[str, Any] = told if isinstance(told, dict) else {}
+    numbers = {name: report.get(name) for name in _NUMBERS}
+    mounts = report.get("mounts")
+    if not isinstance(mounts, str) or not 0 < len(mounts) <= MOUNTS_NAME_MOST:
         raise ResetFailed("it does not say what is left in it")
-    return removed, left
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers.values()):
+        raise ResetFailed("it does not say what is left in it")
+    return _Report(mounts=mounts, **numbers)  # type: ignore[arg-type]  # all are whole numbers, as was just checked

@@ -2,7 +2,8 @@
 
 from enclaved.daemon._errors import StartError, StateLocked
 from enclaved.daemon._process import run
+from enclaved.daemon._prune import prune
 from enclaved.daemon._reload import Reloads
 from enclaved.daemon._serve import Addresses, StopRequest, serve
 
-__all__ = ["Addresses", "Reloads", "StartError", "StateLocked", "StopRequest", "run", "serve"]
+__all__ = ["Addresses", "Reloads", "StartError", "StateLocked", "StopRequest", "prune", "run", "serve"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from enclaved.config import SETTINGS, ConfigError, Settings
 from enclaved.daemon._systemd import Notifier
@@ -12,11 +13,13 @@ from enclaved.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
+POOLS: Final = "pools"
+
 
 def is_live(key: str) -> bool:
     """Whether a setting takes effect without a restart."""
     others = ("images.default", "sandbox.kill_at_pids_limit", "log.level", "daemon.drain_grace_s")
-    return key.startswith("limits.") or key in others
+    return key.startswith("limits.") or key == POOLS or key in others
 
 
 class Reloads:
@@ -54,6 +57,8 @@ class Reloads:
                 notifier.tell(f"READY=1\nSTATUS=The configuration was not reloaded: {error.problems[0]}")
                 continue
             changed = [s.key for s in SETTINGS if wanted.value(s.key) != settings.value(s.key)]
+            if (wanted.pools, wanted.bad_pools) != (settings.pools, settings.bad_pools):
+                changed.append(POOLS)
             waiting = [key for key in changed if not is_live(key)]
             settings = _with(settings, wanted, [key for key in changed if is_live(key)])
             apply(settings)
@@ -68,7 +73,9 @@ class Reloads:
 def _with(settings: Settings, wanted: Settings, keys: list[str]) -> Settings:
     """The settings with the values of some keys taken from others."""
     tables = settings.model_dump()
-    for key in keys:
+    if POOLS in keys:
+        tables |= {"pools": wanted.pools, "bad_pools": wanted.bad_pools}
+    for key in (key for key in keys if key != POOLS):
         section, _, name = key.partition(".")
         tables[section][name] = wanted.value(key)
     return Settings.model_validate(tables)

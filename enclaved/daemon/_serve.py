@@ -16,6 +16,7 @@ from enclaved.config import Settings, parse_address
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot, BootSettings
 from enclaved.core.contexts import Contexts
+from enclaved.core.crew import PoolParts
 from enclaved.core.engine import WatchedRuntime
 from enclaved.core.executions import Executions
 from enclaved.core.file_jobs import TOOL as FILES
@@ -32,6 +33,7 @@ from enclaved.core.reset import TOOL as RESET
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.state import DATABASE_NAME, State, StateUnusable
 from enclaved.core.system import System
+from enclaved.core.warming import TOOL as PRELOAD
 from enclaved.daemon._endpoint import metrics_endpoint
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._http import http_endpoint
@@ -106,6 +108,14 @@ class _Core:
         self.policy.limits = settings.policy_limits()
         self.executions.most = settings.limits.executions_per_sandbox_max
         log.set_level(settings.log.level)
+        self.define_pools(settings)
+
+    def define_pools(self, settings: Settings) -> None:
+        """Makes the operator's pools what they are to be."""
+        for problem in settings.bad_pools:
+            _log.error("pool not defined", extra={"why": problem})
+        self.metrics.pools_refused(len(settings.bad_pools))
+        self.pools.define({pool.id: pool.plan() for pool in settings.pools})
 
 
 async def serve(
@@ -161,8 +171,10 @@ async def serve(
             stack.callback(core.sandboxes.leave)
         else:
             stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
-        stack.callback(core.pools.close)
+        stack.callback(core.pools.close, keep_members=settings.daemon.keep_sandboxes_on_stop and not embedded)
 
+        if not embedded:
+            core.define_pools(settings)
         core.background.spawn(core.state.keep(), "keep state")
         core.background.spawn(core.engine.watch(health.set_engine_available), "watch engine")
         core.background.spawn(core.outside.follow(), "follow the engine")
@@ -200,7 +212,7 @@ async def _compose(
         tools = tools or ToolRegistry.from_entry_points()
     except ToolSetupError as error:
         raise StartError(str(error)) from error
-    metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES, RESET))
+    metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES, RESET, PRELOAD))
     driver = runtime or DockerRuntime(settings.engine.url, image_aliases=settings.images.aliases)
     engine = WatchedRuntime(driver, metrics)
     stack.push_async_callback(engine.close)
@@ -262,6 +274,17 @@ async def _compose(
         every_s=settings.daemon.reap_every_s,
     )
     outside = Outside(runtime=engine, sandboxes=sandboxes, boot=boot, background=background, metrics=metrics)
+    pools = Pools(
+        PoolParts(
+            sandboxes=sandboxes,
+            executions=executions,
+            background=background,
+            metrics=metrics,
+            pools=state.pools,
+            leases=state.leases,
+        )
+    )
+    pools.take_up(recovery.pools)
     system = System(
         version=__version__,
         embedded=embedded,
@@ -284,7 +307,7 @@ async def _compose(
         executions=executions,
         outside=outside,
         files=Files(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics),
-        pools=Pools(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics),
+        pools=pools,
         images=Images(runtime=engine, policy=policy, may_pull=settings.engine.pull),
         system=system,
     )

@@ -41,6 +41,7 @@ from enclaved.gateway.refusals import Refused, cut, headers_of, refusal_of
 from enclaved.gateway.results import refused_result, tool_result
 from enclaved.model import (
     Finished,
+    PoolPlan,
     Sandbox,
     SandboxRequest,
     ToolCall,
@@ -72,7 +73,6 @@ class Routes:
         self._core = core
         self._archive_bytes_max = archive_bytes_max
         self._started = time.monotonic()
-        self._pool: tuple[int, SandboxRequest] | None = None
         self._making_pool = asyncio.Lock()
 
     def add_to(self, app: FastAPI) -> None:
@@ -244,12 +244,11 @@ class Routes:
     async def _initialize(self, size: int, wanted: SandboxRequest) -> list[str]:
         pools = self._core.pools
         async with self._making_pool:
-            if self._pool not in (None, (size, wanted)):
-                self._pool = None
-                with contextlib.suppress(PoolNotFound):
+            plan = PoolPlan(size, wanted)
+            with contextlib.suppress(PoolNotFound):
+                if pools.get(POOL_ID).plan != plan:
                     await pools.delete(POOL_ID)
-            pool = await pools.initialize(size, wanted, pool_id=POOL_ID)
-            self._pool = (size, wanted)
+            pool = await pools.initialize(plan, pool_id=POOL_ID)
         return [*pool.sandbox_ids]
 
     async def pool_execute(

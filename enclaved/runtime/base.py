@@ -64,6 +64,8 @@ class GuestSettings:
     """Where user code may write beside the working directory. Empty outside a container."""
     connect_patience_s: float = 0.0
     """The guest exits, with a code of its own, if it cannot connect for the first time so long; 0: never."""
+    owns_mounts: bool = True
+    """Whether the table of mounts is the sandbox's own, so that nobody else changes it."""
 
 
 @dataclass(frozen=True, slots=True)

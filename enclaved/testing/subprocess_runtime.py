@@ -172,7 +172,12 @@ class SubprocessRuntime:
             raise EngineRefused("start the sandbox", "it is gone")
         # Without a user of its own, what lies in /tmp may be anybody's.
         scratch_dirs = container.plan.settings.scratch_dirs if self._in_namespace else ()
-        settings = replace(container.plan.settings, working_dir=str(container.working_dir), scratch_dirs=scratch_dirs)
+        settings = replace(
+            container.plan.settings,
+            working_dir=str(container.working_dir),
+            scratch_dirs=scratch_dirs,
+            owns_mounts=False,  # a copy of the host's, in which the kernel undoes what is undone there
+        )
         mode = "--container" if self._in_namespace else "--child"
         if container.plan.guest_arguments:
             argv = attached_guest_argv(self._python, container.plan.guest_arguments, settings, mode)

@@ -13,7 +13,7 @@ import click
 from pydantic import ValidationError
 
 from ms_enclave import __version__
-from ms_enclave._cli import execution_commands, exits, lifecycle_commands, listing, programs, streams
+from ms_enclave._cli import execution_commands, exits, file_commands, lifecycle_commands, listing, programs, streams
 from ms_enclave._cli.context_commands import context
 from ms_enclave._cli.exits import ExitCode
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
@@ -351,7 +351,7 @@ def version(address: str | None, as_json: bool) -> None:
     click.echo("daemon: none runs" if found is None else f"daemon {found['version']} at {found['address']}")
 
 
-for _command in (*execution_commands.COMMANDS, *lifecycle_commands.COMMANDS, context, top):
+for _command in (*execution_commands.COMMANDS, *file_commands.COMMANDS, *lifecycle_commands.COMMANDS, context, top):
     ms_enclave.add_command(_command)
 
 

@@ -69,7 +69,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "enclaved.agent.guest": (),
     "enclaved.runtime.base": ("enclaved.errors", "enclaved.model"),
     "enclaved.runtime.docker": ("enclaved.errors", "enclaved.model", "enclaved.runtime.base"),
-    "enclaved.config": ("enclaved.core.policy", "enclaved.errors", "enclaved.model"),
+    "enclaved.core.pool_plans": ("enclaved.core.policy", "enclaved.errors", "enclaved.model"),
+    "enclaved.config": ("enclaved.core.policy", "enclaved.core.pool_plans", "enclaved.errors", "enclaved.model"),
     "enclaved.status": ("enclaved.errors", "enclaved.model", "ms_enclave.v1"),
     "enclaved.metrics": ("enclaved.errors", "enclaved.model"),
     "enclaved.log": ("enclaved.errors",),
@@ -118,6 +119,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "ms_enclave._results",
         "ms_enclave._transports",
         "ms_enclave.errors",
+        "ms_enclave.sandbox",
     ),
     "ms_enclave.sandbox": (
         "ms_enclave._forks",

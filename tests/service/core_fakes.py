@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -75,9 +75,14 @@ class FakeSandboxes:
             raise self.error
 
     async def create(
-        self, request: model.SandboxRequest, *, sandbox_id: str = "", labels: Mapping[str, str] = model.EMPTY
+        self,
+        request: model.SandboxRequest,
+        *,
+        sandbox_id: str = "",
+        labels: Mapping[str, str] = model.EMPTY,
+        request_id: str = "",
     ) -> model.Sandbox:
-        self._note("create", request, sandbox_id, dict(labels))
+        self._note("create", request, sandbox_id, dict(labels), *([request_id] if request_id else []))
         return BOX
 
     def get(self, sandbox_id: str) -> model.Sandbox:
@@ -89,13 +94,29 @@ class FakeSandboxes:
     def list(
         self,
         *,
-        labels: Mapping[str, str],
-        states: Collection[model.SandboxState],
+        wanted: model.SandboxFilter | None = None,
         page_size: int,
         page_token: str,
     ) -> model.SandboxPage:
-        self._note("list", dict(labels), set(states), page_size, page_token)
-        return model.SandboxPage((BOX,), "next")
+        self._note("list", wanted, page_size, page_token)
+        return model.SandboxPage((BOX,), "next", 17)
+
+    def history(self, sandbox_id: str) -> tuple[model.StateChange, ...]:
+        return (model.StateChange(MOMENT, model.SandboxState.RUNNING, "why", model.Cause.REQUEST),)
+
+    async def watch(
+        self, revision: int, wanted: model.SandboxFilter, heartbeat_s: float
+    ) -> AsyncGenerator[model.SandboxEvent | model.Bookmark]:
+        self._note("watch", revision, wanted, heartbeat_s)
+        yield model.Bookmark(revision)
+        stopped = replace(BOX, state=model.SandboxState.STOPPED)
+        boxes = {
+            model.SandboxEventKind.CREATED: BOX,
+            model.SandboxEventKind.CHANGED: stopped,
+            model.SandboxEventKind.DELETED: stopped,
+        }
+        for number, (kind, box) in enumerate(boxes.items(), revision + 1):
+            yield model.SandboxEvent(number, kind, MOMENT, model.Cause.IDLE, box, BOX.state, {})
 
     async def start(self, sandbox_id: str) -> model.Sandbox:
         self._note("start", sandbox_id)
@@ -117,8 +138,8 @@ class FakeSandboxes:
         self._note("update", sandbox_id, update)
         return BOX
 
-    async def delete(self, sandbox_id: str) -> None:
-        self._note("delete", sandbox_id)
+    async def delete(self, sandbox_id: str, *, wait: bool = True) -> None:
+        self._note("delete", sandbox_id, wait)
 
     def tools(self, sandbox_id: str = "") -> tuple[model.ToolDescription, ...]:
         self._note("tools", sandbox_id)
@@ -309,17 +330,62 @@ class FakePools:
 
     error: BaseException | None = None
     asked: list[tuple[Any, ...]] = field(default_factory=list)
+    status: model.PoolStatus = field(
+        default_factory=lambda: model.PoolStatus(
+            id="pool",
+            origin=model.PoolOrigin.OPERATOR,
+            plan=model.PoolPlan(2, model.SandboxRequest(image="x:1", pids_limit=64), {"team": "a"}, preload=("json",)),
+            members=(model.PoolMember(0, "box", model.MemberState.IDLE, 1.5, 2.5, 3),),
+            waiting=4,
+            counters=model.PoolCounters(runs=5),
+            trouble="no image",
+            created_at=MOMENT,
+        )
+    )
 
     def _note(self, *what: Any) -> None:
         self.asked.append(what)
         if self.error is not None:
             raise self.error
 
-    async def initialize(
-        self, size: int, request: model.SandboxRequest, *, pool_id: str = "", labels: Mapping[str, str] = model.EMPTY
-    ) -> model.PoolInfo:
-        self._note("initialize", size, request, pool_id, dict(labels))
+    async def initialize(self, plan: model.PoolPlan, *, pool_id: str = "") -> model.PoolInfo:
+        self._note("initialize", plan, pool_id)
         return model.PoolInfo("pool", ("box", "box-2"))
+
+    def get(self, pool_id: str) -> model.PoolStatus:
+        self._note("get", pool_id)
+        return self.status
+
+    def list(self) -> tuple[model.PoolStatus, ...]:
+        return (self.status,)
+
+    async def update(self, pool_id: str, change: model.PoolChange) -> model.PoolStatus:
+        self._note("update", pool_id, change)
+        return self.status
+
+    async def claim(self, pool_id: str, wish: model.ClaimWish, wait_timeout_s: float) -> model.Claimed:
+        self._note("claim", pool_id, wish, wait_timeout_s)
+        return model.Claimed(BOX, 0.5, 0.25)
+
+    def leases(self, pool_id: str, *, page_size: int, page_token: str) -> model.LeasePage:
+        self._note("leases", pool_id, page_size, page_token)
+        lease = model.Lease(
+            number=7,
+            pool_id="pool",
+            slot=1,
+            sandbox_id="box",
+            kind=model.LeaseKind.RUN,
+            execution_id="run",
+            tool="python_executor",
+            verdict=model.Verdict.EXITED,
+            created_at=MOMENT,
+            waited_s=0.5,
+            held_s=1.5,
+            reset_s=0.25,
+            outcome=model.LeaseOutcome.CLEAN,
+            proof=model.ResetProof(processes_killed=3),
+        )
+        return model.LeasePage((lease,), "7")
 
     async def run(self, pool_id: str, call: model.ToolCall, wait_timeout_s: float) -> tuple[str, model.RunResult]:
         self._note("run", pool_id, call, wait_timeout_s)

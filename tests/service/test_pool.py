@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from enclaved.core.crew import PoolParts
 from enclaved.core.pool import Pools
 from enclaved.core.reset import ResetFailed, reset
 from enclaved.errors import (
@@ -21,7 +22,7 @@ from enclaved.errors import (
     SandboxNotFound,
     ToolNotFound,
 )
-from enclaved.model import NoticeKind, RunResult, SandboxRequest, SandboxState, ToolCall, Verdict
+from enclaved.model import NoticeKind, PoolPlan, RunResult, SandboxRequest, SandboxState, ToolCall, Verdict
 from tests.service.guest.laboratory import (
     PATIENCE_S,
     Box,
@@ -45,13 +46,24 @@ async def lab() -> AsyncIterator[Laboratory]:
 
 @pytest.fixture
 async def pools(lab: Laboratory) -> AsyncIterator[Pools]:
-    made = Pools(sandboxes=lab.sandboxes, executions=lab.executions, background=lab.background, metrics=lab.metrics)
+    made = Pools(parts_of(lab))
     yield made
     made.close()
 
 
+def parts_of(lab: Laboratory) -> PoolParts:
+    return PoolParts(
+        sandboxes=lab.sandboxes,
+        executions=lab.executions,
+        background=lab.background,
+        metrics=lab.metrics,
+        pools=lab.state.pools,
+        leases=lab.state.leases,
+    )
+
+
 async def pool_of(pools: Pools, size: int, **request: Any) -> list[str]:
-    return list((await pools.initialize(size, SandboxRequest(**request), pool_id="p")).sandbox_ids)
+    return list((await pools.initialize(PoolPlan(size, SandboxRequest(**request)), pool_id="p")).sandbox_ids)
 
 
 async def run(
@@ -120,10 +132,10 @@ async def test_a_reset_proves_what_it_did(lab: Laboratory) -> None:
     sleeper = await box.open_shell("sleep 600 & echo started; sleep 600")
     await box.shell("mkdir -p a/b; touch a/b/c d")
     assert await first_output(sleeper) == b"started\n"
-    proof = await reset(box.record, lab.executions)
+    proof = (await reset(box.record, lab.executions, None)).proof
     assert proof.processes_killed >= 3  # the context, the shell, a sleep, and another if it is there already
     assert proof.files_removed == 4
-    again = await reset(box.record, lab.executions)
+    again = (await reset(box.record, lab.executions, None)).proof
     assert (again.processes_killed, again.files_removed) == (0, 0)
     assert (await sleeper.ended).verdict is Verdict.SANDBOX_LOST
 
@@ -309,14 +321,14 @@ async def test_a_reset_of_a_sandbox_that_is_gone_fails(lab: Laboratory) -> None:
     record = box.record
     await lab.sandboxes.delete(box.id)
     with pytest.raises(ResetFailed):
-        await reset(record, lab.executions)
+        await reset(record, lab.executions, None)
 
 
 # -- the pool as a whole
 
 
 async def test_members_are_sandboxes_like_others(lab: Laboratory, pools: Pools) -> None:
-    info = await pools.initialize(2, SandboxRequest(), labels={"team": "a"})
+    info = await pools.initialize(PoolPlan(2, labels={"team": "a"}))
     listed = lab.sandboxes.list(labels={"team": "a"}).sandboxes
     assert {sandbox.id for sandbox in listed} == set(info.sandbox_ids)
     assert [pools.role(sandbox_id) for sandbox_id in info.sandbox_ids] == ["idle", "idle"]

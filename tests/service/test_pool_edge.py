@@ -33,8 +33,58 @@ async def test_a_pool_is_made_with_size_spec_and_labels(edge: Edge) -> None:
         pool_id="pool", size=2, spec=sandbox_pb.SandboxSpec(pids_limit=64), labels={"team": "a"}
     )
     response = await edge.pool_stub.InitializePool(request)
-    assert edge.pools.asked == [("initialize", 2, model.SandboxRequest(pids_limit=64), "pool", {"team": "a"})]
+    plan = model.PoolPlan(2, model.SandboxRequest(pids_limit=64), {"team": "a"})
+    assert edge.pools.asked == [("initialize", plan, "pool")]
     assert (response.pool_id, list(response.sandbox_ids)) == ("pool", ["box", "box-2"])
+
+
+async def test_a_pool_is_made_with_what_keeps_its_members(edge: Edge) -> None:
+    options = pool_pb.PoolOptions(contexts=["default", "b"], preload=["json"], member_age_max_s=60.0, refill_per_s=2.0)
+    await edge.pool_stub.InitializePool(pool_pb.InitializePoolRequest(size=1, options=options))
+    plan = model.PoolPlan(1, contexts=("default", "b"), preload=("json",), member_age_max_s=60.0, refill_per_s=2.0)
+    assert edge.pools.asked == [("initialize", plan, "")]
+
+
+async def test_a_pool_is_shown_with_its_members_and_what_is_wrong(edge: Edge) -> None:
+    pool = (await edge.pool_stub.GetPool(pool_pb.GetPoolRequest(pool_id="pool"))).pool
+    assert (pool.pool_id, pool.origin, pool.size, pool.waiting) == ("pool", pool_pb.Pool.ORIGIN_OPERATOR, 2, 4)
+    assert (pool.spec.image, pool.spec.pids_limit, pool.spec.HasField("cpu_limit")) == ("x:1", 64, False)
+    assert (list(pool.options.contexts), list(pool.options.preload)) == (["default"], ["json"])
+    (member,) = pool.members
+    assert (member.sandbox_id, member.state, member.calls) == ("box", pool_pb.PoolMember.STATE_IDLE, 3)
+    assert (pool.counters.runs, pool.trouble, dict(pool.labels)) == (5, "no image", {"team": "a"})
+    listed = await edge.pool_stub.ListPools(pool_pb.ListPoolsRequest())
+    assert list(listed.pools) == [pool]
+
+
+async def test_only_what_is_named_changes_of_a_pool(edge: Edge) -> None:
+    await edge.pool_stub.UpdatePool(pool_pb.UpdatePoolRequest(pool_id="pool", size=3))
+    await edge.pool_stub.UpdatePool(pool_pb.UpdatePoolRequest(pool_id="pool", member_age_max_s=0.0, refill_per_s=1.0))
+    assert edge.pools.asked == [
+        ("update", "pool", model.PoolChange(size=3)),
+        ("update", "pool", model.PoolChange(member_age_max_s=0.0, refill_per_s=1.0)),
+    ]
+
+
+async def test_a_claim_says_what_is_to_be_other_and_how_long_it_took(edge: Edge) -> None:
+    request = pool_pb.ClaimRequest(
+        pool_id="pool", wait_timeout_s=1.0, ttl_s=60.0, labels={"a": "b"}, memory_limit_bytes=5, request_id="once"
+    )
+    answer = await edge.pool_stub.Claim(request)
+    change = model.SandboxUpdate(ttl_s=60.0, labels={"a": "b"}, memory_limit_bytes=5)
+    assert edge.pools.asked == [("claim", "pool", model.ClaimWish(change, "once"), 1.0)]
+    assert answer.sandbox.id == "box"
+    assert (answer.phases.waited_s, answer.phases.changed_s) == (0.5, 0.25)
+
+
+async def test_leases_are_shown_with_their_proof(edge: Edge) -> None:
+    answer = await edge.pool_stub.ListLeases(pool_pb.ListLeasesRequest(pool_id="pool", page_size=1))
+    assert edge.pools.asked == [("leases", "pool", 1, "")]
+    (lease,) = answer.leases
+    assert (lease.number, lease.slot, lease.kind, lease.outcome) == (7, 1, pool_pb.Lease.KIND_RUN, 1)
+    assert (lease.verdict, lease.proof.processes_killed) == (execution_pb.VERDICT_EXITED, 3)
+    assert (lease.proof.files_left, lease.proof.mounts_changed) == (0, False)
+    assert answer.next_page_token == "7"
 
 
 async def test_a_run_says_which_member_ran_it(edge: Edge) -> None:

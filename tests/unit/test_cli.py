@@ -30,7 +30,7 @@ def test_the_version_is_shown(command):
     assert command("--version") == (0, f"enclaved, version {__version__}\n", [])
 
 
-@pytest.mark.parametrize("arguments", [(), ("run",), ("config",), ("config", "show"), ("config", "check")])
+@pytest.mark.parametrize("arguments", [(), ("run",), ("config",), ("config", "show"), ("config", "check"), ("prune",)])
 def test_every_command_has_help_with_examples(command, arguments):
     code, out, err = command(*arguments, "--help")
     assert (code, err) == (0, [])

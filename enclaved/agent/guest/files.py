@@ -109,7 +109,7 @@ def _room(job: Dict[str, Any], settings: Dict[str, Any]) -> str:
 def _do(job: Dict[str, Any], settings: Dict[str, Any]) -> None:
     name, working_dir = job["operation"], settings["working_dir"]
     if name == "wipe":
-        report = dict(wipe(working_dir, settings["scratch_dirs"]), mounts=mounts())
+        report = dict(wipe(working_dir, settings["scratch_dirs"]), mounts=mounts(settings["owns_mounts"]))
         write_all(1, json.dumps(report).encode())
         return
     place = _found(job["path"], working_dir, name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import binascii
 import os
 
 from .libc import libc
+from .procfs import pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,31 +17,66 @@ def wipe(working_dir: str, scratch_dirs: List[str]) -> Dict[str, int]:
     """Removes all that the sandbox's user has kept outside processes, and returns what was there and what is left.
 
     Nothing of the user runs meanwhile. What resists is counted, not explained: the daemon makes another sandbox.
+    ``objects`` are those of System V; ``variables`` are those of this process, which was given none.
     """
+    variables = len(os.environ)
     folders = [working_dir] + scratch_dirs
     removed = left = 0
     for folder in folders:
         if os.path.isdir(folder):
             removed += _empty(folder, folders)
             left += len(_own_entries(folder, folders))
-    if scratch_dirs:  # else this is no container, and what it shares is not ours to remove
+    report = {"removed": removed, "left": left, "variables": variables}
+    report.update(dict.fromkeys(("objects_removed", "objects_left", "processes", "keys"), 0))
+    if scratch_dirs:  # else this is no container, and what it shares is not ours to remove or to count
         objects = _shared_objects()
         for remove, number in objects:
             remove(number)
-        still = len(_shared_objects())
-        removed += len(objects) - still
-        left += still
-    return {"removed": removed, "left": left}
+        still = len(_shared_objects()) if objects else 0
+        report.update(objects_removed=len(objects) - still, objects_left=still, processes=_others(), keys=_keys())
+    return report
+
+
+def mounts(own: bool) -> str:
+    """Names the table of mounts: it is the same as long as nothing is mounted, unmounted or changed.
+
+    One that others change, too, tells nothing.
+    """
+    if not own:
+        return "shared"
+    with open("/proc/self/mountinfo", "rb") as table:
+        text = table.read()
+    return "%d-%08x" % (len(text), binascii.crc32(text))
+
+
+def _others() -> int:
+    """How many processes this user has beside this one, those that hide from others included."""
+    own, pids = str(os.getuid()), (int(name) for name in os.listdir("/proc") if name.isdigit())
+    uids = (dict(pairs("/proc/%d/status" % pid)).get("Uid", "").split() for pid in pids if pid != os.getpid())
+    return sum(own in found for found in uids)
+
+
+def _keys() -> int:
+    """How many keys and keyrings of the kernel this user has; 0 where the kernel does not say."""
+    try:
+        with open("/proc/key-users") as table:
+            rows = [line.replace(":", " ").split() for line in table]
+    except OSError:
+        return 0
+    return sum(int(row[2].partition("/")[0]) for row in rows if row[0] == str(os.getuid()))
 
 
 def _own_entries(folder: str, kept: List[str]) -> List[Tuple[str, bool]]:
     """Paths of what this user has in a folder, and whether they are directories. Mount points are left out."""
+    found = []
     with os.scandir(folder) as entries:
-        return [
-            (entry.path, entry.is_dir(follow_symlinks=False))
-            for entry in entries
-            if entry.path not in kept and entry.stat(follow_symlinks=False).st_uid == os.getuid()
-        ]
+        for entry in entries:
+            try:
+                if entry.path not in kept and entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                    found.append((entry.path, entry.is_dir(follow_symlinks=False)))
+            except FileNotFoundError:  # somebody else's, who has removed it
+                continue
+    return found
 
 
 def _empty(folder: str, kept: List[str]) -> int:

@@ -46,7 +46,6 @@ class MemberRow:
     number: int
     """Of the sandbox: a younger one of the same id is another."""
     baseline: Baseline
-    calls: int = 0
 
 
 class PoolTable:

@@ -15,7 +15,8 @@ from enclaved.services._convert.calls import (
 )
 from enclaved.services._convert.executions import context, event, execution, run_response
 from enclaved.services._convert.files import file_change, file_info, search_matches
-from enclaved.services._convert.others import pool, pull_progress, system_info, tool
+from enclaved.services._convert.others import pull_progress, system_info, tool
+from enclaved.services._convert.pools import claim_wish, claimed, lease, new_pool, pool, pool_change, pool_plan
 from enclaved.services._convert.sandboxes import (
     sandbox,
     sandbox_event,
@@ -26,14 +27,20 @@ from enclaved.services._convert.sandboxes import (
 )
 
 __all__ = [
+    "claim_wish",
+    "claimed",
     "context",
     "event",
     "execution",
     "file_change",
     "file_info",
     "is_running",
+    "lease",
+    "new_pool",
     "offsets",
     "pool",
+    "pool_change",
+    "pool_plan",
     "pull_progress",
     "run_response",
     "sandbox",

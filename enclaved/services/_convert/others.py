@@ -1,16 +1,11 @@
-"""Everything that is only shown: pools, pulls of images, tools and the daemon."""
+"""Everything that is only shown: pulls of images, tools and the daemon."""
 
 from __future__ import annotations
 
-from ms_enclave.v1 import image_service_pb2, pool_service_pb2, system_service_pb2, tool_service_pb2
+from ms_enclave.v1 import image_service_pb2, system_service_pb2, tool_service_pb2
 
 from enclaved import model
 from enclaved.services._convert.common import json_text, timestamp
-
-
-def pool(found: model.PoolInfo) -> pool_service_pb2.InitializePoolResponse:
-    """Shows a pool."""
-    return pool_service_pb2.InitializePoolResponse(pool_id=found.id, sandbox_ids=found.sandbox_ids)
 
 
 def pull_progress(found: model.PullProgress) -> image_service_pb2.PullImageResponse:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -16,6 +16,12 @@ from ms_enclave._model.files import FileInfo, FileType
 from ms_enclave._transports.base import FileCalls
 from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound, PathUnusable
 from ms_enclave.sandbox import _uploads as uploads
+
+Progress = Callable[[int, int], object]
+"""Called with the bytes moved so far and those there are in all."""
+
+AT_ONCE: Final = 8
+"""Files that are fetched at the same time."""
 
 _BLOCK: Final = 512
 
@@ -36,13 +42,13 @@ class _Local:
         return self.size, self.mode, self.time_s
 
 
-async def put(calls: FileCalls, sandbox_id: str, source: Path, target: str) -> int:
+async def put(calls: FileCalls, sandbox_id: str, source: Path, target: str, progress: Progress | None = None) -> int:
     """Sends the files of a directory that are not there yet, as one archive; returns how many."""
     files = await asyncio.to_thread(_local_files, source)
     there = await _signatures(calls, sandbox_id, target)
     changed = [file for file in files if there.get(file.name) != file.signature]
     if changed:
-        await calls.write_archive(sandbox_id, target, lambda: _archive(changed))
+        await calls.write_archive(sandbox_id, target, lambda: _archive(changed, progress))
     return len(changed)
 
 
@@ -70,8 +76,9 @@ async def _signatures(calls: FileCalls, sandbox_id: str, target: str) -> dict[st
     }
 
 
-async def _archive(files: Iterable[_Local]) -> AsyncIterator[bytes]:
+async def _archive(files: Collection[_Local], progress: Progress | None) -> AsyncIterator[bytes]:
     """A tar archive of files, made while it is sent. Raises `InvalidRequest` if one shrinks meanwhile."""
+    moved, total = 0, sum(file.size for file in files)
     for file in files:
         member = tarfile.TarInfo(file.name)
         member.size, member.mode, member.mtime = file.size, file.mode, file.time_s
@@ -84,17 +91,27 @@ async def _archive(files: Iterable[_Local]) -> AsyncIterator[bytes]:
                     raise InvalidRequest(f"source: {str(file.path)!r} became shorter while it was sent")
                 left -= len(data)
                 yield data
+                moved += len(data)
+                if progress is not None:
+                    progress(moved, total)
         yield bytes(-file.size % _BLOCK)
     yield bytes(2 * _BLOCK)
 
 
-async def get(calls: FileCalls, sandbox_id: str, top: str, listed: Iterable[FileInfo], target: Path) -> int:
+async def get(
+    calls: FileCalls,
+    sandbox_id: str,
+    top: str,
+    listed: Iterable[FileInfo],
+    target: Path,
+    progress: Progress | None = None,
+) -> int:
     """Fetches the files of a directory that are not here yet; returns how many.
 
     What the sandbox lists is a stranger's: its names are checked before anything is made of them.
     """
     await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
-    moved = 0
+    wanted: list[tuple[FileInfo, Path]] = []
     for info in listed:
         name = _inner_name(info.path, top)
         if name is None:
@@ -103,14 +120,42 @@ async def get(calls: FileCalls, sandbox_id: str, top: str, listed: Iterable[File
         if info.type is FileType.DIRECTORY:
             await asyncio.to_thread(local.mkdir, parents=True, exist_ok=True)
         elif info.type is FileType.REGULAR and not await asyncio.to_thread(_is_same, local, info):
-            await asyncio.to_thread(local.parent.mkdir, parents=True, exist_ok=True)
-            async with contextlib.aclosing(calls.read(sandbox_id, info.path)) as pieces:
-                await save(pieces, local)
-            time_s = info.modified_at.timestamp()
-            await asyncio.to_thread(os.utime, local, (time_s, time_s))
-            await asyncio.to_thread(local.chmod, uploads.harmless_mode(info.mode))
-            moved += 1
-    return moved
+            wanted.append((info, local))
+    moved, total = 0, sum(info.size_bytes for info, _ in wanted)
+
+    async def fetch(info: FileInfo, local: Path) -> None:
+        nonlocal moved
+        await asyncio.to_thread(local.parent.mkdir, parents=True, exist_ok=True)
+        async with contextlib.aclosing(calls.read(sandbox_id, info.path)) as pieces:
+            size = await save(pieces, local)
+        time_s = info.modified_at.timestamp()
+        await asyncio.to_thread(os.utime, local, (time_s, time_s))
+        await asyncio.to_thread(local.chmod, uploads.harmless_mode(info.mode))
+        moved += size
+        if progress is not None:
+            progress(moved, max(total, moved))
+
+    await _some_at_once(fetch, wanted)
+    return len(wanted)
+
+
+async def _some_at_once(
+    fetch: Callable[[FileInfo, Path], Awaitable[None]], wanted: Iterable[tuple[FileInfo, Path]]
+) -> None:
+    """Fetches files, a few at the same time. The first failure ends all."""
+    waiting = iter(wanted)
+
+    async def fetches() -> None:
+        for info, local in waiting:
+            await fetch(info, local)
+
+    workers = [asyncio.create_task(fetches()) for _ in range(AT_ONCE)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
 
 
 def _inner_name(path: str, top: str) -> str | None:

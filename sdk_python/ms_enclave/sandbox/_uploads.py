@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Final
@@ -44,6 +45,11 @@ def read_pieces(opened: Callable[[], IO[bytes]]) -> Content:
             file.close()
 
     return pieces
+
+
+def version(info: os.stat_result) -> tuple[int, int, int]:
+    """What tells one version of a file from another."""
+    return info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def harmless_mode(mode: int) -> int:

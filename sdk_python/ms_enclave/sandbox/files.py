@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 READ_BYTES_MAX: Final = 1024**3
 
-Progress = Callable[[int, int], object]
-"""Called with the bytes moved so far and those there are in all."""
+Progress = directories.Progress
 
 
 class Files:
@@ -70,6 +69,8 @@ class Files:
 
         async def content(offset: int) -> AsyncIterator[bytes]:
             with await asyncio.to_thread(local.open, "rb") as file:
+                if uploads.version(os.fstat(file.fileno())) != uploads.version(found):
+                    raise InvalidRequest(f"source: {str(local)!r} changed while it was sent; send it again")
                 file.seek(offset)
                 while data := await asyncio.to_thread(file.read, uploads.CHUNK_BYTES):
                     yield data
@@ -169,16 +170,16 @@ class Files:
 
     # -- directories and archives --------------------------------------------------------------------------------
 
-    async def put_dir(self, source: str | os.PathLike[str], target: str) -> int:
+    async def put_dir(self, source: str | os.PathLike[str], target: str, *, progress: Progress | None = None) -> int:
         """Copies a directory of this machine into ``target``, and returns how many files that moved.
 
         Files that have the same size, time and permissions there are not sent again. Links that stay inside become
         copies; empty directories are left out; what else is in ``target`` stays. Raises ``ValueError``, before
         anything is copied, for anything else than files and directories.
         """
-        return await directories.put(await self._calls(), self._sandbox.id, Path(source), target)
+        return await directories.put(await self._calls(), self._sandbox.id, Path(source), target, progress)
 
-    async def get_dir(self, source: str, target: str | os.PathLike[str]) -> int:
+    async def get_dir(self, source: str, target: str | os.PathLike[str], *, progress: Progress | None = None) -> int:
         """Copies a directory of the sandbox into ``target`` on this machine, and returns how many files that moved.
 
         Files that have the same size and time here are not fetched again. Links, pipes and sockets are left out, as
@@ -186,7 +187,7 @@ class Files:
         """
         found = await self.list(source, recursive=True)
         top = (await self.stat(source)).path
-        return await directories.get(await self._calls(), self._sandbox.id, top, found, Path(target))
+        return await directories.get(await self._calls(), self._sandbox.id, top, found, Path(target), progress)
 
     async def put_archive(self, archive: bytes | str | os.PathLike[str], target: str) -> int:
         """Unpacks a tar archive (plain, gzip, bzip2 or xz; bytes, or a file here) and returns how many entries it had.

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from ms_enclave.v1 import execution_service_pb2 as ms__enclave_dot_v1_dot_execution__service__pb2
 from ms_enclave.v1 import sandbox_service_pb2 as ms__enclave_dot_v1_dot_sandbox__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ms_enclave/v1/pool_service.proto\x12\rms_enclave.v1\x1a%ms_enclave/v1/execution_service.proto\x1a#ms_enclave/v1/sandbox_service.proto\"\xd1\x01\n\x15InitializePoolRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12(\n\x04spec\x18\x03 \x01(\x0b\x32\x1a.ms_enclave.v1.SandboxSpec\x12@\n\x06labels\x18\x04 \x03(\x0b\x32\x30.ms_enclave.v1.InitializePoolRequest.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\x16InitializePoolResponse\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x13\n\x0bsandbox_ids\x18\x02 \x03(\t\"\x7f\n\x10RunInPoolRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12*\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.ms_enclave.v1.ExecutionSpec\x12\x1b\n\x0ewait_timeout_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_wait_timeout_s\"P\n\x11RunInPoolResponse\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.ms_enclave.v1.RunResponse\x12\x12\n\nsandbox_id\x18\x02 \x01(\t\"$\n\x11\x44\x65letePoolRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65letePoolResponse2\x8f\x02\n\x0bPoolService\x12]\n\x0eInitializePool\x12$.ms_enclave.v1.InitializePoolRequest\x1a%.ms_enclave.v1.InitializePoolResponse\x12N\n\tRunInPool\x12\x1f.ms_enclave.v1.RunInPoolRequest\x1a .ms_enclave.v1.RunInPoolResponse\x12Q\n\nDeletePool\x12 .ms_enclave.v1.DeletePoolRequest\x1a!.ms_enclave.v1.DeletePoolResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n ms_enclave/v1/pool_service.proto\x12\rms_enclave.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%ms_enclave/v1/execution_service.proto\x1a#ms_enclave/v1/sandbox_service.proto\"\xfe\x01\n\x15InitializePoolRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12(\n\x04spec\x18\x03 \x01(\x0b\x32\x1a.ms_enclave.v1.SandboxSpec\x12@\n\x06labels\x18\x04 \x03(\x0b\x32\x30.ms_enclave.v1.InitializePoolRequest.LabelsEntry\x12+\n\x07options\x18\x05 \x01(\x0b\x32\x1a.ms_enclave.v1.PoolOptions\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\x0bPoolOptions\x12\x10\n\x08\x63ontexts\x18\x01 \x03(\t\x12\x0f\n\x07preload\x18\x02 \x03(\t\x12\x1d\n\x10member_age_max_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0crefill_per_s\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x13\n\x11_member_age_max_sB\x0f\n\r_refill_per_s\">\n\x16InitializePoolResponse\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x13\n\x0bsandbox_ids\x18\x02 \x03(\t\"\x80\x04\n\x04Pool\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12*\n\x06origin\x18\x02 \x01(\x0e\x32\x1a.ms_enclave.v1.Pool.Origin\x12\x0c\n\x04size\x18\x03 \x01(\x05\x12(\n\x04spec\x18\x04 \x01(\x0b\x32\x1a.ms_enclave.v1.SandboxSpec\x12/\n\x06labels\x18\x05 \x03(\x0b\x32\x1f.ms_enclave.v1.Pool.LabelsEntry\x12+\n\x07options\x18\x06 \x01(\x0b\x32\x1a.ms_enclave.v1.PoolOptions\x12*\n\x07members\x18\x07 \x03(\x0b\x32\x19.ms_enclave.v1.PoolMember\x12\x0f\n\x07waiting\x18\x08 \x01(\x05\x12-\n\x08\x63ounters\x18\t \x01(\x0b\x32\x1b.ms_enclave.v1.PoolCounters\x12\x0f\n\x07trouble\x18\n \x01(\t\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x11\n\rORIGIN_CALLER\x10\x01\x12\x13\n\x0fORIGIN_OPERATOR\x10\x02\"\xf7\x01\n\nPoolMember\x12\x0c\n\x04slot\x18\x01 \x01(\x05\x12\x12\n\nsandbox_id\x18\x02 \x01(\t\x12.\n\x05state\x18\x03 \x01(\x0e\x32\x1f.ms_enclave.v1.PoolMember.State\x12\x0f\n\x07state_s\x18\x04 \x01(\x01\x12\r\n\x05\x61ge_s\x18\x05 \x01(\x01\x12\r\n\x05\x63\x61lls\x18\x06 \x01(\x03\"h\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_IDLE\x10\x01\x12\x0e\n\nSTATE_BUSY\x10\x02\x12\x13\n\x0fSTATE_RESETTING\x10\x03\x12\x13\n\x0fSTATE_REPLACING\x10\x04\"o\n\x0cPoolCounters\x12\x0c\n\x04runs\x18\x01 \x01(\x03\x12\x0e\n\x06\x63laims\x18\x02 \x01(\x03\x12\x0e\n\x06resets\x18\x03 \x01(\x03\x12\x10\n\x08replaced\x18\x04 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\x03\x12\x0f\n\x07refused\x18\x06 \x01(\x03\"!\n\x0eGetPoolRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\"4\n\x0fGetPoolResponse\x12!\n\x04pool\x18\x01 \x01(\x0b\x32\x13.ms_enclave.v1.Pool\"\x12\n\x10ListPoolsRequest\"7\n\x11ListPoolsResponse\x12\"\n\x05pools\x18\x01 \x03(\x0b\x32\x13.ms_enclave.v1.Pool\"\xa0\x01\n\x11UpdatePoolRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x11\n\x04size\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1d\n\x10member_age_max_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0crefill_per_s\x18\x04 \x01(\x01H\x02\x88\x01\x01\x42\x07\n\x05_sizeB\x13\n\x11_member_age_max_sB\x0f\n\r_refill_per_s\"7\n\x12UpdatePoolResponse\x12!\n\x04pool\x18\x01 \x01(\x0b\x32\x13.ms_enclave.v1.Pool\"\x7f\n\x10RunInPoolRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12*\n\x04spec\x18\x02 \x01(\x0b\x32\x1c.ms_enclave.v1.ExecutionSpec\x12\x1b\n\x0ewait_timeout_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x11\n\x0f_wait_timeout_s\"P\n\x11RunInPoolResponse\x12\'\n\x03run\x18\x01 \x01(\x0b\x32\x1a.ms_enclave.v1.RunResponse\x12\x12\n\nsandbox_id\x18\x02 \x01(\t\"\xef\x02\n\x0c\x43laimRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x1b\n\x0ewait_timeout_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05ttl_s\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x37\n\x06labels\x18\x04 \x03(\x0b\x32\'.ms_enclave.v1.ClaimRequest.LabelsEntry\x12\x1f\n\x12memory_limit_bytes\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x16\n\tcpu_limit\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x17\n\npids_limit\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_wait_timeout_sB\x08\n\x06_ttl_sB\x15\n\x13_memory_limit_bytesB\x0c\n\n_cpu_limitB\r\n\x0b_pids_limit\"d\n\rClaimResponse\x12\'\n\x07sandbox\x18\x01 \x01(\x0b\x32\x16.ms_enclave.v1.Sandbox\x12*\n\x06phases\x18\x02 \x01(\x0b\x32\x1a.ms_enclave.v1.ClaimPhases\"2\n\x0b\x43laimPhases\x12\x10\n\x08waited_s\x18\x01 \x01(\x01\x12\x11\n\tchanged_s\x18\x02 \x01(\x01\"K\n\x11ListLeasesRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"S\n\x12ListLeasesResponse\x12$\n\x06leases\x18\x01 \x03(\x0b\x32\x14.ms_enclave.v1.Lease\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xab\x04\n\x05Lease\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0f\n\x07pool_id\x18\x02 \x01(\t\x12\x0c\n\x04slot\x18\x03 \x01(\x05\x12\x12\n\nsandbox_id\x18\x04 \x01(\t\x12\'\n\x04kind\x18\x05 \x01(\x0e\x32\x19.ms_enclave.v1.Lease.Kind\x12\x14\n\x0c\x65xecution_id\x18\x06 \x01(\t\x12\x0c\n\x04tool\x18\x07 \x01(\t\x12\'\n\x07verdict\x18\x08 \x01(\x0e\x32\x16.ms_enclave.v1.Verdict\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08waited_s\x18\n \x01(\x01\x12\x0e\n\x06held_s\x18\x0b \x01(\x01\x12\x0f\n\x07reset_s\x18\x0c \x01(\x01\x12-\n\x07outcome\x18\r \x01(\x0e\x32\x1c.ms_enclave.v1.Lease.Outcome\x12\x0e\n\x06reason\x18\x0e \x01(\t\x12(\n\x05proof\x18\x0f \x01(\x0b\x32\x19.ms_enclave.v1.ResetProof\":\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0c\n\x08KIND_RUN\x10\x01\x12\x0e\n\nKIND_CLAIM\x10\x02\"`\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x11\n\rOUTCOME_CLEAN\x10\x01\x12\x14\n\x10OUTCOME_REPLACED\x10\x02\x12\x13\n\x0fOUTCOME_CLAIMED\x10\x03\"\xf2\x01\n\nResetProof\x12\x18\n\x10processes_killed\x18\x01 \x01(\x03\x12\x15\n\rfiles_removed\x18\x02 \x01(\x03\x12\x17\n\x0fobjects_removed\x18\x03 \x01(\x03\x12\x16\n\x0eprocesses_left\x18\x04 \x01(\x03\x12\x15\n\rcontexts_left\x18\x05 \x01(\x03\x12\x12\n\nfiles_left\x18\x06 \x01(\x03\x12\x14\n\x0cobjects_left\x18\x07 \x01(\x03\x12\x11\n\tkeys_left\x18\x08 \x01(\x03\x12\x16\n\x0evariables_left\x18\t \x01(\x03\x12\x16\n\x0emounts_changed\x18\n \x01(\x08\"$\n\x11\x44\x65letePoolRequest\x12\x0f\n\x07pool_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65letePoolResponse2\x93\x05\n\x0bPoolService\x12]\n\x0eInitializePool\x12$.ms_enclave.v1.InitializePoolRequest\x1a%.ms_enclave.v1.InitializePoolResponse\x12H\n\x07GetPool\x12\x1d.ms_enclave.v1.GetPoolRequest\x1a\x1e.ms_enclave.v1.GetPoolResponse\x12N\n\tListPools\x12\x1f.ms_enclave.v1.ListPoolsRequest\x1a .ms_enclave.v1.ListPoolsResponse\x12Q\n\nUpdatePool\x12 .ms_enclave.v1.UpdatePoolRequest\x1a!.ms_enclave.v1.UpdatePoolResponse\x12N\n\tRunInPool\x12\x1f.ms_enclave.v1.RunInPoolRequest\x1a .ms_enclave.v1.RunInPoolResponse\x12\x42\n\x05\x43laim\x12\x1b.ms_enclave.v1.ClaimRequest\x1a\x1c.ms_enclave.v1.ClaimResponse\x12Q\n\nListLeases\x12 .ms_enclave.v1.ListLeasesRequest\x1a!.ms_enclave.v1.ListLeasesResponse\x12Q\n\nDeletePool\x12 .ms_enclave.v1.DeletePoolRequest\x1a!.ms_enclave.v1.DeletePoolResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +36,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INITIALIZEPOOLREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_INITIALIZEPOOLREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_INITIALIZEPOOLREQUEST']._serialized_start=128
-  _globals['_INITIALIZEPOOLREQUEST']._serialized_end=337
-  _globals['_INITIALIZEPOOLREQUEST_LABELSENTRY']._serialized_start=292
-  _globals['_INITIALIZEPOOLREQUEST_LABELSENTRY']._serialized_end=337
-  _globals['_INITIALIZEPOOLRESPONSE']._serialized_start=339
-  _globals['_INITIALIZEPOOLRESPONSE']._serialized_end=401
-  _globals['_RUNINPOOLREQUEST']._serialized_start=403
-  _globals['_RUNINPOOLREQUEST']._serialized_end=530
-  _globals['_RUNINPOOLRESPONSE']._serialized_start=532
-  _globals['_RUNINPOOLRESPONSE']._serialized_end=612
-  _globals['_DELETEPOOLREQUEST']._serialized_start=614
-  _globals['_DELETEPOOLREQUEST']._serialized_end=650
-  _globals['_DELETEPOOLRESPONSE']._serialized_start=652
-  _globals['_DELETEPOOLRESPONSE']._serialized_end=672
-  _globals['_POOLSERVICE']._serialized_start=675
-  _globals['_POOLSERVICE']._serialized_end=946
+  _globals['_POOL_LABELSENTRY']._loaded_options = None
+  _globals['_POOL_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_CLAIMREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_CLAIMREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_INITIALIZEPOOLREQUEST']._serialized_start=161
+  _globals['_INITIALIZEPOOLREQUEST']._serialized_end=415
+  _globals['_INITIALIZEPOOLREQUEST_LABELSENTRY']._serialized_start=370
+  _globals['_INITIALIZEPOOLREQUEST_LABELSENTRY']._serialized_end=415
+  _globals['_POOLOPTIONS']._serialized_start=418
+  _globals['_POOLOPTIONS']._serialized_end=562
+  _globals['_INITIALIZEPOOLRESPONSE']._serialized_start=564
+  _globals['_INITIALIZEPOOLRESPONSE']._serialized_end=626
+  _globals['_POOL']._serialized_start=629
+  _globals['_POOL']._serialized_end=1141
+  _globals['_POOL_LABELSENTRY']._serialized_start=370
+  _globals['_POOL_LABELSENTRY']._serialized_end=415
+  _globals['_POOL_ORIGIN']._serialized_start=1069
+  _globals['_POOL_ORIGIN']._serialized_end=1141
+  _globals['_POOLMEMBER']._serialized_start=1144
+  _globals['_POOLMEMBER']._serialized_end=1391
+  _globals['_POOLMEMBER_STATE']._serialized_start=1287
+  _globals['_POOLMEMBER_STATE']._serialized_end=1391
+  _globals['_POOLCOUNTERS']._serialized_start=1393
+  _globals['_POOLCOUNTERS']._serialized_end=1504
+  _globals['_GETPOOLREQUEST']._serialized_start=1506
+  _globals['_GETPOOLREQUEST']._serialized_end=1539
+  _globals['_GETPOOLRESPONSE']._serialized_start=1541
+  _globals['_GETPOOLRESPONSE']._serialized_end=1593
+  _globals['_LISTPOOLSREQUEST']._serialized_start=1595
+  _globals['_LISTPOOLSREQUEST']._serialized_end=1613
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=1615
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=1670
+  _globals['_UPDATEPOOLREQUEST']._serialized_start=1673
+  _globals['_UPDATEPOOLREQUEST']._serialized_end=1833
+  _globals['_UPDATEPOOLRESPONSE']._serialized_start=1835
+  _globals['_UPDATEPOOLRESPONSE']._serialized_end=1890
+  _globals['_RUNINPOOLREQUEST']._serialized_start=1892
+  _globals['_RUNINPOOLREQUEST']._serialized_end=2019
+  _globals['_RUNINPOOLRESPONSE']._serialized_start=2021
+  _globals['_RUNINPOOLRESPONSE']._serialized_end=2101
+  _globals['_CLAIMREQUEST']._serialized_start=2104
+  _globals['_CLAIMREQUEST']._serialized_end=2471
+  _globals['_CLAIMREQUEST_LABELSENTRY']._serialized_start=370
+  _globals['_CLAIMREQUEST_LABELSENTRY']._serialized_end=415
+  _globals['_CLAIMRESPONSE']._serialized_start=2473
+  _globals['_CLAIMRESPONSE']._serialized_end=2573
+  _globals['_CLAIMPHASES']._serialized_start=2575
+  _globals['_CLAIMPHASES']._serialized_end=2625
+  _globals['_LISTLEASESREQUEST']._serialized_start=2627
+  _globals['_LISTLEASESREQUEST']._serialized_end=2702
+  _globals['_LISTLEASESRESPONSE']._serialized_start=2704
+  _globals['_LISTLEASESRESPONSE']._serialized_end=2787
+  _globals['_LEASE']._serialized_start=2790
+  _globals['_LEASE']._serialized_end=3345
+  _globals['_LEASE_KIND']._serialized_start=3189
+  _globals['_LEASE_KIND']._serialized_end=3247
+  _globals['_LEASE_OUTCOME']._serialized_start=3249
+  _globals['_LEASE_OUTCOME']._serialized_end=3345
+  _globals['_RESETPROOF']._serialized_start=3348
+  _globals['_RESETPROOF']._serialized_end=3590
+  _globals['_DELETEPOOLREQUEST']._serialized_start=3592
+  _globals['_DELETEPOOLREQUEST']._serialized_end=3628
+  _globals['_DELETEPOOLRESPONSE']._serialized_start=3630
+  _globals['_DELETEPOOLRESPONSE']._serialized_end=3650
+  _globals['_POOLSERVICE']._serialized_start=3653
+  _globals['_POOLSERVICE']._serialized_end=4312
 # @@protoc_insertion_point(module_scope)

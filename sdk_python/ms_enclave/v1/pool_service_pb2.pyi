@@ -6,7 +6,9 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from ms_enclave.v1 import execution_service_pb2 as _execution_service_pb2
 from ms_enclave.v1 import sandbox_service_pb2 as _sandbox_service_pb2
 import builtins as _builtins
@@ -50,6 +52,7 @@ class InitializePoolRequest(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     pool_id: _builtins.str
     """Id of the pool; empty: the daemon makes one. Matches ^[a-z0-9][a-z0-9_-]{0,62}$."""
     size: _builtins.int
@@ -62,6 +65,10 @@ class InitializePoolRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of each member."""
 
+    @_builtins.property
+    def options(self) -> Global___PoolOptions:
+        """How members are kept. Absent: as the defaults of its fields."""
+
     def __init__(
         self,
         *,
@@ -69,14 +76,66 @@ class InitializePoolRequest(_message.Message):
         size: _builtins.int = ...,
         spec: _sandbox_service_pb2.SandboxSpec | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        options: Global___PoolOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "pool_id", b"pool_id", "size", b"size", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "options", b"options", "pool_id", b"pool_id", "size", b"size", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InitializePoolRequest: _TypeAlias = InitializePoolRequest  # noqa: Y015
+
+@_typing.final
+class PoolOptions(_message.Message):
+    """How the members of a pool are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTEXTS_FIELD_NUMBER: _builtins.int
+    PRELOAD_FIELD_NUMBER: _builtins.int
+    MEMBER_AGE_MAX_S_FIELD_NUMBER: _builtins.int
+    REFILL_PER_S_FIELD_NUMBER: _builtins.int
+    member_age_max_s: _builtins.float
+    """Seconds after which a member is replaced ahead of demand, 10 or more. Absent: at four fifths of its time to live,
+    which is a bound in any case.
+    """
+    refill_per_s: _builtins.float
+    """How many members are made in a second at most in place of others, 0.01 to 100. Absent: 4. At most 4 are made at
+    once in any case.
+    """
+    @_builtins.property
+    def contexts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Contexts that are open in each member when it is lent, at most 8. Empty: none, or with `preload` the context
+        `default`.
+        """
+
+    @_builtins.property
+    def preload(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Modules that are imported in these contexts before a member is lent, at most 50. Isolated calls do not have them."""
+
+    def __init__(
+        self,
+        *,
+        contexts: _abc.Iterable[_builtins.str] | None = ...,
+        preload: _abc.Iterable[_builtins.str] | None = ...,
+        member_age_max_s: _builtins.float | None = ...,
+        refill_per_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_member_age_max_s", b"_member_age_max_s", "_refill_per_s", b"_refill_per_s", "member_age_max_s", b"member_age_max_s", "refill_per_s", b"refill_per_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_member_age_max_s", b"_member_age_max_s", "_refill_per_s", b"_refill_per_s", "contexts", b"contexts", "member_age_max_s", b"member_age_max_s", "preload", b"preload", "refill_per_s", b"refill_per_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__member_age_max_s: _TypeAlias = _typing.Literal["member_age_max_s"]  # noqa: Y015
+    _WhichOneofArgType__member_age_max_s: _TypeAlias = _typing.Literal["_member_age_max_s", b"_member_age_max_s"]  # noqa: Y015
+    _WhichOneofReturnType__refill_per_s: _TypeAlias = _typing.Literal["refill_per_s"]  # noqa: Y015
+    _WhichOneofArgType__refill_per_s: _TypeAlias = _typing.Literal["_refill_per_s", b"_refill_per_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__member_age_max_s) -> _WhichOneofReturnType__member_age_max_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__refill_per_s) -> _WhichOneofReturnType__refill_per_s | None: ...
+
+Global___PoolOptions: _TypeAlias = PoolOptions  # noqa: Y015
 
 @_typing.final
 class InitializePoolResponse(_message.Message):
@@ -105,6 +164,394 @@ class InitializePoolResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InitializePoolResponse: _TypeAlias = InitializePoolResponse  # noqa: Y015
+
+@_typing.final
+class Pool(_message.Message):
+    """A pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Origin:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OriginEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Pool._Origin.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ORIGIN_UNSPECIFIED: Pool._Origin.ValueType  # 0
+        """Never sent."""
+        ORIGIN_CALLER: Pool._Origin.ValueType  # 1
+        """A caller of InitializePool."""
+        ORIGIN_OPERATOR: Pool._Origin.ValueType  # 2
+        """The daemon's configuration."""
+
+    class Origin(_Origin, metaclass=_OriginEnumTypeWrapper):
+        """Who defines a pool."""
+
+    ORIGIN_UNSPECIFIED: Pool.Origin.ValueType  # 0
+    """Never sent."""
+    ORIGIN_CALLER: Pool.Origin.ValueType  # 1
+    """A caller of InitializePool."""
+    ORIGIN_OPERATOR: Pool.Origin.ValueType  # 2
+    """The daemon's configuration."""
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    """Its id."""
+    origin: Global___Pool.Origin.ValueType
+    """Who defines it."""
+    size: _builtins.int
+    """How many members it should have."""
+    waiting: _builtins.int
+    """Callers that wait for a member."""
+    trouble: _builtins.str
+    """Why members cannot be made at the moment; empty: nothing is known to be wrong."""
+    @_builtins.property
+    def spec(self) -> _sandbox_service_pb2.SandboxSpec:
+        """What was asked for each member."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of each member."""
+
+    @_builtins.property
+    def options(self) -> Global___PoolOptions:
+        """How members are kept, with the values in force."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolMember]:
+        """Its members, in the order of their slots."""
+
+    @_builtins.property
+    def counters(self) -> Global___PoolCounters:
+        """What has happened since the daemon's start."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        origin: Global___Pool.Origin.ValueType = ...,
+        size: _builtins.int = ...,
+        spec: _sandbox_service_pb2.SandboxSpec | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        options: Global___PoolOptions | None = ...,
+        members: _abc.Iterable[Global___PoolMember] | None = ...,
+        waiting: _builtins.int = ...,
+        counters: Global___PoolCounters | None = ...,
+        trouble: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "create_time", b"create_time", "options", b"options", "spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "create_time", b"create_time", "labels", b"labels", "members", b"members", "options", b"options", "origin", b"origin", "pool_id", b"pool_id", "size", b"size", "spec", b"spec", "trouble", b"trouble", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class PoolMember(_message.Message):
+    """One slot of a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PoolMember._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: PoolMember._State.ValueType  # 0
+        """Never sent."""
+        STATE_IDLE: PoolMember._State.ValueType  # 1
+        """It is free."""
+        STATE_BUSY: PoolMember._State.ValueType  # 2
+        """A call runs in it."""
+        STATE_RESETTING: PoolMember._State.ValueType  # 3
+        """It is made as new after a call."""
+        STATE_REPLACING: PoolMember._State.ValueType  # 4
+        """A new sandbox is made for the slot."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """What a member does."""
+
+    STATE_UNSPECIFIED: PoolMember.State.ValueType  # 0
+    """Never sent."""
+    STATE_IDLE: PoolMember.State.ValueType  # 1
+    """It is free."""
+    STATE_BUSY: PoolMember.State.ValueType  # 2
+    """A call runs in it."""
+    STATE_RESETTING: PoolMember.State.ValueType  # 3
+    """It is made as new after a call."""
+    STATE_REPLACING: PoolMember.State.ValueType  # 4
+    """A new sandbox is made for the slot."""
+
+    SLOT_FIELD_NUMBER: _builtins.int
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_S_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    slot: _builtins.int
+    """Number of the slot, from 0."""
+    sandbox_id: _builtins.str
+    """Its sandbox; empty: none was made yet."""
+    state: Global___PoolMember.State.ValueType
+    """What it does."""
+    state_s: _builtins.float
+    """Seconds for which it does that."""
+    age_s: _builtins.float
+    """Seconds since its sandbox was made; 0: none was."""
+    calls: _builtins.int
+    """Calls that its sandbox has served for this daemon."""
+    def __init__(
+        self,
+        *,
+        slot: _builtins.int = ...,
+        sandbox_id: _builtins.str = ...,
+        state: Global___PoolMember.State.ValueType = ...,
+        state_s: _builtins.float = ...,
+        age_s: _builtins.float = ...,
+        calls: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_s", b"age_s", "calls", b"calls", "sandbox_id", b"sandbox_id", "slot", b"slot", "state", b"state", "state_s", b"state_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolMember: _TypeAlias = PoolMember  # noqa: Y015
+
+@_typing.final
+class PoolCounters(_message.Message):
+    """What has happened in a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    CLAIMS_FIELD_NUMBER: _builtins.int
+    RESETS_FIELD_NUMBER: _builtins.int
+    REPLACED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    runs: _builtins.int
+    """Calls that ran."""
+    claims: _builtins.int
+    """Members that were claimed."""
+    resets: _builtins.int
+    """Resets after which a member was shown to be as new."""
+    replaced: _builtins.int
+    """Members that were replaced."""
+    failed: _builtins.int
+    """Attempts to make a member that failed."""
+    refused: _builtins.int
+    """Callers that got no member in time."""
+    def __init__(
+        self,
+        *,
+        runs: _builtins.int = ...,
+        claims: _builtins.int = ...,
+        resets: _builtins.int = ...,
+        replaced: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        refused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "failed", b"failed", "refused", b"refused", "replaced", b"replaced", "resets", b"resets", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolCounters: _TypeAlias = PoolCounters  # noqa: Y015
+
+@_typing.final
+class GetPoolRequest(_message.Message):
+    """Names the pool to show."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    """Its id."""
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool_id", b"pool_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPoolRequest: _TypeAlias = GetPoolRequest  # noqa: Y015
+
+@_typing.final
+class GetPoolResponse(_message.Message):
+    """Answers GetPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pool(self) -> Global___Pool:
+        """The pool."""
+
+    def __init__(
+        self,
+        *,
+        pool: Global___Pool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPoolResponse: _TypeAlias = GetPoolResponse  # noqa: Y015
+
+@_typing.final
+class ListPoolsRequest(_message.Message):
+    """Asks for all pools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoolsRequest: _TypeAlias = ListPoolsRequest  # noqa: Y015
+
+@_typing.final
+class ListPoolsResponse(_message.Message):
+    """Answers ListPools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pool]:
+        """The pools, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        pools: _abc.Iterable[Global___Pool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pools", b"pools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoolsResponse: _TypeAlias = ListPoolsResponse  # noqa: Y015
+
+@_typing.final
+class UpdatePoolRequest(_message.Message):
+    """Asks for changes of a pool. What is absent stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    MEMBER_AGE_MAX_S_FIELD_NUMBER: _builtins.int
+    REFILL_PER_S_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    """The pool. Of one that the daemon's configuration defines the change holds until the configuration is read again."""
+    size: _builtins.int
+    """Members, 1 to 100."""
+    member_age_max_s: _builtins.float
+    """See PoolOptions; 0: by the time to live alone."""
+    refill_per_s: _builtins.float
+    """See PoolOptions."""
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        size: _builtins.int | None = ...,
+        member_age_max_s: _builtins.float | None = ...,
+        refill_per_s: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_member_age_max_s", b"_member_age_max_s", "_refill_per_s", b"_refill_per_s", "_size", b"_size", "member_age_max_s", b"member_age_max_s", "refill_per_s", b"refill_per_s", "size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_member_age_max_s", b"_member_age_max_s", "_refill_per_s", b"_refill_per_s", "_size", b"_size", "member_age_max_s", b"member_age_max_s", "pool_id", b"pool_id", "refill_per_s", b"refill_per_s", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__member_age_max_s: _TypeAlias = _typing.Literal["member_age_max_s"]  # noqa: Y015
+    _WhichOneofArgType__member_age_max_s: _TypeAlias = _typing.Literal["_member_age_max_s", b"_member_age_max_s"]  # noqa: Y015
+    _WhichOneofReturnType__refill_per_s: _TypeAlias = _typing.Literal["refill_per_s"]  # noqa: Y015
+    _WhichOneofArgType__refill_per_s: _TypeAlias = _typing.Literal["_refill_per_s", b"_refill_per_s"]  # noqa: Y015
+    _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
+    _WhichOneofArgType__size: _TypeAlias = _typing.Literal["_size", b"_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__member_age_max_s) -> _WhichOneofReturnType__member_age_max_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__refill_per_s) -> _WhichOneofReturnType__refill_per_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size) -> _WhichOneofReturnType__size | None: ...
+
+Global___UpdatePoolRequest: _TypeAlias = UpdatePoolRequest  # noqa: Y015
+
+@_typing.final
+class UpdatePoolResponse(_message.Message):
+    """Answers UpdatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pool(self) -> Global___Pool:
+        """The pool as it is now."""
+
+    def __init__(
+        self,
+        *,
+        pool: Global___Pool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePoolResponse: _TypeAlias = UpdatePoolResponse  # noqa: Y015
 
 @_typing.final
 class RunInPoolRequest(_message.Message):
@@ -167,6 +614,403 @@ class RunInPoolResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunInPoolResponse: _TypeAlias = RunInPoolResponse  # noqa: Y015
+
+@_typing.final
+class ClaimRequest(_message.Message):
+    """Asks for a member of a pool as a sandbox of one's own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    WAIT_TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_LIMIT_FIELD_NUMBER: _builtins.int
+    PIDS_LIMIT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    """The pool."""
+    wait_timeout_s: _builtins.float
+    """Seconds to wait for a free member. Absent: 60. 0: not at all."""
+    ttl_s: _builtins.float
+    """Seconds to live from now on. Absent: as the pool's spec says."""
+    memory_limit_bytes: _builtins.int
+    """Other limits than the pool's. They cost a change by the engine (about 15 ms), which the phases show."""
+    cpu_limit: _builtins.float
+    """See memory_limit_bytes."""
+    pids_limit: _builtins.int
+    """See memory_limit_bytes."""
+    request_id: _builtins.str
+    """Makes it safe to ask again: the same id gets the same sandbox. As in CreateSandbox."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All labels of the sandbox; those of the pool do not count any more."""
+
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        wait_timeout_s: _builtins.float | None = ...,
+        ttl_s: _builtins.float | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        memory_limit_bytes: _builtins.int | None = ...,
+        cpu_limit: _builtins.float | None = ...,
+        pids_limit: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_pids_limit", b"_pids_limit", "_ttl_s", b"_ttl_s", "_wait_timeout_s", b"_wait_timeout_s", "cpu_limit", b"cpu_limit", "memory_limit_bytes", b"memory_limit_bytes", "pids_limit", b"pids_limit", "ttl_s", b"ttl_s", "wait_timeout_s", b"wait_timeout_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit", "_memory_limit_bytes", b"_memory_limit_bytes", "_pids_limit", b"_pids_limit", "_ttl_s", b"_ttl_s", "_wait_timeout_s", b"_wait_timeout_s", "cpu_limit", b"cpu_limit", "labels", b"labels", "memory_limit_bytes", b"memory_limit_bytes", "pids_limit", b"pids_limit", "pool_id", b"pool_id", "request_id", b"request_id", "ttl_s", b"ttl_s", "wait_timeout_s", b"wait_timeout_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_limit: _TypeAlias = _typing.Literal["cpu_limit"]  # noqa: Y015
+    _WhichOneofArgType__cpu_limit: _TypeAlias = _typing.Literal["_cpu_limit", b"_cpu_limit"]  # noqa: Y015
+    _WhichOneofReturnType__memory_limit_bytes: _TypeAlias = _typing.Literal["memory_limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_limit_bytes: _TypeAlias = _typing.Literal["_memory_limit_bytes", b"_memory_limit_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__pids_limit: _TypeAlias = _typing.Literal["pids_limit"]  # noqa: Y015
+    _WhichOneofArgType__pids_limit: _TypeAlias = _typing.Literal["_pids_limit", b"_pids_limit"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_s: _TypeAlias = _typing.Literal["ttl_s"]  # noqa: Y015
+    _WhichOneofArgType__ttl_s: _TypeAlias = _typing.Literal["_ttl_s", b"_ttl_s"]  # noqa: Y015
+    _WhichOneofReturnType__wait_timeout_s: _TypeAlias = _typing.Literal["wait_timeout_s"]  # noqa: Y015
+    _WhichOneofArgType__wait_timeout_s: _TypeAlias = _typing.Literal["_wait_timeout_s", b"_wait_timeout_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_limit) -> _WhichOneofReturnType__cpu_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_limit_bytes) -> _WhichOneofReturnType__memory_limit_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pids_limit) -> _WhichOneofReturnType__pids_limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_s) -> _WhichOneofReturnType__ttl_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_timeout_s) -> _WhichOneofReturnType__wait_timeout_s | None: ...
+
+Global___ClaimRequest: _TypeAlias = ClaimRequest  # noqa: Y015
+
+@_typing.final
+class ClaimResponse(_message.Message):
+    """Answers Claim."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sandbox(self) -> _sandbox_service_pb2.Sandbox:
+        """The sandbox. From now on it is one like others."""
+
+    @_builtins.property
+    def phases(self) -> Global___ClaimPhases:
+        """How long the claim took."""
+
+    def __init__(
+        self,
+        *,
+        sandbox: _sandbox_service_pb2.Sandbox | None = ...,
+        phases: Global___ClaimPhases | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["phases", b"phases", "sandbox", b"sandbox"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["phases", b"phases", "sandbox", b"sandbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimResponse: _TypeAlias = ClaimResponse  # noqa: Y015
+
+@_typing.final
+class ClaimPhases(_message.Message):
+    """How long the parts of a claim took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITED_S_FIELD_NUMBER: _builtins.int
+    CHANGED_S_FIELD_NUMBER: _builtins.int
+    waited_s: _builtins.float
+    """Seconds until a member was free."""
+    changed_s: _builtins.float
+    """Seconds until it was the caller's: it was written down and, with other limits, changed by the engine."""
+    def __init__(
+        self,
+        *,
+        waited_s: _builtins.float = ...,
+        changed_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_s", b"changed_s", "waited_s", b"waited_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimPhases: _TypeAlias = ClaimPhases  # noqa: Y015
+
+@_typing.final
+class ListLeasesRequest(_message.Message):
+    """Asks for the uses of a pool's members."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    pool_id: _builtins.str
+    """The pool."""
+    page_size: _builtins.int
+    """Most leases in the answer, 1 to 1000. 0: 100."""
+    page_token: _builtins.str
+    """`next_page_token` of the answer before; empty: the newest."""
+    def __init__(
+        self,
+        *,
+        pool_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "pool_id", b"pool_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLeasesRequest: _TypeAlias = ListLeasesRequest  # noqa: Y015
+
+@_typing.final
+class ListLeasesResponse(_message.Message):
+    """Answers ListLeases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; empty: this was the last."""
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
+        """The leases, newest first."""
+
+    def __init__(
+        self,
+        *,
+        leases: _abc.Iterable[Global___Lease] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListLeasesResponse: _TypeAlias = ListLeasesResponse  # noqa: Y015
+
+@_typing.final
+class Lease(_message.Message):
+    """One use of a member that is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Lease._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Lease._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_RUN: Lease._Kind.ValueType  # 1
+        """A run."""
+        KIND_CLAIM: Lease._Kind.ValueType  # 2
+        """A claim."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """For what a member was lent."""
+
+    KIND_UNSPECIFIED: Lease.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_RUN: Lease.Kind.ValueType  # 1
+    """A run."""
+    KIND_CLAIM: Lease.Kind.ValueType  # 2
+    """A claim."""
+
+    class _Outcome:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Lease._Outcome.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OUTCOME_UNSPECIFIED: Lease._Outcome.ValueType  # 0
+        """Never sent."""
+        OUTCOME_CLEAN: Lease._Outcome.ValueType  # 1
+        """It was shown to be as new, and lent again."""
+        OUTCOME_REPLACED: Lease._Outcome.ValueType  # 2
+        """Another sandbox took its place."""
+        OUTCOME_CLAIMED: Lease._Outcome.ValueType  # 3
+        """It became the caller's own."""
+
+    class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
+        """What became of the member."""
+
+    OUTCOME_UNSPECIFIED: Lease.Outcome.ValueType  # 0
+    """Never sent."""
+    OUTCOME_CLEAN: Lease.Outcome.ValueType  # 1
+    """It was shown to be as new, and lent again."""
+    OUTCOME_REPLACED: Lease.Outcome.ValueType  # 2
+    """Another sandbox took its place."""
+    OUTCOME_CLAIMED: Lease.Outcome.ValueType  # 3
+    """It became the caller's own."""
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    POOL_ID_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    WAITED_S_FIELD_NUMBER: _builtins.int
+    HELD_S_FIELD_NUMBER: _builtins.int
+    RESET_S_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Order of the leases of a pool, from 1."""
+    pool_id: _builtins.str
+    """The pool."""
+    slot: _builtins.int
+    """The slot."""
+    sandbox_id: _builtins.str
+    """The sandbox."""
+    kind: Global___Lease.Kind.ValueType
+    """For what it was lent."""
+    execution_id: _builtins.str
+    """The execution, of a run."""
+    tool: _builtins.str
+    """Its tool."""
+    verdict: _execution_service_pb2.Verdict.ValueType
+    """How it ended; unspecified: that was not seen, since its caller left."""
+    waited_s: _builtins.float
+    """Seconds that the caller waited for it."""
+    held_s: _builtins.float
+    """Seconds that the caller had it."""
+    reset_s: _builtins.float
+    """Seconds until it was ready for the next one."""
+    outcome: Global___Lease.Outcome.ValueType
+    """What became of it."""
+    reason: _builtins.str
+    """Why it was replaced."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the member was lent."""
+
+    @_builtins.property
+    def proof(self) -> Global___ResetProof:
+        """What the reset has shown. Absent: nothing could be shown, or there was none."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        pool_id: _builtins.str = ...,
+        slot: _builtins.int = ...,
+        sandbox_id: _builtins.str = ...,
+        kind: Global___Lease.Kind.ValueType = ...,
+        execution_id: _builtins.str = ...,
+        tool: _builtins.str = ...,
+        verdict: _execution_service_pb2.Verdict.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        waited_s: _builtins.float = ...,
+        held_s: _builtins.float = ...,
+        reset_s: _builtins.float = ...,
+        outcome: Global___Lease.Outcome.ValueType = ...,
+        reason: _builtins.str = ...,
+        proof: Global___ResetProof | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "proof", b"proof"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "execution_id", b"execution_id", "held_s", b"held_s", "kind", b"kind", "number", b"number", "outcome", b"outcome", "pool_id", b"pool_id", "proof", b"proof", "reason", b"reason", "reset_s", b"reset_s", "sandbox_id", b"sandbox_id", "slot", b"slot", "tool", b"tool", "verdict", b"verdict", "waited_s", b"waited_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
+
+@_typing.final
+class ResetProof(_message.Message):
+    """What a reset found and removed, and what was left then. Everything is counted afterwards; of what is left nothing is
+    taken for granted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESSES_KILLED_FIELD_NUMBER: _builtins.int
+    FILES_REMOVED_FIELD_NUMBER: _builtins.int
+    OBJECTS_REMOVED_FIELD_NUMBER: _builtins.int
+    PROCESSES_LEFT_FIELD_NUMBER: _builtins.int
+    CONTEXTS_LEFT_FIELD_NUMBER: _builtins.int
+    FILES_LEFT_FIELD_NUMBER: _builtins.int
+    OBJECTS_LEFT_FIELD_NUMBER: _builtins.int
+    KEYS_LEFT_FIELD_NUMBER: _builtins.int
+    VARIABLES_LEFT_FIELD_NUMBER: _builtins.int
+    MOUNTS_CHANGED_FIELD_NUMBER: _builtins.int
+    processes_killed: _builtins.int
+    """Processes of the user that were killed, contexts included."""
+    files_removed: _builtins.int
+    """Files and directories that were removed."""
+    objects_removed: _builtins.int
+    """Shared memory, semaphores and message queues of System V that were removed."""
+    processes_left: _builtins.int
+    """Processes of the user."""
+    contexts_left: _builtins.int
+    """Contexts."""
+    files_left: _builtins.int
+    """Files of the user, POSIX shared memory and message queues included."""
+    objects_left: _builtins.int
+    """Objects of System V."""
+    keys_left: _builtins.int
+    """Keys and keyrings of the kernel, beyond those that the sandbox had when it was new."""
+    variables_left: _builtins.int
+    """Environment variables of a process that was given none."""
+    mounts_changed: _builtins.bool
+    """Whether the table of mounts differs from what it was when the sandbox was new."""
+    def __init__(
+        self,
+        *,
+        processes_killed: _builtins.int = ...,
+        files_removed: _builtins.int = ...,
+        objects_removed: _builtins.int = ...,
+        processes_left: _builtins.int = ...,
+        contexts_left: _builtins.int = ...,
+        files_left: _builtins.int = ...,
+        objects_left: _builtins.int = ...,
+        keys_left: _builtins.int = ...,
+        variables_left: _builtins.int = ...,
+        mounts_changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contexts_left", b"contexts_left", "files_left", b"files_left", "files_removed", b"files_removed", "keys_left", b"keys_left", "mounts_changed", b"mounts_changed", "objects_left", b"objects_left", "objects_removed", b"objects_removed", "processes_killed", b"processes_killed", "processes_left", b"processes_left", "variables_left", b"variables_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetProof: _TypeAlias = ResetProof  # noqa: Y015
 
 @_typing.final
 class DeletePoolRequest(_message.Message):

@@ -41,10 +41,35 @@ class PoolServiceStub(object):
                 request_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.InitializePoolRequest.SerializeToString,
                 response_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.InitializePoolResponse.FromString,
                 _registered_method=True)
+        self.GetPool = channel.unary_unary(
+                '/ms_enclave.v1.PoolService/GetPool',
+                request_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.GetPoolRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.GetPoolResponse.FromString,
+                _registered_method=True)
+        self.ListPools = channel.unary_unary(
+                '/ms_enclave.v1.PoolService/ListPools',
+                request_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.ListPoolsRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.ListPoolsResponse.FromString,
+                _registered_method=True)
+        self.UpdatePool = channel.unary_unary(
+                '/ms_enclave.v1.PoolService/UpdatePool',
+                request_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.UpdatePoolRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.UpdatePoolResponse.FromString,
+                _registered_method=True)
         self.RunInPool = channel.unary_unary(
                 '/ms_enclave.v1.PoolService/RunInPool',
                 request_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.RunInPoolRequest.SerializeToString,
                 response_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.RunInPoolResponse.FromString,
+                _registered_method=True)
+        self.Claim = channel.unary_unary(
+                '/ms_enclave.v1.PoolService/Claim',
+                request_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.ClaimRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.ClaimResponse.FromString,
+                _registered_method=True)
+        self.ListLeases = channel.unary_unary(
+                '/ms_enclave.v1.PoolService/ListLeases',
+                request_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.ListLeasesRequest.SerializeToString,
+                response_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.ListLeasesResponse.FromString,
                 _registered_method=True)
         self.DeletePool = channel.unary_unary(
                 '/ms_enclave.v1.PoolService/DeletePool',
@@ -60,7 +85,30 @@ class PoolServiceServicer(object):
 
     def InitializePool(self, request, context):
         """Makes the sandboxes of a pool and answers when all run. A pool of this id that exists is left as it is, and its
-        members are the answer. Errors: as CreateSandbox; INVALID_ARGUMENT (size).
+        members are the answer. Errors: as CreateSandbox; INVALID_ARGUMENT (size, options; a module that the image lacks).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPool(self, request, context):
+        """Shows a pool with its members. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPools(self, request, context):
+        """Shows all pools, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePool(self, request, context):
+        """Changes a pool while it serves, and answers at once: more members are made in the background, spare ones go as soon
+        as they are free. Errors: NOT_FOUND, INVALID_ARGUMENT, PERMISSION_DENIED and RESOURCE_EXHAUSTED (more members than
+        the daemon may have sandboxes).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -74,8 +122,25 @@ class PoolServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Claim(self, request, context):
+        """Takes the next free member out of a pool as a sandbox of the caller's own; the pool fills its place. Callers are
+        served in the same line as those of RunInPool. The sandbox is never handed on to somebody else. Errors: NOT_FOUND
+        (no such pool), DEADLINE_EXCEEDED (no member was free in time); as UpdateSandbox and, about `request_id`, as
+        CreateSandbox.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLeases(self, request, context):
+        """Shows the last uses of a pool's members, newest first; the daemon keeps 1,000 of each pool. Errors: NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeletePool(self, request, context):
-        """Deletes a pool with its members. Errors: NOT_FOUND.
+        """Deletes a pool with its members. Errors: NOT_FOUND, PERMISSION_DENIED (it is defined in the daemon's configuration).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,10 +154,35 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     request_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.InitializePoolRequest.FromString,
                     response_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.InitializePoolResponse.SerializeToString,
             ),
+            'GetPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPool,
+                    request_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.GetPoolRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.GetPoolResponse.SerializeToString,
+            ),
+            'ListPools': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPools,
+                    request_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.ListPoolsRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'UpdatePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePool,
+                    request_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.UpdatePoolRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.UpdatePoolResponse.SerializeToString,
+            ),
             'RunInPool': grpc.unary_unary_rpc_method_handler(
                     servicer.RunInPool,
                     request_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.RunInPoolRequest.FromString,
                     response_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.RunInPoolResponse.SerializeToString,
+            ),
+            'Claim': grpc.unary_unary_rpc_method_handler(
+                    servicer.Claim,
+                    request_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.ClaimRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.ClaimResponse.SerializeToString,
+            ),
+            'ListLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLeases,
+                    request_deserializer=ms__enclave_dot_v1_dot_pool__service__pb2.ListLeasesRequest.FromString,
+                    response_serializer=ms__enclave_dot_v1_dot_pool__service__pb2.ListLeasesResponse.SerializeToString,
             ),
             'DeletePool': grpc.unary_unary_rpc_method_handler(
                     servicer.DeletePool,
@@ -140,6 +230,87 @@ class PoolService(object):
             _registered_method=True)
 
     @staticmethod
+    def GetPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.PoolService/GetPool',
+            ms__enclave_dot_v1_dot_pool__service__pb2.GetPoolRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_pool__service__pb2.GetPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPools(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.PoolService/ListPools',
+            ms__enclave_dot_v1_dot_pool__service__pb2.ListPoolsRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_pool__service__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.PoolService/UpdatePool',
+            ms__enclave_dot_v1_dot_pool__service__pb2.UpdatePoolRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_pool__service__pb2.UpdatePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RunInPool(request,
             target,
             options=(),
@@ -156,6 +327,60 @@ class PoolService(object):
             '/ms_enclave.v1.PoolService/RunInPool',
             ms__enclave_dot_v1_dot_pool__service__pb2.RunInPoolRequest.SerializeToString,
             ms__enclave_dot_v1_dot_pool__service__pb2.RunInPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Claim(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.PoolService/Claim',
+            ms__enclave_dot_v1_dot_pool__service__pb2.ClaimRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_pool__service__pb2.ClaimResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ms_enclave.v1.PoolService/ListLeases',
+            ms__enclave_dot_v1_dot_pool__service__pb2.ListLeasesRequest.SerializeToString,
+            ms__enclave_dot_v1_dot_pool__service__pb2.ListLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,14 +37,31 @@ class PoolServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PoolServiceAsyncStub: ...
     InitializePool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.InitializePoolRequest, _pool_service_pb2.InitializePoolResponse]
     """Makes the sandboxes of a pool and answers when all run. A pool of this id that exists is left as it is, and its
-    members are the answer. Errors: as CreateSandbox; INVALID_ARGUMENT (size).
+    members are the answer. Errors: as CreateSandbox; INVALID_ARGUMENT (size, options; a module that the image lacks).
+    """
+    GetPool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.GetPoolRequest, _pool_service_pb2.GetPoolResponse]
+    """Shows a pool with its members. Errors: NOT_FOUND."""
+    ListPools: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.ListPoolsRequest, _pool_service_pb2.ListPoolsResponse]
+    """Shows all pools, oldest first."""
+    UpdatePool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.UpdatePoolRequest, _pool_service_pb2.UpdatePoolResponse]
+    """Changes a pool while it serves, and answers at once: more members are made in the background, spare ones go as soon
+    as they are free. Errors: NOT_FOUND, INVALID_ARGUMENT, PERMISSION_DENIED and RESOURCE_EXHAUSTED (more members than
+    the daemon may have sandboxes).
     """
     RunInPool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.RunInPoolRequest, _pool_service_pb2.RunInPoolResponse]
     """Runs a tool in the next free member; callers are served first come, first served. Errors: as Run; NOT_FOUND (no
     such pool), DEADLINE_EXCEEDED (no member was free in time).
     """
+    Claim: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.ClaimRequest, _pool_service_pb2.ClaimResponse]
+    """Takes the next free member out of a pool as a sandbox of the caller's own; the pool fills its place. Callers are
+    served in the same line as those of RunInPool. The sandbox is never handed on to somebody else. Errors: NOT_FOUND
+    (no such pool), DEADLINE_EXCEEDED (no member was free in time); as UpdateSandbox and, about `request_id`, as
+    CreateSandbox.
+    """
+    ListLeases: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.ListLeasesRequest, _pool_service_pb2.ListLeasesResponse]
+    """Shows the last uses of a pool's members, newest first; the daemon keeps 1,000 of each pool. Errors: NOT_FOUND."""
     DeletePool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.DeletePoolRequest, _pool_service_pb2.DeletePoolResponse]
-    """Deletes a pool with its members. Errors: NOT_FOUND."""
+    """Deletes a pool with its members. Errors: NOT_FOUND, PERMISSION_DENIED (it is defined in the daemon's configuration)."""
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -55,14 +72,31 @@ class PoolServiceAsyncStub(PoolServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     InitializePool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.InitializePoolRequest, _pool_service_pb2.InitializePoolResponse]  # type: ignore[assignment]
     """Makes the sandboxes of a pool and answers when all run. A pool of this id that exists is left as it is, and its
-    members are the answer. Errors: as CreateSandbox; INVALID_ARGUMENT (size).
+    members are the answer. Errors: as CreateSandbox; INVALID_ARGUMENT (size, options; a module that the image lacks).
+    """
+    GetPool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.GetPoolRequest, _pool_service_pb2.GetPoolResponse]  # type: ignore[assignment]
+    """Shows a pool with its members. Errors: NOT_FOUND."""
+    ListPools: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.ListPoolsRequest, _pool_service_pb2.ListPoolsResponse]  # type: ignore[assignment]
+    """Shows all pools, oldest first."""
+    UpdatePool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.UpdatePoolRequest, _pool_service_pb2.UpdatePoolResponse]  # type: ignore[assignment]
+    """Changes a pool while it serves, and answers at once: more members are made in the background, spare ones go as soon
+    as they are free. Errors: NOT_FOUND, INVALID_ARGUMENT, PERMISSION_DENIED and RESOURCE_EXHAUSTED (more members than
+    the daemon may have sandboxes).
     """
     RunInPool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.RunInPoolRequest, _pool_service_pb2.RunInPoolResponse]  # type: ignore[assignment]
     """Runs a tool in the next free member; callers are served first come, first served. Errors: as Run; NOT_FOUND (no
     such pool), DEADLINE_EXCEEDED (no member was free in time).
     """
+    Claim: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.ClaimRequest, _pool_service_pb2.ClaimResponse]  # type: ignore[assignment]
+    """Takes the next free member out of a pool as a sandbox of the caller's own; the pool fills its place. Callers are
+    served in the same line as those of RunInPool. The sandbox is never handed on to somebody else. Errors: NOT_FOUND
+    (no such pool), DEADLINE_EXCEEDED (no member was free in time); as UpdateSandbox and, about `request_id`, as
+    CreateSandbox.
+    """
+    ListLeases: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.ListLeasesRequest, _pool_service_pb2.ListLeasesResponse]  # type: ignore[assignment]
+    """Shows the last uses of a pool's members, newest first; the daemon keeps 1,000 of each pool. Errors: NOT_FOUND."""
     DeletePool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.DeletePoolRequest, _pool_service_pb2.DeletePoolResponse]  # type: ignore[assignment]
-    """Deletes a pool with its members. Errors: NOT_FOUND."""
+    """Deletes a pool with its members. Errors: NOT_FOUND, PERMISSION_DENIED (it is defined in the daemon's configuration)."""
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps sandboxes ready for calls that need no sandbox of their own. Every call has a member for itself, and what it
@@ -76,7 +110,34 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_service_pb2.InitializePoolResponse, _abc.Awaitable[_pool_service_pb2.InitializePoolResponse]]:
         """Makes the sandboxes of a pool and answers when all run. A pool of this id that exists is left as it is, and its
-        members are the answer. Errors: as CreateSandbox; INVALID_ARGUMENT (size).
+        members are the answer. Errors: as CreateSandbox; INVALID_ARGUMENT (size, options; a module that the image lacks).
+        """
+
+    @_abc_1.abstractmethod
+    def GetPool(
+        self,
+        request: _pool_service_pb2.GetPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_service_pb2.GetPoolResponse, _abc.Awaitable[_pool_service_pb2.GetPoolResponse]]:
+        """Shows a pool with its members. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListPools(
+        self,
+        request: _pool_service_pb2.ListPoolsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_service_pb2.ListPoolsResponse, _abc.Awaitable[_pool_service_pb2.ListPoolsResponse]]:
+        """Shows all pools, oldest first."""
+
+    @_abc_1.abstractmethod
+    def UpdatePool(
+        self,
+        request: _pool_service_pb2.UpdatePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_service_pb2.UpdatePoolResponse, _abc.Awaitable[_pool_service_pb2.UpdatePoolResponse]]:
+        """Changes a pool while it serves, and answers at once: more members are made in the background, spare ones go as soon
+        as they are free. Errors: NOT_FOUND, INVALID_ARGUMENT, PERMISSION_DENIED and RESOURCE_EXHAUSTED (more members than
+        the daemon may have sandboxes).
         """
 
     @_abc_1.abstractmethod
@@ -90,11 +151,31 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Claim(
+        self,
+        request: _pool_service_pb2.ClaimRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_service_pb2.ClaimResponse, _abc.Awaitable[_pool_service_pb2.ClaimResponse]]:
+        """Takes the next free member out of a pool as a sandbox of the caller's own; the pool fills its place. Callers are
+        served in the same line as those of RunInPool. The sandbox is never handed on to somebody else. Errors: NOT_FOUND
+        (no such pool), DEADLINE_EXCEEDED (no member was free in time); as UpdateSandbox and, about `request_id`, as
+        CreateSandbox.
+        """
+
+    @_abc_1.abstractmethod
+    def ListLeases(
+        self,
+        request: _pool_service_pb2.ListLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_service_pb2.ListLeasesResponse, _abc.Awaitable[_pool_service_pb2.ListLeasesResponse]]:
+        """Shows the last uses of a pool's members, newest first; the daemon keeps 1,000 of each pool. Errors: NOT_FOUND."""
+
+    @_abc_1.abstractmethod
     def DeletePool(
         self,
         request: _pool_service_pb2.DeletePoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pool_service_pb2.DeletePoolResponse, _abc.Awaitable[_pool_service_pb2.DeletePoolResponse]]:
-        """Deletes a pool with its members. Errors: NOT_FOUND."""
+        """Deletes a pool with its members. Errors: NOT_FOUND, PERMISSION_DENIED (it is defined in the daemon's configuration)."""
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 from tests.integration.failures.ground import Ground, Program, until
@@ -103,6 +104,31 @@ async def test_a_program_that_is_killed_together_with_its_daemon_is_cleared_up_a
     following.go_on()
     assert await following.ended() == 0
     assert ground.embedded_directories() == []
+
+
+async def test_what_a_program_and_its_daemon_left_can_be_pruned(ground: Ground):
+    program = start(ground, BUSY_SYNC)
+    await program.says("started")
+    daemon = daemon_of(ground, program)
+    program.send(signal.SIGSTOP)
+    os.kill(daemon, signal.SIGKILL)
+    assert "its program" in await pruned(ground, "waiting")  # it could start another
+    program.kill()
+    await gone(daemon)
+    (container,) = ground.containers()
+    assert f"would remove: container {container}" in await pruned(ground, "dry", "--dry-run")
+    assert f"removed: container {container}: its daemon and its program are gone" in await pruned(ground, "done")
+    assert (ground.containers(), ground.embedded_directories()) == ([], [])
+
+
+async def pruned(ground: Ground, name: str, *flags: str) -> str:
+    """What the command says."""
+    command = [sys.executable, "-P", "-m", "enclaved", "prune", "--state-dir", str(ground.folder / "none"), *flags]
+    environment = ground.environment(TMPDIR=str(ground.folder))
+    running = Program(command, ground.folder / f"{name}.out", environment)
+    assert await running.ended() == 0
+    running.kill()
+    return running.text
 
 
 async def test_a_program_whose_daemon_is_killed_gets_another_with_its_sandboxes(ground: Ground):

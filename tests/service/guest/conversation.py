@@ -176,6 +176,7 @@ def conversation(**settings: Any) -> Iterator[Conversation]:
     os.chown(work, UID, UID)
     chosen = {
         "scratch_dirs": (),
+        "owns_mounts": False,
         "daemon_absence_s": 30.0,
         "expires_in_s": 600.0,
         "memory_limit_bytes": 2**30,

@@ -73,6 +73,7 @@ class Laboratory:
     files: Files
     metrics: Metrics
     state_dir: Path
+    state: State
 
     async def box(self, **request: Any) -> Box:
         """Makes a sandbox."""
@@ -107,7 +108,7 @@ async def laboratory(
     files = Files(sandboxes=sandboxes, executions=executions, background=background, metrics=metrics)
     try:
         async with asyncio.timeout(PATIENCE_S * 3):
-            yield Laboratory(runtime, background, sandboxes, leftovers, executions, files, metrics, state_dir)
+            yield Laboratory(runtime, background, sandboxes, leftovers, executions, files, metrics, state_dir, state)
     finally:
         await sandboxes.close(PATIENCE_S)
         await background.close(PATIENCE_S)

@@ -3,162 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
-from enclaved.core.background import Background
-from enclaved.core.members import CREATES_AT_ONCE, Member, Members
-from enclaved.core.pool import Pools
-from enclaved.core.reset import ResetFailed, ResetProof
+from enclaved.core.crew import CREATES_AT_ONCE
+from enclaved.core.leases import Use
 from enclaved.errors import (
     EngineUnavailable,
     ImageNotFound,
     InvalidRequest,
     PoolBusy,
     PoolNotFound,
-    SandboxExists,
-    SandboxNotFound,
     ShuttingDown,
 )
-from enclaved.metrics import Metrics
-from enclaved.model import EMPTY, PoolInfo, SandboxRequest, SandboxState, ToolCall
-
-PATIENCE_S = 10.0
-LONG_S = 3600.0
-
-
-@dataclass(eq=False)
-class FakeRecord:
-    id: str
-    state: SandboxState = SandboxState.RUNNING
-    executions_started: int = 0
-
-
-@dataclass
-class FakeSandboxes:
-    """Makes records. ``hold`` keeps creations waiting; ``errors`` are raised by the next creations or deletions."""
-
-    records: dict[str, FakeRecord] = field(default_factory=dict)
-    hold: asyncio.Event = field(default_factory=asyncio.Event)
-    create_errors: dict[int, BaseException] = field(default_factory=dict)
-    """By the number of the creation, from 1."""
-    delete_errors: list[BaseException] = field(default_factory=list)
-    created: list[str] = field(default_factory=list)
-    creations: int = 0
-    now: int = 0
-    most: int = 0
-
-    def __post_init__(self) -> None:
-        self.hold.set()
-
-    def check_room(self, count: int, field: str) -> None:
-        self.asked = (count, field)
-
-    def record(self, sandbox_id: str) -> FakeRecord:
-        if sandbox_id not in self.records:
-            raise SandboxNotFound(sandbox_id)
-        return self.records[sandbox_id]
-
-    async def create(
-        self, request: SandboxRequest, *, sandbox_id: str = "", labels: Mapping[str, str] = EMPTY, pool_id: str = ""
-    ) -> FakeRecord:
-        self.creations += 1
-        number = self.creations
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            await self.hold.wait()
-            await asyncio.sleep(0)
-            if number in self.create_errors:
-                raise self.create_errors[number]
-            if sandbox_id in self.records:
-                raise SandboxExists(sandbox_id)
-        finally:
-            self.now -= 1
-        record = FakeRecord(sandbox_id or f"box-{number}")
-        self.records[record.id] = record
-        self.created.append(record.id)
-        return record
-
-    async def delete(self, sandbox_id: str) -> None:
-        self.record(sandbox_id)
-        if self.delete_errors:
-            raise self.delete_errors.pop()
-        del self.records[sandbox_id]
-
-
-@dataclass
-class Resets:
-    """Stands in for `reset`: waits for ``may_end``, then fails as often as it should."""
-
-    may_end: asyncio.Event = field(default_factory=asyncio.Event)
-    failures: int = 0
-    done: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.may_end.set()
-
-    async def __call__(self, record: FakeRecord, executions: object) -> ResetProof:
-        await self.may_end.wait()
-        self.done.append(record.id)
-        if self.failures:
-            self.failures -= 1
-            raise ResetFailed("something is left")
-        return ResetProof(1, 2)
-
-
-@dataclass
-class World:
-    sandboxes: FakeSandboxes
-    resets: Resets
-    metrics: Metrics
-    pools: Pools
-
-    def members(self, pool_id: str = "p") -> Members:
-        return self.pools._pools[pool_id].members
-
-    async def pool(self, size: int = 1, pool_id: str = "p") -> Members:
-        await self.pools.initialize(size, SandboxRequest(), pool_id=pool_id)
-        return self.members(pool_id)
-
-    def count(self, state: str) -> float:
-        return self.metrics.value("enclaved_pool_members", state=state)
-
-    def resets_ended(self, outcome: str) -> float:
-        return self.metrics.value("enclaved_pool_resets_total", outcome=outcome)
+from enclaved.model import LeaseKind, PoolInfo, PoolPlan, SandboxRequest, SandboxState, ToolCall
+from tests.unit.core.pool_stand_ins import LONG_S, World, pool_world, settle, waiting
 
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    sandboxes, resets, metrics, background = FakeSandboxes(), Resets(), Metrics(version="0"), Background()
-    monkeypatch.setattr("enclaved.core.members.reset", resets)
-    monkeypatch.setattr("enclaved.core.members.RETRY_FIRST_S", 0.0)
-    parts: Any = {"sandboxes": sandboxes, "executions": None, "background": background, "metrics": metrics}
-    async with asyncio.timeout(PATIENCE_S):
-        yield World(sandboxes, resets, metrics, Pools(**parts))
-        await background.close(PATIENCE_S)
+    async with pool_world(monkeypatch) as made:
+        yield made
 
 
-async def settle(until: Callable[[], bool]) -> None:
-    """Lets tasks run until something is so."""
-    while True:
-        if until():
-            return
-        await asyncio.sleep(0)
-
-
-def waiting(world: World, members: Members, count: int) -> list[asyncio.Task[Member]]:
-    return [asyncio.create_task(members.lease(LONG_S)) for _ in range(count)]
+def a_use() -> Use:
+    return Use.begins(LeaseKind.RUN, 0.0)
 
 
 # -- making
 
 
 async def test_a_pool_has_its_members_in_the_order_of_their_slots(world: World) -> None:
-    info = await world.pools.initialize(3, SandboxRequest(), pool_id="p", labels={"a": "b"})
+    info = await world.pools.initialize(PoolPlan(3, labels={"a": "b"}), pool_id="p")
     assert info == PoolInfo("p", ("box-1", "box-2", "box-3"))
     assert world.sandboxes.asked == (3, "size")
     assert world.pools.stats() == {"p": 3}
@@ -166,7 +43,7 @@ async def test_a_pool_has_its_members_in_the_order_of_their_slots(world: World) 
 
 
 async def test_a_pool_without_an_id_gets_one(world: World) -> None:
-    first, second = [await world.pools.initialize(1, SandboxRequest()) for _ in range(2)]
+    first, second = [await world.pools.initialize(PoolPlan(1)) for _ in range(2)]
     assert first.id != second.id
     assert set(world.pools.stats()) == {first.id, second.id}
 
@@ -174,48 +51,61 @@ async def test_a_pool_without_an_id_gets_one(world: World) -> None:
 @pytest.mark.parametrize("size", [0, -1, 101])
 async def test_a_size_without_sense_is_refused(world: World, size: int) -> None:
     with pytest.raises(InvalidRequest, match="size: must be from 1 to 100"):
-        await world.pools.initialize(size, SandboxRequest())
+        await world.pools.initialize(PoolPlan(size))
 
 
-@pytest.mark.parametrize("given", [{"pool_id": "No"}, {"labels": {"enclaved.x": "1"}}])
-async def test_ids_and_labels_without_sense_are_refused_before_anything_is_made(
-    world: World, given: dict[str, Any]
+@pytest.mark.parametrize(
+    ("pool_id", "plan"),
+    [
+        ("No", PoolPlan(1)),
+        ("p", PoolPlan(1, labels={"enclaved.x": "1"})),
+        ("p", PoolPlan(1, contexts=("no context",))),
+        ("p", PoolPlan(1, preload=("os; import sys",))),
+        ("p", PoolPlan(1, preload=("json", "json"))),
+        ("p", PoolPlan(1, member_age_max_s=1.0)),
+        ("p", PoolPlan(1, member_age_max_s=float("nan"))),
+        ("p", PoolPlan(1, refill_per_s=0.0)),
+        ("p", PoolPlan(1, refill_per_s=1e9)),
+    ],
+)
+async def test_plans_without_sense_are_refused_before_anything_is_made(
+    world: World, pool_id: str, plan: PoolPlan
 ) -> None:
     with pytest.raises(InvalidRequest):
-        await world.pools.initialize(1, SandboxRequest(), **given)
+        await world.pools.initialize(plan, pool_id=pool_id)
     assert world.sandboxes.creations == 0
 
 
 async def test_a_pool_that_exists_is_left_as_it_is(world: World) -> None:
-    first = await world.pools.initialize(2, SandboxRequest(), pool_id="p")
-    assert await world.pools.initialize(5, SandboxRequest(image="other"), pool_id="p") == first
+    first = await world.pools.initialize(PoolPlan(2), pool_id="p")
+    assert await world.pools.initialize(PoolPlan(5, SandboxRequest(image="other")), pool_id="p") == first
     assert world.sandboxes.creations == 2
 
 
 async def test_two_who_initialize_the_same_pool_at_once_get_the_same(world: World) -> None:
-    infos = await asyncio.gather(*(world.pools.initialize(2, SandboxRequest(), pool_id="p") for _ in range(3)))
+    infos = await asyncio.gather(*(world.pools.initialize(PoolPlan(2), pool_id="p") for _ in range(3)))
     assert len(set(infos)) == 1
     assert world.sandboxes.creations == 2
 
 
 async def test_members_are_made_a_few_at_a_time(world: World) -> None:
-    await world.pools.initialize(20, SandboxRequest())
+    await world.pools.initialize(PoolPlan(20))
     assert world.sandboxes.most == CREATES_AT_ONCE
 
 
 async def test_if_one_member_cannot_be_made_none_is_left(world: World) -> None:
     world.sandboxes.create_errors[3] = ImageNotFound("x:1", "no registry")
     with pytest.raises(ImageNotFound):
-        await world.pools.initialize(5, SandboxRequest(), pool_id="p")
+        await world.pools.initialize(PoolPlan(5), pool_id="p")
     assert world.sandboxes.records == {}
     assert world.pools.stats() == {}
     assert world.count("idle") == 0
-    assert len((await world.pools.initialize(2, SandboxRequest(), pool_id="p")).sandbox_ids) == 2
+    assert len((await world.pools.initialize(PoolPlan(2), pool_id="p")).sandbox_ids) == 2
 
 
 async def test_a_caller_that_leaves_while_members_are_made_gets_none(world: World) -> None:
     world.sandboxes.hold.clear()
-    task = asyncio.create_task(world.pools.initialize(3, SandboxRequest(), pool_id="p"))
+    task = asyncio.create_task(world.pools.initialize(PoolPlan(3), pool_id="p"))
     await settle(lambda: world.sandboxes.now == 3)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -226,9 +116,9 @@ async def test_a_caller_that_leaves_while_members_are_made_gets_none(world: Worl
 
 async def test_when_the_first_of_two_leaves_the_second_makes_the_pool(world: World) -> None:
     world.sandboxes.hold.clear()
-    first = asyncio.create_task(world.pools.initialize(1, SandboxRequest(), pool_id="p"))
+    first = asyncio.create_task(world.pools.initialize(PoolPlan(1), pool_id="p"))
     await settle(lambda: world.sandboxes.now == 1)
-    second = asyncio.create_task(world.pools.initialize(2, SandboxRequest(), pool_id="p"))
+    second = asyncio.create_task(world.pools.initialize(PoolPlan(2), pool_id="p"))
     await settle(lambda: True)
     first.cancel()
     world.sandboxes.hold.set()
@@ -249,10 +139,10 @@ async def test_a_free_member_is_lent_at_once(world: World) -> None:
 async def test_a_member_that_was_used_is_reset_before_the_next_gets_it(world: World) -> None:
     members = await world.pool()
     world.resets.may_end.clear()
-    members.give_back(await members.lease(0), used=True)
+    members.give_back(await members.lease(0), a_use())
     assert world.count("resetting") == 1
     assert world.pools.role("box-1") == "busy"
-    (waiter,) = waiting(world, members, 1)
+    (waiter,) = waiting(members, 1)
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 1)
     assert not waiter.done()
     world.resets.may_end.set()
@@ -270,11 +160,11 @@ async def test_those_who_wait_are_served_first_come_first_served(world: World) -
     async def call(number: int) -> None:
         lent = await members.lease(LONG_S)
         served.append(number)
-        members.give_back(lent, used=True)
+        members.give_back(lent, a_use())
 
     calls = [asyncio.create_task(call(number)) for number in range(10)]
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 10)
-    members.give_back(member, used=True)
+    members.give_back(member, a_use())
     await asyncio.gather(*calls)
     assert served == list(range(10))
 
@@ -282,9 +172,9 @@ async def test_those_who_wait_are_served_first_come_first_served(world: World) -
 async def test_nobody_overtakes_those_who_wait(world: World) -> None:
     members = await world.pool()
     member = await members.lease(0)
-    (first,) = waiting(world, members, 1)
+    (first,) = waiting(members, 1)
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 1)
-    members.give_back(member, used=False)
+    members.give_back(member)
     with pytest.raises(PoolBusy):
         await members.lease(0)  # the first has not run since, but the member is its
     assert await first is member
@@ -293,7 +183,7 @@ async def test_nobody_overtakes_those_who_wait(world: World) -> None:
 async def test_one_who_does_not_wait_hears_at_once_that_all_are_busy(world: World) -> None:
     members = await world.pool(2)
     world.resets.may_end.clear()
-    members.give_back(await members.lease(0), used=True)
+    members.give_back(await members.lease(0), a_use())
     await members.lease(0)
     with pytest.raises(PoolBusy, match="within 0 s: 1 of 2 run calls, 1 are being made ready") as caught:
         await members.lease(0)
@@ -305,29 +195,29 @@ async def test_one_whose_time_is_over_hears_so_and_the_next_gets_the_member(worl
     member = await members.lease(0)
     hasty = asyncio.create_task(members.lease(0.001))
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 1)
-    (patient,) = waiting(world, members, 1)
+    (patient,) = waiting(members, 1)
     with pytest.raises(PoolBusy):
         await hasty
-    members.give_back(member, used=True)
+    members.give_back(member, a_use())
     assert await patient is member
 
 
 async def test_one_who_leaves_the_queue_does_not_hold_it_up(world: World) -> None:
     members = await world.pool()
     member = await members.lease(0)
-    first, second = waiting(world, members, 2)
+    first, second = waiting(members, 2)
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 2)
     first.cancel()
-    members.give_back(member, used=False)
+    members.give_back(member)
     assert await second is member
 
 
 async def test_one_who_leaves_at_the_moment_when_a_member_is_handed_over_passes_it_on(world: World) -> None:
     members = await world.pool()
     member = await members.lease(0)
-    first, second = waiting(world, members, 2)
+    first, second = waiting(members, 2)
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 2)
-    members.give_back(member, used=False)
+    members.give_back(member)
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
@@ -335,10 +225,10 @@ async def test_one_who_leaves_at_the_moment_when_a_member_is_handed_over_passes_
 
 
 async def test_there_is_a_limit_to_those_who_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enclaved.core.members.WAITERS_MAX", 2)
+    monkeypatch.setattr("enclaved.core.lending.WAITERS_MAX", 2)
     members = await world.pool()
     await members.lease(0)
-    tasks = waiting(world, members, 2)
+    tasks = waiting(members, 2)
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 2)
     with pytest.raises(Exception, match="2 calls wait for members of pool 'p' already"):
         await members.lease(LONG_S)
@@ -354,7 +244,7 @@ async def test_a_member_whose_reset_fails_is_replaced_under_its_id(world: World)
     member = await members.lease(0)
     old = member.record
     world.resets.failures = 1
-    members.give_back(member, used=True)
+    members.give_back(member, a_use())
     await settle(lambda: world.count("idle") == 2)
     assert member.record is not old
     assert member.sandbox_id == old.id
@@ -402,15 +292,15 @@ async def test_a_member_that_cannot_be_replaced_is_tried_again_and_those_who_wai
     world.resets.failures = 1
     world.sandboxes.create_errors[2] = EngineUnavailable("unix:///x", "the engine is away")
     world.sandboxes.hold.clear()
-    members.give_back(member, used=True)
+    members.give_back(member, a_use())
     await settle(lambda: world.count("replacing") == 1)
     world.sandboxes.hold.set()
-    await settle(lambda: bool(members._trouble))
+    await settle(lambda: bool(members.trouble))
     with pytest.raises(PoolBusy, match="the engine is away"):
         await members.lease(0)
     assert (await members.lease(LONG_S)).sandbox_id == "box-1"
     assert (world.resets_ended("failed"), world.resets_ended("replaced")) == (1, 1)
-    assert members._trouble == ""
+    assert members.trouble == ""
 
 
 # -- the end
@@ -431,12 +321,12 @@ async def test_a_deleted_pool_is_gone_with_its_members(world: World) -> None:
 async def test_those_who_wait_for_a_member_of_a_deleted_pool_hear_so(world: World) -> None:
     members = await world.pool()
     member = await members.lease(0)
-    (waiter,) = waiting(world, members, 1)
+    (waiter,) = waiting(members, 1)
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 1)
     await world.pools.delete("p")
     with pytest.raises(PoolNotFound):
         await waiter
-    members.give_back(member, used=True)  # by the call that still ran
+    members.give_back(member, a_use())  # by the call that still ran
     assert world.resets.done == []
     assert world.count("resetting") == 0
 
@@ -444,17 +334,17 @@ async def test_those_who_wait_for_a_member_of_a_deleted_pool_hear_so(world: Worl
 async def test_a_reset_that_runs_ends_with_its_pool(world: World) -> None:
     members = await world.pool()
     world.resets.may_end.clear()
-    members.give_back(await members.lease(0), used=True)
+    members.give_back(await members.lease(0), a_use())
     await world.pools.delete("p")
     assert world.sandboxes.records == {}
-    assert members._recycling == set()
+    assert members._work == set()
 
 
 async def test_a_replacement_that_is_being_made_ends_with_its_pool(world: World) -> None:
     members = await world.pool()
     world.resets.failures = 1
     world.sandboxes.hold.clear()
-    members.give_back(await members.lease(0), used=True)
+    members.give_back(await members.lease(0), a_use())
     await settle(lambda: world.sandboxes.now == 1)
     await world.pools.delete("p")
     assert world.sandboxes.records == {}
@@ -477,7 +367,7 @@ async def test_a_pool_whose_deletion_failed_can_be_made_anew(world: World) -> No
     world.sandboxes.delete_errors.append(EngineUnavailable("unix:///x", "away"))
     with pytest.raises(EngineUnavailable):
         await world.pools.delete("p")
-    assert len((await world.pools.initialize(3, SandboxRequest(), pool_id="p")).sandbox_ids) == 3
+    assert len((await world.pools.initialize(PoolPlan(3), pool_id="p")).sandbox_ids) == 3
     assert len(world.sandboxes.records) == 3
 
 
@@ -490,7 +380,7 @@ async def test_two_who_delete_a_pool_at_once_delete_it_once(world: World) -> Non
 async def test_a_daemon_that_stops_lends_nothing_and_makes_nothing(world: World) -> None:
     members = await world.pool()
     await members.lease(0)
-    (waiter,) = waiting(world, members, 1)
+    (waiter,) = waiting(members, 1)
     await settle(lambda: world.metrics.value("enclaved_pool_waiting") == 1)
     world.pools.close()
     with pytest.raises(ShuttingDown):
@@ -498,7 +388,7 @@ async def test_a_daemon_that_stops_lends_nothing_and_makes_nothing(world: World)
     with pytest.raises(ShuttingDown):
         await members.lease(LONG_S)
     with pytest.raises(ShuttingDown):
-        await world.pools.initialize(1, SandboxRequest())
+        await world.pools.initialize(PoolPlan(1))
 
 
 @pytest.mark.parametrize("wait_s", [-1.0, float("nan"), float("inf")])

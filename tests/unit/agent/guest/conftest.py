@@ -35,7 +35,7 @@ def deaths(monkeypatch: pytest.MonkeyPatch) -> Deaths:
 @pytest.fixture
 def guest() -> Iterator[Guest]:
     """A guest that is not served; nothing is started and nobody is connected."""
-    settings = {"uid": -1, "working_dir": "/", "daemon_absence_s": 0, "scratch_dirs": []}
+    settings = {"uid": -1, "working_dir": "/", "daemon_absence_s": 0, "scratch_dirs": [], "owns_mounts": False}
     made = Guest("--child", "/nonexistent", settings, Bundle("/nonexistent", -1, 0, {}))
     with contextlib.closing(made.loop.poll):
         yield made

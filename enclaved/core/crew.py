@@ -1,0 +1,125 @@
+"""What is done to the sandboxes of a pool: made, reset, warmed and removed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from enclaved.core.background import Background
+from enclaved.core.executions import Executions
+from enclaved.core.record import SandboxRecord
+from enclaved.core.reset import ResetFailed, Shown, reset
+from enclaved.core.sandboxes import Sandboxes
+from enclaved.core.state import Baseline, LeaseTable, PoolTable
+from enclaved.core.warming import WarmingFailed, warm
+from enclaved.errors import EnclaveError, EngineRefused, SandboxNotFound
+from enclaved.metrics import Metrics
+from enclaved.model import PoolPlan
+
+log = logging.getLogger(__name__)
+
+CREATES_AT_ONCE: Final = 4
+REMOVALS_AT_ONCE: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PoolParts:
+    """What pools need of the daemon."""
+
+    sandboxes: Sandboxes
+    executions: Executions
+    background: Background
+    metrics: Metrics
+    pools: PoolTable
+    leases: LeaseTable
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A sandbox that is ready to be lent."""
+
+    record: SandboxRecord
+    baseline: Baseline
+
+
+class Crew:
+    """Works for one pool. ``plan`` may be replaced; it counts for what is made from then on."""
+
+    def __init__(self, pool_id: str, plan: PoolPlan, parts: PoolParts) -> None:
+        self.pool_id, self.plan = pool_id, plan
+        self._parts = parts
+        self._gate = asyncio.Semaphore(CREATES_AT_ONCE)
+        self._next_at = 0.0
+
+    @asynccontextmanager
+    async def turn(self, *, paced: bool) -> AsyncIterator[None]:
+        """Waits until one more sandbox may be made: a few at once, and ``paced`` so many in a second."""
+        async with self._gate:
+            if paced:
+                now = asyncio.get_running_loop().time()
+                starts_at = max(now, self._next_at)
+                self._next_at = starts_at + 1.0 / self.plan.refill_per_s
+                await asyncio.sleep(starts_at - now)
+            yield
+
+    async def make(self, sandbox_id: str = "") -> Made:
+        """Makes a sandbox and warms it. Leaves none behind if it fails. Raises as `Sandboxes.create`."""
+        plan, sandboxes = self.plan, self._parts.sandboxes
+        sandbox = await sandboxes.create(plan.request, sandbox_id=sandbox_id, labels=plan.labels, pool_id=self.pool_id)
+        record = sandboxes.record(sandbox.id)
+        try:
+            return Made(record, (await self._ready(record, None)).baseline)
+        except (ResetFailed, WarmingFailed) as error:
+            await self.remove(record)
+            raise EngineRefused(
+                f"make a member of pool {self.pool_id!r}", f"it is not as it should be: {error}"
+            ) from error
+        except BaseException:
+            await self._parts.background.finish(self.remove(record), f"undo {record.id}")
+            raise
+
+    async def clean(self, record: SandboxRecord, baseline: Baseline) -> Shown:
+        """Makes a sandbox as new and warm again. Raises `ResetFailed`."""
+        try:
+            return await self._ready(record, baseline)
+        except (WarmingFailed, EnclaveError) as error:
+            raise ResetFailed(f"it cannot be warmed again: {error}") from error
+
+    async def _ready(self, record: SandboxRecord, baseline: Baseline | None) -> Shown:
+        shown = await reset(record, self._parts.executions, baseline)
+        await warm(record, self.plan, self._parts.executions)
+        return shown
+
+    def is_known(self, record: SandboxRecord) -> bool:
+        """Whether a sandbox is still there, and not another one of the same id."""
+        try:
+            return self._parts.sandboxes.record(record.id) is record
+        except SandboxNotFound:
+            return False
+
+    async def remove(self, record: SandboxRecord) -> None:
+        """Deletes a sandbox; one that is gone is fine. Raises `EngineUnavailable`."""
+        try:
+            if self.is_known(record):
+                await self._parts.sandboxes.delete(record.id)
+        except SandboxNotFound:
+            pass
+
+    async def remove_all(self, records: list[SandboxRecord]) -> list[EnclaveError]:
+        """Deletes many, a few at a time; returns what kept some from being deleted."""
+        gate = asyncio.Semaphore(REMOVALS_AT_ONCE)
+        errors: list[EnclaveError] = []
+
+        async def remove(record: SandboxRecord) -> None:
+            async with gate:
+                try:
+                    await self.remove(record)
+                except EnclaveError as error:
+                    errors.append(error)
+
+        await asyncio.gather(*(remove(record) for record in records))
+        return errors

@@ -1,0 +1,132 @@
+"""One call in a pool: it waits for a member, runs alone in it, and gets the whole of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import replace
+
+from enclaved.core.executions import RUN_OUTPUT_BYTES, Execution, Executions
+from enclaved.core.leases import Use
+from enclaved.core.lending import Member
+from enclaved.core.members import Members
+from enclaved.errors import (
+    ExecutionNotFound,
+    GuestUnavailable,
+    InvalidRequest,
+    SandboxLost,
+    SandboxNotFound,
+    ShuttingDown,
+    WrongState,
+)
+from enclaved.model import (
+    CHANNEL_NAMES,
+    STDERR,
+    STDOUT,
+    Finished,
+    LeaseKind,
+    MemberState,
+    Notice,
+    NoticeKind,
+    Output,
+    RunResult,
+    ToolCall,
+)
+
+BY_LEAVING = "its caller, who left"
+
+
+def check_wait(wait_timeout_s: float) -> None:
+    """Raises `InvalidRequest` for what is no time to wait."""
+    if not math.isfinite(wait_timeout_s) or wait_timeout_s < 0:
+        raise InvalidRequest.of("wait_timeout_s", f"must be a finite number, 0 or more, is {wait_timeout_s}")
+
+
+async def run_in(members: Members, executions: Executions, call: ToolCall, wait_s: float) -> tuple[str, RunResult]:
+    """Runs a tool in the next free member; returns the member's id and the whole result. See `Pools.run`."""
+    if call.sandbox_id:
+        raise InvalidRequest.of("spec.sandbox_id", "must be empty: the pool chooses the sandbox")
+    check_wait(wait_s)
+    _check(members, executions, call)
+    began = asyncio.get_running_loop().time()
+    while True:
+        if (known := _known(members, executions, call)) is not None:
+            return known.record.id, await gather(known)
+        waited_s = asyncio.get_running_loop().time() - began
+        member = await members.lease(max(0.0, wait_s - waited_s))
+        if _known(members, executions, call) is not None:  # it came again while it waited
+            members.give_back(member)
+            continue
+        use = members.begin_use(LeaseKind.RUN, asyncio.get_running_loop().time() - began, call.tool)
+        execution = await _open(members, executions, member, call)
+        if execution is not None:
+            return await _finish(members, member, execution, use)
+
+
+def _check(members: Members, executions: Executions, call: ToolCall) -> None:
+    """Refuses a call that makes no sense before it waits. Members are all alike, so any of them tells."""
+    for member in members.slots:
+        if member.record is not None and member.state in (MemberState.IDLE, MemberState.BUSY):
+            executions.check(call, member.record)
+            return
+
+
+def _known(members: Members, executions: Executions, call: ToolCall) -> Execution | None:
+    """The execution that this call has started before, if its id says so."""
+    if not call.execution_id:
+        return None
+    try:
+        known = executions.get(call.execution_id)
+    except ExecutionNotFound:
+        return None
+    return known if any(member.sandbox_id == known.record.id for member in members.slots) else None
+
+
+async def _open(members: Members, executions: Executions, member: Member, call: ToolCall) -> Execution | None:
+    """Starts the call; ``None`` if the member was lost in this moment, and another one should be tried."""
+    try:
+        return await executions.open(replace(call, sandbox_id=member.sandbox_id))
+    except (WrongState, SandboxNotFound, SandboxLost, GuestUnavailable):
+        members.give_back_unfit(member)
+        return None
+    except BaseException:
+        members.give_back(member)
+        raise
+
+
+async def _finish(members: Members, member: Member, execution: Execution, use: Use) -> tuple[str, RunResult]:
+    sandbox_id = member.sandbox_id
+    use.execution_id, use.tool = execution.id, execution.tool
+    try:
+        return sandbox_id, await gather(execution)
+    finally:
+        # A daemon that stops may leave its sandboxes to the next one, and then the run with its result, too.
+        if not isinstance(members.closed, ShuttingDown):
+            execution.cancel(BY_LEAVING)
+        use.verdict = execution.finished.verdict if execution.finished is not None else None
+        members.give_back(member, use)
+
+
+async def gather(execution: Execution) -> RunResult:
+    """Follows an execution to its end, however much it writes, and keeps what fits into one answer."""
+    outputs = {STDOUT: bytearray(), STDERR: bytearray()}
+    dropped = {STDOUT: 0, STDERR: 0}
+    notices: list[Notice] = []
+    finished: Finished | None = None
+    async with execution.attach() as events:
+        async for event in events:
+            match event:
+                case Output():
+                    kept = outputs[event.channel]
+                    room = RUN_OUTPUT_BYTES - len(kept)
+                    kept += event.data[:room]
+                    dropped[event.channel] += len(event.data[room:])
+                case Notice():
+                    notices.append(event)
+                case Finished():
+                    finished = event
+    for channel, count in dropped.items():
+        if count:
+            text = f"{count} bytes of {CHANNEL_NAMES[channel]} are left out: an answer holds {RUN_OUTPUT_BYTES}"
+            notices.append(Notice(NoticeKind.GAP, text, channel, RUN_OUTPUT_BYTES, count))
+    return RunResult(execution.id, bytes(outputs[STDOUT]), bytes(outputs[STDERR]), tuple(notices), finished)
