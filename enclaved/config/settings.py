@@ -139,7 +139,11 @@ class Sandbox(_Section):
 class Daemon(_Section):
     """The daemon itself."""
 
-    drain_grace_s: _SecondsOrZero = Field(10.0, description="Time that calls get to finish when the daemon stops.")
+    drain_grace_s: _SecondsOrZero = Field(
+        10.0,
+        description="Time that calls get to finish when the daemon stops; at most 2 where sandboxes are kept, as "
+        "executions go on.",
+    )
     keep_sandboxes_on_stop: bool = Field(
         False, description="Whether sandboxes run on when the daemon stops, for the next one on its state directory."
     )

@@ -91,7 +91,7 @@ class Endings:
                 async with record.lock:
                     await self._boot.down(record)
                     if self._known(record.id) is record:
-                        self._changes.note(record, Cause.DAEMON)
+                        self._changes.settled(record)
             except EngineUnavailable:
                 await asyncio.sleep(RETRY_S)
 

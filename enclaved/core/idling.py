@@ -26,8 +26,8 @@ class Idling:
         self._table, self._end = table, end
 
     def watch(self, record: SandboxRecord) -> None:
-        """Begins to wait for the end of its idle timeout, as that is now."""
-        record.on_used = self._note
+        """Begins to wait for the end of its idle timeout, as that is now. All is written down of its use so far."""
+        record.on_used, record.used_noted = self._note, record.used
         self._wait(record, self._due(record))
 
     def take_up(self, record: SandboxRecord) -> None:

@@ -21,7 +21,7 @@ for name in names:
     try:
         importlib.import_module(name)
     except BaseException as error:
-        sys.stderr.write("%s: %s: %s" % (name, type(error).__name__, error))
+        print("%s: %s: %s" % (name, type(error).__name__, error), file=sys.stderr)
         raise
 """
 

@@ -53,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 EMBEDDED_GUEST_ABSENCE_S = 30.0
 EMBEDDED_DRAIN_GRACE_S = 1.0
+KEPT_DRAIN_GRACE_S = 2.0
+"""How long calls get to finish at most where their executions outlive the daemon: then a short absence matters more."""
 REMOVE_SANDBOXES_S = 15.0
 STOP_SERVER_S = 1.0
 CLOSE_BACKGROUND_S = 5.0
@@ -195,7 +197,11 @@ async def serve(
         await stop.asked.wait()
         notifier.tell("STOPPING=1")
         grace_s = settings.daemon.drain_grace_s
-        await _drain(calls, health, stop, min(grace_s, EMBEDDED_DRAIN_GRACE_S) if embedded else grace_s)
+        if embedded:
+            grace_s = min(grace_s, EMBEDDED_DRAIN_GRACE_S)
+        elif settings.daemon.keep_sandboxes_on_stop:
+            grace_s = min(grace_s, KEPT_DRAIN_GRACE_S)
+        await _drain(calls, health, stop, grace_s)
     _log.info("stopped")
 
 

@@ -25,6 +25,7 @@ RESOURCE_LIMITS: Final[Mapping[str, str]] = MappingProxyType(
         "working_dir_size": "working_dir_size_bytes",
         "tmp_size": "tmp_size_bytes",
         "ttl": "ttl_s",
+        "idle_timeout": "idle_timeout_s",
     }
 )
 """Known keys of ``resource_limits`` and the fields that they set."""
@@ -197,6 +198,7 @@ def sandbox_request(kind: SandboxType, config: DockerSandboxConfig) -> SandboxRe
         tools=None if config.tools_config is None else dict(_enabled(config.tools_config)),
         timeout_s=asked.get("timeout"),
         ttl_s=limits.get("ttl_s"),
+        idle_timeout_s=limits.get("idle_timeout_s"),
         remove_on_exit=asked.get("remove_on_exit"),
         network_enabled=True if "network_enabled" in defaults else asked.get("network_enabled"),
         network=config.network if "network" in defaults else asked.get("network"),
@@ -280,8 +282,8 @@ def _limits(values: Mapping[str, int | float | str]) -> dict[str, float]:
         try:
             number = float(value)
         except (ValueError, OverflowError):
-            number = 0.0
-        if not 0 < number <= _BYTES_MAX:
+            number = -1.0
+        if not (number > 0 or (number == 0 and name == "idle_timeout")) or not number <= _BYTES_MAX:
             raise ValueError(f"{name} must be a positive number")
         found[RESOURCE_LIMITS[name]] = number
     return found

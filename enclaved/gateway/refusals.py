@@ -60,6 +60,7 @@ _FIELDS: Final[Mapping[str, str]] = MappingProxyType(
         "tmp_size_bytes": "resource_limits.tmp_size",
         "pids_limit": "resource_limits.pids_limit",
         "ttl_s": "resource_limits.ttl",
+        "idle_timeout_s": "resource_limits.idle_timeout",
         "timeout_s": "timeout",
         "tools": "tools_config",
     }

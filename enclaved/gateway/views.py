@@ -77,6 +77,8 @@ def stats(statuses: Collection[SandboxStatus], pool_size: int) -> dict[str, Any]
 
 def _config(spec: SandboxSpec, tools: list[str]) -> dict[str, Any]:
     limits = {name: plain_number(getattr(spec, field)) for name, field in RESOURCE_LIMITS.items()}
+    if not spec.idle_timeout_s:
+        del limits["idle_timeout"]
     return {
         "timeout": plain_number(spec.timeout_s),
         "tools_config": {name: dict((spec.tools or {}).get(name, {})) for name in tools},

@@ -13,10 +13,19 @@ import click
 from pydantic import ValidationError
 
 from ms_enclave import __version__
-from ms_enclave._cli import execution_commands, exits, file_commands, lifecycle_commands, listing, programs, streams
+from ms_enclave._cli import (
+    execution_commands,
+    exits,
+    file_commands,
+    lifecycle_commands,
+    looking_commands,
+    programs,
+    streams,
+)
 from ms_enclave._cli.context_commands import context
 from ms_enclave._cli.exits import ExitCode
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
+from ms_enclave._cli.pool_commands import pool
 from ms_enclave._cli.programs import say
 from ms_enclave._cli.top import top
 from ms_enclave._local import process_daemons
@@ -203,38 +212,26 @@ def _variables(texts: Sequence[str]) -> dict[str, str]:
 
 
 @ms_enclave.command()
-@address_option
-@json_option
-def ps(address: str | None, as_json: bool) -> None:
-    """Lists the sandboxes of a daemon, oldest first.
-
-    \b
-    Examples:
-      ms-enclave ps
-      ms-enclave ps --json | jq -r '.[] | select(.status == "error").id'
-    """
-
-    async def found() -> list[Any]:
-        return await (await running_daemon(address)).list_sandboxes({})
-
-    infos = asyncio.run(found())
-    if as_json:
-        print_json([listing.as_json(info) for info in infos])
-    else:
-        listing.show(infos)
-
-
-@ms_enclave.command()
 @click.argument("ids", nargs=-1, metavar="ID...")
 @click.option("--all", "everything", is_flag=True, help="Remove every sandbox of the daemon.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask before removing all.")
+@click.option(
+    "--no-wait", is_flag=True, help="Return when it is certain that they go, and not only when they are gone."
+)
 @address_option
 @json_option
 @click.pass_context
 def rm(
-    context: click.Context, ids: Sequence[str], everything: bool, yes: bool, address: str | None, as_json: bool
+    context: click.Context,
+    /,
+    ids: Sequence[str],
+    everything: bool,
+    yes: bool,
+    no_wait: bool,
+    address: str | None,
+    as_json: bool,
 ) -> int:
-    """Removes sandboxes with everything in them, killing what runs there. Prints the id of each that is gone.
+    """Removes sandboxes with everything in them, killing what runs there. Prints the id of each.
 
     \b
     Examples:
@@ -245,16 +242,16 @@ def rm(
         raise click.UsageError("name one of ID... and --all", context)
     if everything and not yes and streams.is_terminal(0):
         click.confirm("Remove every sandbox of the daemon?", abort=True, err=True)
-    return asyncio.run(_remove(list(dict.fromkeys(ids)), address, as_json))
+    return asyncio.run(_remove(list(dict.fromkeys(ids)), address, as_json, wait=not no_wait))
 
 
-async def _remove(ids: Sequence[str], address: str | None, as_json: bool) -> int:
+async def _remove(ids: Sequence[str], address: str | None, as_json: bool, *, wait: bool) -> int:
     transport = await running_daemon(address)
     wanted = ids or [info.id for info in await transport.list_sandboxes({})]
     removed, failures = [], {}
     for sandbox_id in wanted:
         try:
-            await transport.delete_sandbox(sandbox_id)
+            await transport.delete_sandbox(sandbox_id, wait=wait)
         except Unavailable:
             raise  # the others would fail as well, each after a while
         except EnclaveError as error:
@@ -351,7 +348,15 @@ def version(address: str | None, as_json: bool) -> None:
     click.echo("daemon: none runs" if found is None else f"daemon {found['version']} at {found['address']}")
 
 
-for _command in (*execution_commands.COMMANDS, *file_commands.COMMANDS, *lifecycle_commands.COMMANDS, context, top):
+for _command in (
+    *execution_commands.COMMANDS,
+    *file_commands.COMMANDS,
+    *lifecycle_commands.COMMANDS,
+    *looking_commands.COMMANDS,
+    context,
+    pool,
+    top,
+):
     ms_enclave.add_command(_command)
 
 

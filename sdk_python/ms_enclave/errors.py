@@ -75,6 +75,8 @@ __all__ = [
     "PolicyDenied",
     "PoolBusy",
     "PoolNotFound",
+    "RequestEnded",
+    "RevisionGone",
     "SandboxExists",
     "SandboxLost",
     "SandboxNotFound",

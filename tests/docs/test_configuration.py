@@ -10,6 +10,7 @@ from enclaved.config import SETTINGS, Settings, load
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "configuration.md").read_text()
 SAMPLE = ROOT / "systemd" / "enclaved.toml"
+FOR_A_SERVICE = {"daemon.keep_sandboxes_on_stop": True}
 ROW = re.compile(r"^\| `(\w+\.\w+)` \| `(.*)` \| (.*) \|$", re.MULTILINE)
 
 
@@ -24,10 +25,10 @@ def test_every_setting_is_documented_with_its_default_and_meaning():
 
 def test_the_sample_shows_every_setting_with_its_default():
     shown = re.sub(r"^#(\w+ = )", r"\1", SAMPLE.read_text(), flags=re.MULTILINE)
-    assert flattened(tomllib.loads(shown)) == {s.key: Settings().value(s.key) for s in SETTINGS}
+    assert flattened(tomllib.loads(shown)) == {s.key: Settings().value(s.key) for s in SETTINGS} | FOR_A_SERVICE
 
 
-def test_the_sample_as_it_is_changes_nothing():
+def test_the_sample_as_it_is_changes_only_what_is_right_for_a_service():
     found = load(SAMPLE, environ={})
-    assert found.settings == Settings()
-    assert set(found.origins.values()) == {"default"}
+    changed = {s.key: found.settings.value(s.key) for s in SETTINGS if found.origins[s.key] != "default"}
+    assert changed == FOR_A_SERVICE

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from enclaved.metrics import Metrics
 from enclaved.model import (
+    Cause,
     CHANNEL_NAMES,
     Intervention,
     MemberState,
@@ -56,7 +57,16 @@ def test_every_metric_is_documented_with_its_type_and_labels():
 
 
 def test_every_value_of_a_closed_label_is_documented():
-    for value in (*SandboxState, *Verdict, *MemberState, *ResetOutcome, *NoticeKind, *LeftoverKind, *Intervention):
+    for value in (
+        *SandboxState,
+        *Cause,
+        *Verdict,
+        *MemberState,
+        *ResetOutcome,
+        *NoticeKind,
+        *LeftoverKind,
+        *Intervention,
+    ):
         assert f"`{value.value}`" in PAGE
     for channel in CHANNEL_NAMES.values():
         assert f"`{channel}`" in PAGE

@@ -58,10 +58,10 @@ async def test_every_method_of_the_contract_is_served(edge: Edge, service: str):
 async def test_a_sandbox_is_created_with_id_and_labels(edge: Edge):
     response = await edge.sandbox_stub.CreateSandbox(
         sandbox_pb.CreateSandboxRequest(
-            sandbox_id="box", spec=sandbox_pb.SandboxSpec(pids_limit=64), labels={"team": "a"}
+            sandbox_id="box", spec=sandbox_pb.SandboxSpec(pids_limit=64), labels={"team": "a"}, request_id="4711"
         )
     )
-    assert edge.sandboxes.asked == [("create", model.SandboxRequest(pids_limit=64), "box", {"team": "a"})]
+    assert edge.sandboxes.asked == [("create", model.SandboxRequest(pids_limit=64), "box", {"team": "a"}, "4711")]
     assert response.sandbox.id == "box"
     assert response.sandbox.state == sandbox_pb.Sandbox.STATE_RUNNING
     assert response.sandbox.create_time.ToJsonString() == "2026-01-02T03:04:05.678Z"
@@ -70,19 +70,47 @@ async def test_a_sandbox_is_created_with_id_and_labels(edge: Edge):
 async def test_sandboxes_are_listed_by_labels_and_states_in_pages(edge: Edge):
     response = await edge.sandbox_stub.ListSandboxes(
         sandbox_pb.ListSandboxesRequest(
-            labels={"a": "b"}, states=[sandbox_pb.Sandbox.STATE_STOPPED], page_size=7, page_token="t"
+            labels={"a": "b"}, states=[sandbox_pb.Sandbox.STATE_STOPPED], page_size=7, page_token="t", tenant="default"
         )
     )
-    assert edge.sandboxes.asked == [("list", {"a": "b"}, {model.SandboxState.STOPPED}, 7, "t")]
+    wanted = model.SandboxFilter({"a": "b"}, frozenset({model.SandboxState.STOPPED}), "default")
+    assert edge.sandboxes.asked == [("list", wanted, 7, "t")]
     assert ([sandbox.id for sandbox in response.sandboxes], response.next_page_token) == (["box"], "next")
+    assert response.revision == 17
+
+
+async def test_watchers_are_told_what_concerns_them_and_whether_it_still_does(edge: Edge):
+    request = sandbox_pb.WatchSandboxesRequest(revision=17, states=[sandbox_pb.Sandbox.STATE_STOPPED], heartbeat_s=5)
+    messages = [message async for message in edge.sandbox_stub.WatchSandboxes(request)]
+    assert edge.sandboxes.asked == [
+        ("watch", 17, model.SandboxFilter(states=frozenset({model.SandboxState.STOPPED})), 5)
+    ]
+    kinds = sandbox_pb.WatchSandboxesResponse
+    assert [(message.kind, message.revision) for message in messages] == [
+        (kinds.KIND_BOOKMARK, 17),
+        (kinds.KIND_CREATED, 18),
+        (kinds.KIND_CHANGED, 19),
+        (kinds.KIND_DELETED, 20),
+    ]
+    assert [message.matches for message in messages] == [False, False, True, False]
+    assert messages[2].sandbox.id == "box"
+    assert messages[2].cause == sandbox_pb.StateChange.CAUSE_IDLE
+    assert messages[2].time.ToJsonString() == "2026-01-02T03:04:05.678Z"
 
 
 async def test_the_other_calls_of_a_sandbox_name_it(edge: Edge):
-    await edge.sandbox_stub.GetSandbox(sandbox_pb.GetSandboxRequest(sandbox_id="box"))
+    found = await edge.sandbox_stub.GetSandbox(sandbox_pb.GetSandboxRequest(sandbox_id="box"))
+    assert [(one.state, one.reason, one.cause) for one in found.history] == [
+        (sandbox_pb.Sandbox.STATE_RUNNING, "why", sandbox_pb.StateChange.CAUSE_REQUEST)
+    ]
     await edge.sandbox_stub.StartSandbox(sandbox_pb.StartSandboxRequest(sandbox_id="box"))
     await edge.sandbox_stub.StopSandbox(sandbox_pb.StopSandboxRequest(sandbox_id="box"))
     await edge.sandbox_stub.DeleteSandbox(sandbox_pb.DeleteSandboxRequest(sandbox_id="box"))
-    assert edge.sandboxes.asked == [("get", "box"), ("start", "box"), ("stop", "box"), ("delete", "box")]
+    await edge.sandbox_stub.DeleteSandbox(sandbox_pb.DeleteSandboxRequest(sandbox_id="box", wait=True))
+    assert edge.sandboxes.asked == [
+        *(("get", "box"), ("start", "box"), ("stop", "box")),
+        *(("delete", "box", False), ("delete", "box", True)),
+    ]
     edge.sandboxes.asked.clear()
     await edge.sandbox_stub.PauseSandbox(sandbox_pb.PauseSandboxRequest(sandbox_id="box"))
     await edge.sandbox_stub.ResumeSandbox(sandbox_pb.ResumeSandboxRequest(sandbox_id="box"))
@@ -97,11 +125,12 @@ async def test_a_sandbox_is_changed_in_what_is_set(edge: Edge):
         memory_limit_bytes=2**28,
         cpu_limit=0.5,
         pids_limit=64,
+        idle_timeout_s=0,
     )
     await edge.sandbox_stub.UpdateSandbox(everything)
     await edge.sandbox_stub.UpdateSandbox(sandbox_pb.UpdateSandboxRequest(sandbox_id="box"))
     assert edge.sandboxes.asked == [
-        ("update", "box", model.SandboxUpdate(60, {"a": "b"}, 2**28, 0.5, 64)),
+        ("update", "box", model.SandboxUpdate(60, {"a": "b"}, 2**28, 0.5, 64, 0.0)),
         ("update", "box", model.SandboxUpdate()),
     ]
 

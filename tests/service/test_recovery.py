@@ -15,8 +15,6 @@ from typing import Any
 import grpc
 import pytest
 from ms_enclave.v1 import execution_service_pb2 as pb
-from ms_enclave.v1 import pool_service_pb2 as pool_pb
-from ms_enclave.v1 import pool_service_pb2_grpc as pool_grpc
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from enclaved.core import leftovers, watching
@@ -404,16 +402,6 @@ async def test_half_made_and_half_deleted_sandboxes_are_removed(world: World) ->
         assert list((world.state_dir / "s").iterdir()) == []
     async with world.state() as state:
         assert state.sandboxes.load() == []
-
-
-async def test_members_of_pools_are_removed(world: World) -> None:
-    async with world.daemon() as first:
-        pools: Any = pool_grpc.PoolServiceStub(first.channel)
-        await pools.InitializePool(pool_pb.InitializePoolRequest(pool_id="pool", size=2))
-    assert len(world.engine._containers) == 2
-    async with world.daemon() as second:
-        await recovered(second, "removed", 2)
-        assert world.engine._containers == {}
 
 
 async def test_a_container_that_nobody_wrote_down_is_removed_and_what_is_not_ours_stays(world: World) -> None:

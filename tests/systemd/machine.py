@@ -96,6 +96,14 @@ class Machine:
         )
         return await self.ok("python3", "-c", code, path)
 
+    async def until_metric(self, name: str, *, at_least: float) -> None:
+        """Waits until the sum of a metric is so large."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                lines = [line for line in (await self.get("/metrics")).splitlines() if line.startswith(f"{name}{{")]
+                if sum(float(line.rpartition(" ")[2]) for line in lines) >= at_least:
+                    return
+
     async def sandboxes(self) -> list[str]:
         """The containers on the engine that belong to this machine's daemon."""
         containers = await self._docker.containers.list(all=True, filters={"label": ["enclaved.id"]})

@@ -34,6 +34,44 @@ async def main():
 
 asyncio.run(main())
 """
+LOAD = """
+import asyncio, os
+from ms_enclave.sandbox.manager import LocalSandboxManager
+from ms_enclave.sandbox.model import Output, SandboxType
+
+LINES = 200
+WRITE = f"import time\\nfor n in range({LINES}): print(n, flush=True); time.sleep(0.01)"
+
+async def client(manager, number):
+    rounds = 0
+    kept = await manager.create_sandbox(SandboxType.DOCKER, {"memory_limit": "128m"})
+    await manager.execute_tool(kept, "python_executor", {"code": "count = 0"})
+    while not os.path.exists("/tmp/over"):
+        rounds += 1
+        box = await manager.get_sandbox(kept)
+        result = await box.execute_tool("python_executor", {"code": "count += 1; print(count)"})
+        assert result.output == f"{rounds}\\n", result
+        got = b""
+        async for event in box.stream("python_executor", {"code": WRITE, "isolated": True}):
+            if isinstance(event, Output):
+                got += event.data
+        assert got.split() == [str(n).encode() for n in range(LINES)], got
+        await box.put_file("/sandbox/file", bytes(100_000))
+        assert len(await box.read_file("/sandbox/file")) == 100_000
+        other = await manager.create_sandbox(SandboxType.DOCKER, {"memory_limit": "128m"})
+        assert (await manager.execute_tool(other, "python_executor", {"code": "print(1)"})).output == "1\\n"
+        assert await manager.delete_sandbox(other)
+        assert len(await manager.list_sandboxes()) >= 1
+        print("round", number, rounds, flush=True)
+    assert await manager.delete_sandbox(kept)
+
+async def main():
+    async with LocalSandboxManager() as manager:
+        await asyncio.gather(*(client(manager, number) for number in range(4)))
+    print("no error", flush=True)
+
+asyncio.run(main())
+"""
 CONFIG = "/etc/enclaved/config.toml"
 
 
@@ -160,6 +198,27 @@ async def test_an_upgrade_restarts_the_service_in_the_new_version(host: Machine)
     await works(host)
 
 
+async def test_restarts_cost_the_clients_nothing_where_sandboxes_are_kept(host: Machine):
+    config = await host.ok("cat", CONFIG)
+    await host.write(CONFIG, f"{config}[daemon]\nkeep_sandboxes_on_stop = true\n")
+    await host.ok("systemctl", "restart", SERVICE)
+    async with host.running(*client(LOAD), user="alice") as program:
+        await program.said("round 0 1")
+        for _ in range(3):
+            before = await host.show("MainPID")
+            await host.ok("systemctl", "restart", SERVICE)
+            assert await host.show("MainPID") != before
+            await host.until_metric("enclaved_executions_total", at_least=4)
+        await host.ok("touch", "/tmp/over")
+        done = await program.ended()
+    assert (done.code, done.output.splitlines()[-1]) == (0, "no error"), f"{done.output}\n{await host.journal()}"
+    assert "sandbox adopted" in await host.journal()
+    await host.until_clean()
+    await host.write(CONFIG, config)
+    await host.ok("systemctl", "restart", SERVICE)
+    await works(host)
+
+
 async def test_what_systemd_thinks_of_the_installed_unit(host: Machine):
     done = await host.run("systemd-analyze", "verify", "--man=no", f"/etc/systemd/system/{SERVICE}")
     assert (done.code, done.output) == (0, "")
@@ -169,7 +228,8 @@ async def test_what_systemd_thinks_of_the_installed_unit(host: Machine):
 
 
 async def test_an_uninstallation_leaves_nothing_not_even_of_a_daemon_that_was_killed(host: Machine):
-    async with host.running(*client(running("import time; time.sleep(60)")), user="alice") as program:
+    impatient = ("env", "MS_ENCLAVE_RECONNECT_S=1", *client(running("import time; time.sleep(60)")))
+    async with host.running(*impatient, user="alice") as program:
         await program.said("there")
         await host.ok("systemctl", "kill", "--signal=KILL", SERVICE)
         await host.ok("systemctl", "stop", SERVICE)

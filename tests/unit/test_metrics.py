@@ -27,7 +27,7 @@ def test_a_tool_that_is_not_installed_is_counted_as_other(metrics):
     assert metrics.value("enclaved_executions_total", tool="python_executor", verdict="EXITED") == 1
     assert metrics.value("enclaved_executions_total", tool=OTHER, verdict="EXITED") == 2
     assert metrics.value("enclaved_executions_active") == 0
-    assert b"made" not in metrics.render()
+    assert b"up{}" not in metrics.render()
 
 
 def test_phases_are_timed(metrics):

@@ -19,6 +19,8 @@ EXAMPLES: list[errors.EnclaveError] = [
     errors.PoolNotFound("pool"),
     errors.ContextNotFound("analysis", "box"),
     errors.SandboxExists("box"),
+    errors.RequestEnded("4711", "box"),
+    errors.RevisionGone(5, 5000),
     errors.WrongState("box", "stopped", "running", "sandbox 'box' is stopped; start it first"),
     errors.ImageUnusable("busybox", "it has no python3"),
     errors.PathUnusable("/sandbox", "is a directory"),

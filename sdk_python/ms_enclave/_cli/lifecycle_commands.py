@@ -51,6 +51,7 @@ def resume(ids: Sequence[str], address: str | None, as_json: bool) -> None:
 @click.option("--memory", metavar="SIZE", help="Memory, such as 512m or 2g.")
 @click.option("--cpu", type=float, metavar="CORES", help="CPU time per wall time, such as 0.5.")
 @click.option("--pids", type=int, metavar="N", help="Processes and threads at once.")
+@click.option("--idle-timeout", type=float, metavar="SECONDS", help="Time without use until it is removed; 0: none.")
 @address_option
 @json_option
 @click.pass_context
@@ -62,10 +63,11 @@ def update(
     memory: str | None,
     cpu: float | None,
     pids: int | None,
+    idle_timeout: float | None,
     address: str | None,
     as_json: bool,
 ) -> None:
-    """Changes the time to live and the limits of sandboxes while they run. Prints the id of each.
+    """Changes the times to live and the limits of sandboxes while they run. Prints the id of each.
 
     \b
     Examples:
@@ -73,11 +75,11 @@ def update(
       ms-enclave update box --memory 1g --cpu 2
     """
     try:
-        change = SandboxChange(ttl, None, None if memory is None else memory_bytes(memory), cpu, pids)
+        change = SandboxChange(ttl, None, None if memory is None else memory_bytes(memory), cpu, pids, idle_timeout)
     except ValueError as error:
         raise click.UsageError(f"--memory: {error}", context) from None
     if change == SandboxChange():
-        raise click.UsageError("name what to change: --ttl, --memory, --cpu, --pids", context)
+        raise click.UsageError("name what to change: --ttl, --idle-timeout, --memory, --cpu, --pids", context)
     _change(ids, lambda transport, sandbox_id: transport.lifecycle.update(sandbox_id, change), address, as_json)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ms_enclave._convert.texts import local_time, plain_number, to_json
 from ms_enclave._model import DockerSandboxConfig, SandboxInfo, SandboxStatus, SandboxType
@@ -13,7 +13,7 @@ from ms_enclave._model.config import MEMORY_UNITS, host_port, memory_bytes, reso
 from ms_enclave.errors import InvalidRequest
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
-_STATUS = {
+STATUS: Final = {
     sandbox_pb.Sandbox.STATE_INITIALIZING: SandboxStatus.INITIALIZING,
     sandbox_pb.Sandbox.STATE_RUNNING: SandboxStatus.RUNNING,
     sandbox_pb.Sandbox.STATE_PAUSED: SandboxStatus.IDLE,
@@ -75,12 +75,13 @@ def _ports(message: sandbox_pb.SandboxSpec, value: Mapping[str, Any]) -> None:
         message.ports.add(container_port=port, host_address=address, host_port=number)
 
 
-_LimitField = Literal["pids_limit", "working_dir_size_bytes", "tmp_size_bytes", "ttl_s"]
+_LimitField = Literal["pids_limit", "working_dir_size_bytes", "tmp_size_bytes", "ttl_s", "idle_timeout_s"]
 _LIMIT_FIELDS: dict[str, _LimitField] = {
     "pids_limit": "pids_limit",
     "working_dir_size": "working_dir_size_bytes",
     "tmp_size": "tmp_size_bytes",
     "ttl": "ttl_s",
+    "idle_timeout": "idle_timeout_s",
 }
 
 
@@ -128,9 +129,12 @@ def sandbox_info(message: sandbox_pb.Sandbox) -> SandboxInfo:
             {"field": a.field, "wanted": a.wanted, "granted": a.granted, "rule": a.rule} for a in message.adjustments
         ]
     metadata["active_executions"] = message.active_executions
+    metadata["tenant"], metadata["revision"] = message.tenant, message.revision
+    if message.HasField("last_use_time"):
+        metadata["last_used_at"] = local_time(message.last_use_time).isoformat()
     return SandboxInfo(
         id=message.id,
-        status=_STATUS.get(message.state, SandboxStatus.ERROR),
+        status=STATUS.get(message.state, SandboxStatus.ERROR),
         type=SandboxType.DOCKER,
         config=effective_config(message.spec),
         created_at=local_time(message.create_time),
@@ -165,7 +169,9 @@ def effective_config(message: sandbox_pb.SandboxSpec) -> dict[str, Any]:
     found["privileged"] = message.privileged
     found["auto_resume"] = message.auto_resume
     found["resource_limits"] = {
-        name: plain_number(getattr(message, field)) for name, field in _LIMIT_FIELDS.items() if message.HasField(field)
+        name: plain_number(getattr(message, field))
+        for name, field in _LIMIT_FIELDS.items()
+        if message.HasField(field) and (name != "idle_timeout" or message.idle_timeout_s)
     }
     if message.platform:
         found["platform"] = message.platform

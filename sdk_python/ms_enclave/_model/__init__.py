@@ -43,6 +43,8 @@ from ms_enclave._model.executions import (
     TerminalSize,
 )
 from ms_enclave._model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, SearchResult
+from ms_enclave._model.life import Cause, SandboxEvent, SandboxEventKind, SandboxFilter, SandboxListing, StateChange
+from ms_enclave._model.pools import Lease, PoolChange, PoolClaim, PoolMember, PoolOptions, PoolStats
 from ms_enclave._model.requests import (
     ExecuteCodeRequest,
     ExecuteCommandRequest,
@@ -62,6 +64,7 @@ from ms_enclave._model.results import (
 from ms_enclave._model.unserved import VolcengineSandboxConfig, VolcengineSandboxManagerConfig
 
 __all__ = [
+    "Cause",
     "ChangeKind",
     "Channel",
     "CommandResult",
@@ -83,18 +86,28 @@ __all__ = [
     "FileType",
     "Finished",
     "HealthCheckResult",
+    "Lease",
     "LimitHit",
     "Notice",
     "NoticeKind",
     "OnAwaitingInput",
     "Output",
     "Phases",
+    "PoolChange",
+    "PoolClaim",
+    "PoolMember",
+    "PoolOptions",
+    "PoolStats",
     "PythonExecutorConfig",
     "ReadFileRequest",
     "ResourceUsage",
     "Retention",
     "SandboxConfig",
+    "SandboxEvent",
+    "SandboxEventKind",
+    "SandboxFilter",
     "SandboxInfo",
+    "SandboxListing",
     "SandboxManagerConfig",
     "SandboxManagerType",
     "SandboxStatus",
@@ -104,6 +117,7 @@ __all__ = [
     "ShellExecutorConfig",
     "SignalSender",
     "Started",
+    "StateChange",
     "StatsSample",
     "TerminalSize",
     "ToolConfig",

@@ -14,9 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 MEMORY_UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 CPU_LIMIT_MAX: Final = 4096.0
-RESOURCE_LIMITS: Final = ("pids_limit", "tmp_size", "ttl", "working_dir_size")
-"""Known keys of ``resource_limits``: processes and threads at once; size of /tmp; time to live in seconds; size of the
-working directory. Sizes are bytes or texts such as "64m"."""
+RESOURCE_LIMITS: Final = ("idle_timeout", "pids_limit", "tmp_size", "ttl", "working_dir_size")
+"""Known keys of ``resource_limits``: seconds without use after which it is removed (0: never); processes and threads at
+once; size of /tmp; time to live in seconds; size of the working directory. Sizes are bytes or texts such as "64m"."""
 
 _MEMORY = re.compile(r"(\d+)([kmg]?)", re.ASCII | re.IGNORECASE)
 _BYTES_MAX = 2**63 - 1
@@ -284,13 +284,13 @@ def resource_limits(values: Mapping[str, int | float | str]) -> dict[str, int | 
     found: dict[str, int | float] = {}
     for name, value in values.items():
         number: int | float
-        if name == "ttl":
+        if name in ("ttl", "idle_timeout"):
             number = _number(name, value)
         elif name == "pids_limit" or not isinstance(value, str):
             number = int(_number(name, value))
         else:
             number = memory_bytes(value)
-        if number <= 0 or number > _BYTES_MAX:
+        if number > _BYTES_MAX or (number <= 0 and (name, number) != ("idle_timeout", 0)):
             raise ValueError(f"{name} must be positive")
         found[name] = number
     return found

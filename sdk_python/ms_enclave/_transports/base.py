@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from ms_enclave._model import (
     Channel,
@@ -25,6 +25,9 @@ from ms_enclave._model import (
 )
 from ms_enclave._model.config import DockerSandboxConfig
 from ms_enclave._model.files import FileChange, FileInfo, SearchResult
+from ms_enclave._model.pools import PoolOptions
+from ms_enclave._transports.life_calls import LifecycleCalls, SandboxChange, SandboxEvents
+from ms_enclave._transports.pool_calls import POOL_WAIT_S, PoolCalls
 
 __all__ = [
     "POOL_WAIT_S",
@@ -35,13 +38,11 @@ __all__ = [
     "LifecycleCalls",
     "PullProgress",
     "SandboxChange",
+    "SandboxEvents",
     "SandboxPlan",
     "ToolCall",
     "Transport",
 ]
-
-POOL_WAIT_S: Final = 3600.0
-"""How long a call waits for a free sandbox of a pool if nobody says: as long as the calls before it may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,6 @@ class SandboxPlan:
     tools: Mapping[str, Mapping[str, Any]] | None
     """The daemon's tools to enable, with their options; ``None``: all that it has."""
     labels: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxChange:
-    """What somebody wants changed of a sandbox. ``None``: it stays."""
-
-    ttl_s: float | None = None
-    """Seconds to live from now on."""
-    labels: Mapping[str, str] | None = None
-    """All labels that it is to have."""
-    memory_limit_bytes: int | None = None
-    cpu_limit: float | None = None
-    pids_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,25 +202,6 @@ class ContextCalls(Protocol):
         ...
 
 
-class LifecycleCalls(Protocol):
-    """The life of sandboxes, beyond being created, stopped and deleted."""
-
-    async def pause(self, sandbox_id: str) -> SandboxInfo:
-        """Freezes a sandbox; leaves a paused one alone. Raises `SandboxNotFound`, `WrongState`."""
-        ...
-
-    async def resume(self, sandbox_id: str) -> SandboxInfo:
-        """Lets a paused sandbox go on; leaves a running one alone. Raises `SandboxNotFound`, `WrongState`."""
-        ...
-
-    async def update(self, sandbox_id: str, change: SandboxChange) -> SandboxInfo:
-        """Changes a sandbox: all that is asked for, or nothing.
-
-        Raises `SandboxNotFound`, `InvalidRequest`, `PolicyDenied`, `WrongState`.
-        """
-        ...
-
-
 class FileCalls(Protocol):
     """The files of sandboxes. All raise `PathNotFound`, `PathUnusable`, `InvalidRequest`, `NoSpace`."""
 
@@ -331,6 +300,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def pools(self) -> PoolCalls:
+        """Pools."""
+        ...
+
+    @property
     def files(self) -> FileCalls:
         """Files."""
         ...
@@ -385,11 +359,10 @@ class Transport(Protocol):
         """
         ...
 
-    async def initialize_pool(self, pool_id: str, size: int, plan: SandboxPlan) -> list[str]:
-        """Makes a pool of sandboxes as planned, and returns their ids when all run. Leaves one of this id alone.
-
-        The ids of its sandboxes are the daemon's to choose. Raises as `create_sandbox`.
-        """
+    async def initialize_pool(
+        self, pool_id: str, size: int, plan: SandboxPlan, options: PoolOptions | None = None
+    ) -> list[str]:
+        """Makes a pool and returns its sandboxes' ids when all run; leaves one alone. Raises as `create_sandbox`."""
         ...
 
     async def run_in_pool(self, pool_id: str, call: ToolCall, *, wait_timeout_s: float | None = None) -> ToolResult:

@@ -13,13 +13,16 @@ import grpc.aio
 from ms_enclave import _convert as convert
 from ms_enclave import _results as results
 from ms_enclave import _status as status
+from ms_enclave._convert.pools import pool_options
 from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
+from ms_enclave._model.pools import PoolOptions
 from ms_enclave._transports.base import PullProgress, SandboxPlan, ToolCall
 from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
 from ms_enclave._transports.contexts import Contexts
 from ms_enclave._transports.executions import Executions
 from ms_enclave._transports.files import Files
 from ms_enclave._transports.lifecycle import Lifecycle
+from ms_enclave._transports.pools import Pools
 from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
 from ms_enclave.v1 import image_service_pb2 as image_pb
@@ -56,6 +59,7 @@ class GrpcTransport:
         self.executions = Executions(self._calls)
         self.contexts = Contexts(self._calls)
         self.lifecycle = Lifecycle(self._calls)
+        self.pools = Pools(self._calls)
         self.files = Files(self._calls)
         self._request_s = request_timeout_s
 
@@ -133,7 +137,9 @@ class GrpcTransport:
 
     # -- pools ---------------------------------------------------------------------------------------------------
 
-    async def initialize_pool(self, pool_id: str, size: int, plan: SandboxPlan) -> list[str]:
+    async def initialize_pool(
+        self, pool_id: str, size: int, plan: SandboxPlan, options: PoolOptions | None = None
+    ) -> list[str]:
         if size not in range(2**31):
             raise InvalidRequest(f"pool_size: {size} is no number of sandboxes")
         request = pool_pb.InitializePoolRequest(
@@ -141,6 +147,7 @@ class GrpcTransport:
             size=size,
             spec=convert.spec(plan.config, plan.tools),
             labels=plan.labels,
+            options=None if options is None else pool_options(options),
         )
         try:
             answer = await self._calls.unary(lambda stubs: stubs.pools.InitializePool, request, timeout_s=CREATE_S)

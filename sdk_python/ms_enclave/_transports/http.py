@@ -28,10 +28,18 @@ from ms_enclave._model import (
     ToolInfo,
     ToolResult,
 )
+from ms_enclave._model.pools import PoolOptions
 from ms_enclave._transports.base import POOL_WAIT_S, SandboxPlan, ToolCall
 from ms_enclave._transports.http_calls import HttpCalls, Request
 from ms_enclave._transports.http_files import HttpFiles
-from ms_enclave._transports.http_unserved import UnservedContexts, UnservedExecutions, UnservedLifecycle, no_streams
+from ms_enclave._transports.http_unserved import (
+    UnservedContexts,
+    UnservedExecutions,
+    UnservedLifecycle,
+    UnservedPools,
+    no_pools,
+    no_streams,
+)
 from ms_enclave.errors import InternalError, InvalidRequest, NotServed, SandboxNotFound
 
 REQUEST_S: Final = 60.0
@@ -66,6 +74,7 @@ class HttpTransport:
         self.executions = UnservedExecutions()
         self.contexts = UnservedContexts()
         self.lifecycle = UnservedLifecycle()
+        self.pools = UnservedPools()
         self.files = HttpFiles(self._send_archive)
         self._request_s = request_timeout_s
 
@@ -159,8 +168,12 @@ class HttpTransport:
 
     # -- pools ---------------------------------------------------------------------------------------------------
 
-    async def initialize_pool(self, pool_id: str, size: int, plan: SandboxPlan) -> list[str]:
+    async def initialize_pool(
+        self, pool_id: str, size: int, plan: SandboxPlan, options: PoolOptions | None = None
+    ) -> list[str]:
         """Makes the server's pool: it has one for all its callers, whatever ``pool_id`` says."""
+        if options is not None:
+            raise no_pools()
         query = {"pool_size": str(size), "sandbox_type": "docker"}
         request = Request("POST", "/pool/initialize", query, _config(plan), repeatable=True)
         answer = await self._calls.call(request, timeout_s=CREATE_S)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from ms_enclave._model import Channel, ContextInfo, ExecutionInfo, SandboxInfo
+from ms_enclave._model.life import SandboxEvent, SandboxFilter, SandboxListing, StateChange
+from ms_enclave._model.pools import Lease, PoolChange, PoolClaim, PoolStats
 from ms_enclave._transports.base import ExecutionFollower, SandboxChange, ToolCall
 from ms_enclave.errors import NotServed
 
@@ -28,7 +30,15 @@ def no_contexts() -> NotServed:
 def no_lifecycle() -> NotServed:
     """Makes the error for what changes a sandbox that exists."""
     return NotServed(
-        "the HTTP routes create, stop and delete sandboxes; to pause or change one, use gRPC: "
+        "the HTTP routes create, stop and delete sandboxes; to pause, change or watch one, use gRPC: "
+        "LocalSandboxManager(address=...) with the address of a daemon, or MS_ENCLAVE_ADDRESS"
+    )
+
+
+def no_pools() -> NotServed:
+    """Makes the error for all that the one pool of a server does not have."""
+    return NotServed(
+        "the HTTP routes know one plain pool; for more, for warm ones and for claims, use gRPC: "
         "LocalSandboxManager(address=...) with the address of a daemon, or MS_ENCLAVE_ADDRESS"
     )
 
@@ -88,6 +98,18 @@ class UnservedContexts:
 class UnservedLifecycle:
     """The life of sandboxes over HTTP: every call raises `NotServed`."""
 
+    async def find(self, wanted: SandboxFilter) -> SandboxListing:
+        raise no_lifecycle()
+
+    async def history(self, sandbox_id: str) -> list[StateChange]:
+        raise no_lifecycle()
+
+    async def watch(
+        self, wanted: SandboxFilter, revision: int = 0, *, heartbeat_s: float = 0.0
+    ) -> AsyncGenerator[SandboxEvent, None]:
+        raise no_lifecycle()
+        yield  # makes it a generator, which the Protocol asks for
+
     async def pause(self, sandbox_id: str) -> SandboxInfo:
         raise no_lifecycle()
 
@@ -96,3 +118,22 @@ class UnservedLifecycle:
 
     async def update(self, sandbox_id: str, change: SandboxChange) -> SandboxInfo:
         raise no_lifecycle()
+
+
+class UnservedPools:
+    """Pools over HTTP, beyond the documented routes: every call raises `NotServed`."""
+
+    async def get(self, pool_id: str) -> PoolStats:
+        raise no_pools()
+
+    async def leases(self, pool_id: str, most: int) -> list[Lease]:
+        raise no_pools()
+
+    async def list(self) -> list[PoolStats]:
+        raise no_pools()
+
+    async def update(self, pool_id: str, change: PoolChange) -> PoolStats:
+        raise no_pools()
+
+    async def claim(self, pool_id: str, claim: PoolClaim, wait_timeout_s: float | None = None) -> SandboxInfo:
+        raise no_pools()

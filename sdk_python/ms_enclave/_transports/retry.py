@@ -23,8 +23,8 @@ RECONNECT_S: Final = 60.0
 
 _UNREACHED_WAITS_S = (0.05, 0.2)
 """For an address where nobody ever answered: most likely it is wrong, and its user wants to know soon."""
-_REACHED_WAITS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
-"""For a daemon that answered before: most likely it is being restarted."""
+_REACHED_WAITS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 4.0, 4.0, 4.0)
+"""For a daemon that answered before: most likely it is being restarted, once its running calls have finished."""
 _ASKED_WAITS = 2
 """How often to follow a daemon that says when to try again."""
 _ASKED_WAIT_S_MAX = 5.0
@@ -34,6 +34,7 @@ class Retries:
     """The waits of one call. Every call has its own."""
 
     def __init__(self, *, reached: bool, allowed: bool = True) -> None:
+        self._reached = reached
         self._waits_s = list(_REACHED_WAITS_S if reached else _UNREACHED_WAITS_S) if allowed else []
         self._asked_left = _ASKED_WAITS if allowed else 0
         self.used = False
@@ -42,7 +43,9 @@ class Retries:
     def wait_s(self, error: EnclaveError) -> float | None:
         """Returns the seconds to wait before the next attempt; ``None`` to give up."""
         wait_s: float | None = None
-        if isinstance(error, DaemonUnavailable):
+        if isinstance(error, ShuttingDown) and self._waits_s and not self._reached:
+            self._waits_s, self._reached = list(_REACHED_WAITS_S), True  # it did answer
+        if isinstance(error, DaemonUnavailable | ShuttingDown):
             wait_s = self._waits_s.pop(0) if self._waits_s else None
         elif isinstance(error, Unavailable) and self._asked_left:
             self._asked_left -= 1
@@ -66,7 +69,6 @@ class Patience(Retries):
         self.known = False
         """Whether the daemon ever said that it exists."""
         self._execution_id = execution_id
-        self._reached = reached
         self._limit_s = reconnect_s()
         self._since: float | None = None
         self._attempts = 0

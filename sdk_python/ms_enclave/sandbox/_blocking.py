@@ -6,7 +6,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
-from ms_enclave._model import Event
 from ms_enclave.sandbox._portal import process_portal
 
 P = ParamSpec("P")
@@ -73,7 +72,7 @@ class Face(Generic[WrappedT]):
         process_portal().run(self.wrapped.__aexit__(kind, error, trace))
 
 
-def iterate(events: AsyncGenerator[Event, None]) -> Iterator[Event]:
+def iterate(events: AsyncGenerator[R, None]) -> Iterator[R]:
     """Brings the events of a generator, which is closed at once when its reader leaves."""
     portal = process_portal()
     try:

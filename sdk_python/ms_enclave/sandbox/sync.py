@@ -19,12 +19,15 @@ from ms_enclave._model import (
     Event,
     ExecutionOptions,
     SandboxConfig,
+    SandboxEvent,
+    SandboxFilter,
     SandboxInfo,
     SandboxManagerConfig,
     SandboxManagerType,
     SandboxStatus,
     SandboxType,
 )
+from ms_enclave._model.pools import PoolClaim
 from ms_enclave.sandbox import boxes, manager
 from ms_enclave.sandbox._blocking import Blocking, Face, iterate
 from ms_enclave.sandbox._portal import process_portal
@@ -54,6 +57,7 @@ class Sandbox(Face[boxes.Sandbox]):
     pause = Blocking(boxes.Sandbox.pause)
     resume = Blocking(boxes.Sandbox.resume)
     update = Blocking(boxes.Sandbox.update)
+    history = Blocking(boxes.Sandbox.history)
     cleanup = Blocking(boxes.Sandbox.cleanup)
     execute_tool = Blocking(boxes.Sandbox.execute_tool)
     execute_command = Blocking(boxes.Sandbox.execute_command)
@@ -182,6 +186,7 @@ class SandboxManager(Face[manager.SandboxManager]):
     create_sandbox = Blocking(manager.SandboxManager.create_sandbox)
     get_sandbox_info = Blocking(manager.SandboxManager.get_sandbox_info)
     list_sandboxes = Blocking(manager.SandboxManager.list_sandboxes)
+    find_sandboxes = Blocking(manager.SandboxManager.find_sandboxes)
     stop_sandbox = Blocking(manager.SandboxManager.stop_sandbox)
     delete_sandbox = Blocking(manager.SandboxManager.delete_sandbox)
     cleanup_all_sandboxes = Blocking(manager.SandboxManager.cleanup_all_sandboxes)
@@ -193,11 +198,24 @@ class SandboxManager(Face[manager.SandboxManager]):
     put_archive = Blocking(manager.SandboxManager.put_archive)
     initialize_pool = Blocking(manager.SandboxManager.initialize_pool)
     execute_tool_in_pool = Blocking(manager.SandboxManager.execute_tool_in_pool)
+    pool_stats = Blocking(manager.SandboxManager.pool_stats)
 
     @property
     def config(self) -> SandboxManagerConfig:
         """How it is set up."""
         return self.wrapped.config
+
+    def watch_sandboxes(
+        self, wanted: SandboxFilter | None = None, revision: int = 0, *, heartbeat_s: float = 0.0
+    ) -> Iterator[SandboxEvent]:
+        """Yields every change of sandboxes; see `ms_enclave.sandbox.manager.SandboxManager.watch_sandboxes`."""
+        return iterate(self.wrapped.watch_sandboxes(wanted, revision, heartbeat_s=heartbeat_s))
+
+    def claim(
+        self, claim: PoolClaim | None = None, *, pool_id: str | None = None, timeout: float | None = None
+    ) -> Sandbox:
+        """Takes a sandbox out of the pool; see `ms_enclave.sandbox.manager.SandboxManager.claim`."""
+        return Sandbox(process_portal().run(self.wrapped.claim(claim, pool_id=pool_id, timeout=timeout)))
 
     def get_sandbox(self, sandbox_id: str) -> Sandbox | None:
         """Returns a sandbox that this manager made, or ``None``."""

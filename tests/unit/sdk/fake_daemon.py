@@ -101,6 +101,8 @@ class FakeDaemon:
 
     def __init__(self) -> None:
         self.sandboxes: dict[str, sandbox_pb.Sandbox] = {}
+        self.made_by_request: dict[str, str] = {}
+        """Ids of sandboxes by the requests that made them."""
         self.pools: dict[str, list[str]] = {}
         self.files: dict[tuple[str, str], tuple[bytes, int]] = {}
         self.requests: list[Message] = []
@@ -186,6 +188,9 @@ class _Sandboxes(sandbox_grpc.SandboxServiceServicer):
 
     async def CreateSandbox(self, request: Any, context: Any) -> Any:
         await self.daemon.took(request, context)
+        if request.request_id and request.request_id in self.daemon.made_by_request:
+            made = self.daemon.sandboxes[self.daemon.made_by_request[request.request_id]]
+            return sandbox_pb.CreateSandboxResponse(sandbox=made)
         if request.sandbox_id in self.daemon.sandboxes:
             text = f"sandbox {request.sandbox_id!r} exists already"
             await refuse(context, Refusal(grpc.StatusCode.ALREADY_EXISTS, "SANDBOX_EXISTS", text))
@@ -197,6 +202,7 @@ class _Sandboxes(sandbox_grpc.SandboxServiceServicer):
             made.spec.memory_limit_bytes = 512 * 1024**2
             made.adjustments.add(field="memory_limit", wanted="4g", granted="512m", rule="memory")
         self.daemon.sandboxes[made.id] = made
+        self.daemon.made_by_request[request.request_id] = made.id
         await self.daemon.answered(request, context)
         return sandbox_pb.CreateSandboxResponse(sandbox=made)
 

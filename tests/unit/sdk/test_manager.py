@@ -227,4 +227,4 @@ async def test_labels_tell_managers_apart(daemon: FakeDaemon) -> None:
     async with LocalSandboxManager() as manager:
         await manager.create_sandbox("docker")
         (request,) = daemon.asked(sandbox_pb.CreateSandboxRequest)
-    assert request.labels.keys() == {"ms-enclave/manager", "ms-enclave/request"}
+    assert request.labels.keys() == {"ms-enclave/manager"}

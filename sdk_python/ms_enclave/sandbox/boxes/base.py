@@ -21,6 +21,7 @@ from ms_enclave._model import (
     SandboxInfo,
     SandboxStatus,
     SandboxType,
+    StateChange,
     ToolResult,
 )
 from ms_enclave._transports.base import Transport
@@ -95,13 +96,22 @@ class Sandbox(abc.ABC):
         memory_limit: str | None = None,
         cpu_limit: float | None = None,
         pids_limit: int | None = None,
+        idle_timeout: float | None = None,
     ) -> None:
         """Changes it while it lives: all that is asked for, or nothing. What is ``None`` stays.
 
-        ``ttl``: seconds to live from now on. ``labels``: all that it is to have. ``memory_limit``: as in the
-        configuration. Raises `PolicyDenied`, `InvalidRequest`, `WrongState`, `EngineRefused`.
+        ``ttl``: seconds to live from now on. ``idle_timeout``: seconds without use until it is removed (0: never).
+        ``labels``: all that it is to have. ``memory_limit``: as in the configuration. Raises `PolicyDenied`,
+        `InvalidRequest`, `WrongState`, `EngineRefused`.
         """
         raise NotServed(f"sandboxes of type {self.sandbox_type.value} cannot be changed")
+
+    async def history(self) -> list[StateChange]:
+        """Returns the last 100 changes of its state, oldest first, with reasons and causes.
+
+        Raises `SandboxNotFound` if it is gone.
+        """
+        raise NotServed(f"sandboxes of type {self.sandbox_type.value} have no history")
 
     @abc.abstractmethod
     async def cleanup(self) -> None:

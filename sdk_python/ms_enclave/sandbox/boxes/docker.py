@@ -21,6 +21,7 @@ from ms_enclave._model import (
     SandboxInfo,
     SandboxStatus,
     SandboxType,
+    StateChange,
     ToolInfo,
     ToolResult,
     Verdict,
@@ -163,18 +164,24 @@ class DockerSandbox(ExecutingSandbox):
         memory_limit: str | None = None,
         cpu_limit: float | None = None,
         pids_limit: int | None = None,
+        idle_timeout: float | None = None,
     ) -> None:
         try:
             memory_bytes = None if memory_limit is None else as_bytes(memory_limit)
         except ValueError as error:
             raise InvalidRequest(f"memory_limit: {error}") from None
         transport = await self._running()
-        change = SandboxChange(ttl, labels, memory_bytes, cpu_limit, pids_limit)
+        change = SandboxChange(ttl, labels, memory_bytes, cpu_limit, pids_limit, idle_timeout)
         if isinstance(labels, Mapping):  # those that say who made it stay
             kept = (await transport.get_sandbox(self.id)).metadata["labels"]
             own = {name: value for name, value in kept.items() if name.startswith("ms-enclave/")}
             change = replace(change, labels={**own, **labels})
         self.saw(await transport.lifecycle.update(self.id, change))
+
+    async def history(self) -> list[StateChange]:
+        if not self._made:
+            raise SandboxNotFound(f"Sandbox {self.id} not found: it was not started, or it was removed")
+        return await (await self._connected()).lifecycle.history(self.id)
 
     async def cleanup(self) -> None:
         """Removes it with everything in it, whatever ``remove_on_exit`` says."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import abc
 import asyncio
-import contextlib
-import dataclasses
 import os
 import uuid
 from collections import Counter
@@ -14,7 +11,6 @@ from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 from ms_enclave._model import (
-    DockerSandboxConfig,
     SandboxConfig,
     SandboxInfo,
     SandboxManagerConfig,
@@ -23,21 +19,20 @@ from ms_enclave._model import (
     SandboxType,
     ToolResult,
 )
-from ms_enclave._transports.base import ToolCall, Transport
-from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxExists, SandboxNotFound
+from ms_enclave._transports.base import ToolCall
+from ms_enclave.errors import EnclaveError, InvalidRequest, SandboxExists, SandboxNotFound
 from ms_enclave.sandbox.boxes.base import Sandbox, SandboxFactory
 from ms_enclave.sandbox.boxes.docker import DockerSandbox
+from ms_enclave.sandbox.manager._looking import Looking
+from ms_enclave.sandbox.manager._pooling import MANAGER_LABEL, Pooling
 
-MANAGER_LABEL = "ms-enclave/manager"
-"""A label on every sandbox that says which manager made it."""
 CLEANUP_INTERVAL_S = 300
 DELETIONS_AT_ONCE = 16
-POOL_TIMEOUT_S_MAX = 30 * 86400.0
 
 ManagerT = TypeVar("ManagerT", bound="type[SandboxManager]")
 
 
-class SandboxManager(abc.ABC):
+class SandboxManager(Looking, Pooling):
     """Makes sandboxes, finds them by id and removes what it made when it stops.
 
     May be started in one event loop, used in another and stopped in a third. ``async with`` starts and stops it.
@@ -61,13 +56,8 @@ class SandboxManager(abc.ABC):
         """What it made and has not deleted."""
         self._running = False
         self._pool_initialized = False
-        """Whether there is a pool. Programs of users read it."""
         self._pool_ids: list[str] = []
         self._pool_config: SandboxConfig | None = None
-
-    @abc.abstractmethod
-    async def _connect(self) -> Transport:
-        """Returns the way to the daemon that keeps the sandboxes."""
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -164,12 +154,15 @@ class SandboxManager(abc.ABC):
             return False
         return True
 
-    async def delete_sandbox(self, sandbox_id: str) -> bool:
-        """Removes a sandbox with everything in it. False if there is none of this id."""
+    async def delete_sandbox(self, sandbox_id: str, *, wait: bool = True) -> bool:
+        """Removes a sandbox with everything in it. False if there is none of this id.
+
+        Without ``wait`` this returns as soon as that is certain; container and files are gone a little later.
+        """
         sandbox = self._sandboxes.get(sandbox_id)
         try:
-            if sandbox is None:
-                await (await self._connect()).delete_sandbox(sandbox_id)
+            if sandbox is None or (isinstance(sandbox, DockerSandbox) and not wait):
+                await (await self._connect()).delete_sandbox(sandbox_id, wait=wait)
             else:
                 await sandbox.cleanup()
         except SandboxNotFound:
@@ -241,67 +234,6 @@ class SandboxManager(abc.ABC):
     async def put_archive(self, sandbox_id: str, target: str, tar_bytes: bytes) -> None:
         """Unpacks a tar archive into a sandbox, as `DockerSandbox.put_archive`."""
         await (await self._reached(sandbox_id)).put_archive(target, tar_bytes)
-
-    # -- the pool ------------------------------------------------------------------------------------------------
-
-    async def initialize_pool(
-        self,
-        pool_size: int | None = None,
-        sandbox_type: SandboxType | str | None = None,
-        config: SandboxConfig | Mapping[str, Any] | None = None,
-    ) -> list[str]:
-        """Makes sandboxes that wait for `execute_tool_in_pool`, and returns their ids when all run.
-
-        What is not given is taken from the manager's settings (``pool_size``, ``sandbox_config``). A pool that exists
-        is left as it is. Raises ``ValueError`` for a size below 1, and what `create_sandbox` raises.
-        """
-        size = self.config.pool_size if pool_size is None else pool_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InvalidRequest(f"pool_size: must be a whole number, 1 or more, and not {size!r}")
-        model = SandboxFactory.create_sandbox(
-            SandboxType.DOCKER if sandbox_type is None else sandbox_type,
-            self.config.sandbox_config if config is None else config,
-        )
-        if not isinstance(model, DockerSandbox):
-            raise InvalidRequest(f"a pool is made of sandboxes of a daemon, and {model.sandbox_type.value} has none")
-        model.use(await self._connect(), self._labels)
-        self._pool_ids = await (await self._connect()).initialize_pool(self._pool_id, size, model.plan())
-        self._pool_config = model.config
-        self._pool_initialized = True
-        return list(self._pool_ids)
-
-    async def execute_tool_in_pool(
-        self, tool_name: str, parameters: Mapping[str, Any] | None = None, timeout: float | None = None
-    ) -> ToolResult:
-        """Runs a tool in the next free sandbox of the pool, which is clean before the next call.
-
-        Callers are served first come, first served. ``timeout``: how many seconds to wait for a free one (not how
-        long the tool may run); ``None``: an hour. Raises ``ValueError`` before the pool exists, ``TimeoutError`` when
-        none was free in time, and what `execute_tool` raises.
-        """
-        if timeout is not None and not 0 <= timeout <= POOL_TIMEOUT_S_MAX:
-            raise InvalidRequest(f"timeout: must be a number of seconds, 0 to {POOL_TIMEOUT_S_MAX:g}")
-        self._check_pool()
-        config = DockerSandboxConfig() if self._pool_config is None else self._pool_config
-        call = DockerSandbox(config).call(tool_name, {} if parameters is None else parameters)
-        call = dataclasses.replace(call, sandbox_id="")
-        return await (await self._connect()).run_in_pool(self._pool_id, call, wait_timeout_s=timeout)
-
-    @property
-    def _pool_id(self) -> str:
-        return self._labels[MANAGER_LABEL]
-
-    def _check_pool(self) -> None:
-        """Raises `PoolNotFound` if it is known that there is no pool."""
-        if not self._pool_initialized:
-            raise PoolNotFound("Sandbox pool is empty, call initialize_pool first")
-
-    async def _delete_pool(self) -> None:
-        """Deletes the pool with its sandboxes, if there is one."""
-        if self._pool_initialized:
-            with contextlib.suppress(PoolNotFound):
-                await (await self._connect()).delete_pool(self._pool_id)
-            self._pool_initialized, self._pool_ids = False, []
 
     # -- inside --------------------------------------------------------------------------------------------------
 
