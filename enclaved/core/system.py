@@ -47,7 +47,7 @@ class System:
             version=self._version,
             started_at=self._started_at,
             embedded=self._embedded,
-            engine=replace(self._engine, channel=self._channels.known),
+            engine=replace(self._engine, channel=self._channels.known or ""),
             active_sandboxes=self._sandboxes.active,
             active_executions=self._executions.active,
             guest_protocol_version=PROTOCOL_VERSION,

@@ -37,8 +37,8 @@ class EngineInfo:
     version: str = ""
     available: bool = False
     cgroup_version: int = 0
-    channel: Channel | None = None
-    """How guests are reached there. None: the first sandbox will show it."""
+    channel: str = ""
+    """How guests are reached there, a `Channel`; empty: the first sandbox will show it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from enclaved.metrics import Metrics
 from enclaved.model import (
-    Cause,
     CHANNEL_NAMES,
+    Cause,
     Intervention,
     MemberState,
     NoticeKind,

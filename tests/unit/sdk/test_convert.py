@@ -143,8 +143,11 @@ def test_what_a_sandbox_has_shows_under_the_documented_names() -> None:
                 "volumes": {"/data": {"bind": "/in", "mode": "ro"}, "/x": {"bind": "/y", "mode": "rw"}},
                 "ports": {f"8{n}/tcp": ("127.0.0.1", (0 if n == 4 else 8080 + n)) for n in range(5)},
                 "resource_limits": {
-                    **{"pids_limit": 64, "working_dir_size": 64 * 1024**2, "tmp_size": 1024},
-                    **{"ttl": 60, "idle_timeout": 30},
+                    "pids_limit": 64,
+                    "working_dir_size": 64 * 1024**2,
+                    "tmp_size": 1024,
+                    "ttl": 60,
+                    "idle_timeout": 30,
                 },
             }
         ).model_dump()
