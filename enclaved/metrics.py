@@ -80,6 +80,8 @@ class Metrics:
             buckets=_RPC_SECONDS,
             registry=registry,
         )
+        self._rpcs: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._rpcs_ended: dict[tuple[str, str, str, str], Counter] = {}
         self._http = Counter("enclaved_http_requests", "HTTP requests answered.", ("route", "code"), registry=registry)
         self._sandboxes = Gauge("enclaved_sandboxes", "Sandboxes by state.", ("state",), registry=registry)
         self._created = Counter(
@@ -283,14 +285,24 @@ class Metrics:
 
     def rpc_started(self, kind: str, service: str, method: str) -> None:
         """Counts an RPC that begins. Only for methods that the server has: their number bounds the labels."""
-        self._rpcs_started.labels(kind, service, method).inc()
+        key = kind, service, method
+        (self._rpcs.get(key) or self._first_rpc(key))[0].inc()
 
     def rpc_handled(self, kind: str, service: str, method: str, code: str, seconds: float) -> None:
         """Counts and times an RPC that ended with the gRPC status code of this name."""
-        self._rpcs_handled.labels(kind, service, method, code).inc()
-        self._rpc_seconds.labels(kind, service, method).observe(seconds)
+        key = kind, service, method
+        ended = self._rpcs_ended.get((*key, code))
+        if ended is None:
+            ended = self._rpcs_ended[*key, code] = self._rpcs_handled.labels(*key, code)
+        ended.inc()
+        (self._rpcs.get(key) or self._first_rpc(key))[1].observe(seconds)
         if code == "Internal":
             self._faults.inc()
+
+    def _first_rpc(self, key: tuple[str, str, str]) -> tuple[Counter, Histogram]:
+        """Keeps the series of a method at hand: to look for labels takes several times as long as to count."""
+        found = self._rpcs[key] = self._rpcs_started.labels(*key), self._rpc_seconds.labels(*key)
+        return found
 
     def http_request(self, route: str, code: int) -> None:
         """Counts an HTTP request: its route as it is documented (or ``other``), and the status of its answer."""

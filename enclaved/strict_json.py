@@ -20,13 +20,7 @@ class NotJson(ValueError):
 def loads(text: str) -> Any:
     """Reads one JSON value. Raises `NotJson`."""
     try:
-        found = json.loads(
-            text,
-            object_pairs_hook=_distinct,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-            parse_int=_bounded_int,
-        )
+        found = _DECODER.decode(text)
         if "\\u" in text:
             json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -63,3 +57,12 @@ def _bounded_int(text: str) -> int:
     if len(text) > _INTEGER_CHARS_MAX:
         raise NotJson(f"has an integer of more than {_INTEGER_CHARS_MAX} digits")
     return int(text)
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_distinct,
+    parse_constant=_refuse_constant,
+    parse_float=_finite_float,
+    parse_int=_bounded_int,
+)
+"""`json.loads` makes one each time where it is told of such hooks."""

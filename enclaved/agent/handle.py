@@ -12,7 +12,7 @@ from enclaved.agent.fields import boolean, integer, offsets, seconds, string, us
 from enclaved.agent.guest.frames import FrameError
 from enclaved.agent.guest.limits import MAX_PAYLOAD_BYTES
 from enclaved.agent.jobs import WireJob
-from enclaved.agent.reader import OutputReader
+from enclaved.agent.reader import CREDIT_BYTES, OutputReader
 from enclaved.agent.sender import Hold, Sender
 from enclaved.agent.stdin import Input
 from enclaved.errors import (
@@ -51,6 +51,8 @@ class RunOptions:
     idle_timeout_s: float = 0.0
     terminal: TerminalSize | None = None
     keep_last_bytes: int | None = None
+    credit_bytes: int = CREDIT_BYTES
+    """How much output each reader holds at most."""
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -115,11 +117,16 @@ class Handle:
 
     def _make_reader(self, positions: Mapping[int, int] | None) -> OutputReader:
         self._next_reader += 1
-        return OutputReader(self, self._next_reader, positions)
+        return OutputReader(self, self._next_reader, positions, self.options.credit_bytes)
 
-    def start(self) -> OutputReader:
-        """Sends the job, with a first reader from the first byte on."""
+    def start(self, *, whole: bool = False) -> OutputReader:
+        """Sends the job, with a first reader from the first byte on.
+
+        ``whole``: it has no use for a part of the output, so the guest need not send any before the end, unless it
+        is much.
+        """
         reader = self._make_reader(None)
+        reader.wants_whole = whole and self.options.keep_last_bytes is None  # of that a late reader has less
         self.readers[reader.number] = reader
         reader.start_at(dict.fromkeys(self.options.channels, 0))
         self._send_job(reader)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from enclaved.agent.guest.limits import MAX_JOB_BYTES
 from enclaved.agent.install import USER_NAME
 from enclaved.agent.versions import needed_for_job
 from enclaved.errors import FieldViolation, InvalidRequest
 from enclaved.model import CommandJob, FileJob, Job, PythonJob
+
+_ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
+"""`json.dumps` makes an encoder each time."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -77,9 +81,10 @@ def encode_job(job: Job, env: Mapping[str, str]) -> WireJob:
                 "ignore_case": job.ignore_case,
                 "matches_max": job.matches_max,
                 "gzip": job.gzip,
+                "names": list(job.names),
                 "upload_id": job.upload_id,
             }
-    encoded = json.dumps(document, separators=(",", ":")).encode()
+    encoded = _ENCODE(document).encode()
     if len(encoded) > MAX_JOB_BYTES:
         hint = f"the job is {len(encoded)} bytes, more than {MAX_JOB_BYTES}; put large content into files"
         raise InvalidRequest(FieldViolation("parameters", hint))

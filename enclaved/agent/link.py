@@ -40,8 +40,11 @@ HELD_MOST = 4096
 """Executions that a guest may say it holds; a real one has at most 1024."""
 SMALL_TALK_MOST_BYTES = 1024 * 1024
 """What may wait for a guest that does not read, beside jobs and input, which have bounds of their own."""
+PATIENCE_S = 0.02
 _BOUNDED = frozenset({"run", "job", "stdin", "credit", "park"})
 """Frames of which there cannot be many: one for each execution, within a window, or one at a time."""
+_PATIENT = frozenset({"may_go"})
+"""Frames for which alone nobody need be woken: they go with the next one, or after `PATIENCE_S`."""
 _ANSWERS = frozenset({"pong", "parked", "paused", "context", "contexts", "context_refused"})
 
 
@@ -83,6 +86,8 @@ class GuestLink:
         self._peer: Peer | None = None
         self._ready = asyncio.Event()
         self._small_talk_bytes = 0
+        self._later = b""
+        self._timer: asyncio.TimerHandle | None = None
         self._away = asyncio.Event()
         self._away.set()
         self._held: dict[str, Hold] = {}
@@ -163,17 +168,19 @@ class GuestLink:
             state, wanted = f"guest protocol {self.version}", f"guest protocol {needed}"
             raise WrongState(f"sandbox/{self.sandbox_id}", state, wanted, text)
 
-    def start(self, name: str, job: WireJob, options: RunOptions) -> tuple[Handle, OutputReader]:
+    def start(
+        self, name: str, job: WireJob, options: RunOptions, *, whole: bool = False
+    ) -> tuple[Handle, OutputReader]:
         """Starts a job; returns its handle and a reader from the first byte on.
 
-        ``name`` is new: see `Handle`. Raises what `check_ready` raises, and `WrongState` for a job that is newer than
-        the guest.
+        ``name`` is new: see `Handle`, and `Handle.start` for ``whole``. Raises what `check_ready` raises, and
+        `WrongState` for a job that is newer than the guest.
         """
         self.check_ready()
         self.check_version(job.needs_version, "cannot do that")
         handle = Handle(self, name, job, options)
         self.handles[name] = handle
-        return handle, handle.start()
+        return handle, handle.start(whole=whole)
 
     def adopt(self, name: str, options: RunOptions) -> Handle:
         """Takes up an execution that an earlier daemon started, now or as soon as the guest is there.
@@ -251,10 +258,24 @@ class GuestLink:
             return
         if self.version < needed_for_frame(header["type"]):
             return
-        frame = encode_frame(dict(header), payload)
-        if self._peer.is_slow and header["type"] not in _BOUNDED:
+        kind, frame = header["type"], encode_frame(dict(header), payload)
+        if self._peer.is_slow and kind not in _BOUNDED:
             self._small_talk_bytes += len(frame)
-        self._peer.write(frame)
+        if kind in _PATIENT:
+            self._later += frame
+            if self._timer is None:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(PATIENCE_S, self._send_later, context=contextvars.Context())
+        else:
+            later, self._later = self._later, b""
+            self._peer.write(later + frame)
+
+    def _send_later(self) -> None:
+        """Sends what nothing came to go with."""
+        self._timer = None
+        later, self._later = self._later, b""
+        if later and self._peer is not None:
+            self._peer.write(later)
 
     def fail(self, error: EnclaveError) -> None:
         """The sandbox has ended: so has everything in it."""
@@ -361,6 +382,7 @@ class GuestLink:
         """The connection is gone; the guest will come back unless it died."""
         if peer is self._peer:
             self._small_talk_bytes = 0
+            self._later = b""
             self._peer = None
             self._ready.clear()
             self._away.set()

@@ -26,7 +26,7 @@ class Peer(Protocol):
     """Whether more waits for it than it takes at once."""
 
     def write(self, data: bytes) -> None:
-        """Queues one whole frame. What is queued is bounded by who sends."""
+        """Queues frames. What is queued is bounded by who sends."""
         ...
 
     def abort(self) -> None:

@@ -39,9 +39,16 @@ class OutputReader:
     bounded, and only samples are ever left out.
     """
 
-    def __init__(self, handle: Followed, number: int, offsets: Mapping[int, int] | None) -> None:
+    def __init__(
+        self,
+        handle: Followed,
+        number: int,
+        offsets: Mapping[int, int] | None,
+        credit_bytes: int = CREDIT_BYTES,
+    ) -> None:
         self.number = number
         self.handle = handle
+        self._credit_bytes = credit_bytes
         self.subscribed: asyncio.Future[Mapping[int, int]] = asyncio.get_running_loop().create_future()
         self.start_offsets: Mapping[int, int] = dict(offsets or {})
         """Where it begins; what the guest says of it, once it is subscribed."""
@@ -53,6 +60,8 @@ class OutputReader:
         self._waiting_bytes = 0
         self._consumed_bytes = 0
         self.ended = False
+        self.wants_whole = False
+        """Whether it has no use for a part of the output. Once it was lost it takes what comes."""
         self._error: EnclaveError | None = None
 
     async def next(self, until_full: bool = False) -> Output | Notice | StatsSample | None:
@@ -78,7 +87,7 @@ class OutputReader:
         if isinstance(item, Output):
             self._waiting_bytes -= cost_bytes(item.data)
             self._consumed_bytes += cost_bytes(item.data)
-            if self._consumed_bytes >= CREDIT_BYTES // 2:
+            if self._consumed_bytes >= self._credit_bytes // 2:
                 self.handle.send("credit", reader=self.number, bytes=self._consumed_bytes)
                 self._consumed_bytes = 0
         return item
@@ -111,7 +120,8 @@ class OutputReader:
         offsets = {str(channel): offset for channel, offset in self.offsets.items()}
         self._consumed_bytes = 0
         self._sample_asked_at = None
-        return {"reader": self.number, "offsets": offsets, "credit_bytes": CREDIT_BYTES - self._waiting_bytes}
+        found = {"reader": self.number, "offsets": offsets, "credit_bytes": self._credit_bytes - self._waiting_bytes}
+        return {**found, "whole": True} if self.wants_whole else found
 
     def ask_sample(self) -> None:
         """Asks the guest what the execution uses, unless it still has to answer the question before."""
@@ -130,7 +140,7 @@ class OutputReader:
         expected = self.offsets.get(chunk.channel, 0)
         if chunk.offset < expected or not chunk.data:
             raise FrameError(f"{len(chunk.data)} bytes of output at {chunk.offset}, wanted {expected}")
-        if self._waiting_bytes >= CREDIT_BYTES:
+        if self._waiting_bytes >= self._credit_bytes:
             raise FrameError("output without credit")
         self.offsets[chunk.channel] = chunk.offset + len(chunk.data)
         self._waiting_bytes += cost_bytes(chunk.data)

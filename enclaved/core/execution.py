@@ -272,6 +272,9 @@ class Execution:
         self.ended.set_result(finished)
         if self.listed:
             self._books.finish(self.id, finished)
+
+    def note_end(self, finished: Finished) -> None:
+        """Counts its end."""
         self._metrics.execution_finished(
             self.tool, finished.verdict, finished.phases, finished.usage, finished.bytes_total
         )

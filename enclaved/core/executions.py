@@ -7,6 +7,7 @@ never more of it than two chunks for each reader.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import math
 import zlib
@@ -96,15 +97,17 @@ class Executions:
 
     async def run(self, call: ToolCall) -> RunResult:
         """Runs a tool and gathers its result; of a detached one only says that it runs. Raises what `open` raises."""
-        execution = await self.open(call)
+        execution = await self.open(call, whole=not call.detach)
         if not call.detach:
             return await execution.collect()
         execution.let_go()
         await execution.confirm()
         return RunResult(execution.id, b"", b"", (), None)
 
-    async def open(self, call: ToolCall) -> Execution:
+    async def open(self, call: ToolCall, *, whole: bool = False) -> Execution:
         """Starts a tool, or finds the execution that has this id already.
+
+        ``whole``: for whoever calls `Execution.collect` at once, and so has no use for a part of the output.
 
         Raises `InvalidRequest`, `PolicyDenied`, `SandboxNotFound`, `ToolNotFound`, `WrongState`, `LimitReached`,
         `GuestUnavailable`, `NoSpace`. Nothing is waited for between the look for the id and its entry, so that the same
@@ -125,7 +128,7 @@ class Executions:
             return await self.open(call)
         record.running_link()
         decided = self._calls.decide(call, record)
-        return self._start(record, decided.tool, decided.job, decided.options, call)
+        return self._start(record, decided.tool, decided.job, decided.options, call, whole=whole)
 
     def _again(self, execution_id: str) -> Execution | None:
         """Makes a record of one that ended long ago, with its end and without its output, since somebody asks."""
@@ -153,6 +156,8 @@ class Executions:
         job: Job,
         options: RunOptions,
         call: ToolCall | None,
+        *,
+        whole: bool = False,
     ) -> Execution:
         if record.active_executions >= self.most:
             text = f"sandbox {record.id!r} runs {self.most} executions already, its limit; wait for some to end"
@@ -167,7 +172,7 @@ class Executions:
         if call is not None:
             self._books.save(row)
         try:
-            handle, reader = link.start(wire_name(row.id, number), wire, options)
+            handle, reader = link.start(wire_name(row.id, number), wire, options, whole=whole)
         except EnclaveError:
             self._books.forget(row.id)
             raise
@@ -359,6 +364,8 @@ class Executions:
 
     def _finish(self, execution: Execution, finished: Finished) -> None:
         execution.finish(finished)
+        # Whoever waits for the end goes first: counting would hold up its answer.
+        asyncio.get_running_loop().call_soon(execution.note_end, finished, context=contextvars.Context())
         log.debug(
             "execution finished",
             extra={

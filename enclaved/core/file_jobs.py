@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from enclaved.agent.handle import RunOptions
+from enclaved.agent.reader import CREDIT_BYTES as READER_BYTES
 from enclaved.core.execution import Execution
 from enclaved.core.executions import Executions
 from enclaved.core.file_failures import check
@@ -29,6 +30,8 @@ QUICK_S: Final = 60.0
 """How long a job may take that looks at one path, or searches."""
 STOP_GRACE_S: Final = 5.0
 """How long a job that nobody waits for may remove what it has half made."""
+CREDIT_BYTES: Final = 512 * 1024
+"""How much of a file or an archive waits for its reader in the daemon, so that the two need not take turns."""
 _GUEST_MARGIN_S = 2 * STOP_GRACE_S
 _ANSWER_BYTES_MAX = 64 * 1024
 _QUICK = (
@@ -123,7 +126,8 @@ class FileJobs:
             record = await self._sandboxes.awake(sandbox_id)
             longest_s = record.spec.timeout_max_s
             limit_s = min(QUICK_S, longest_s) if job.operation in _QUICK else longest_s
-            options = RunOptions(limit_s + _GUEST_MARGIN_S, stdin=stdin)
+            credit = CREDIT_BYTES if job.operation in _CONTENT else READER_BYTES
+            options = RunOptions(limit_s + _GUEST_MARGIN_S, stdin=stdin, credit_bytes=credit)
             execution = self._executions.start(record, TOOL, job, options)
             running = Job(record, execution)
             limit = asyncio.timeout(limit_s)

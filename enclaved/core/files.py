@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -22,6 +22,7 @@ PATTERN_CHARS_MAX: Final = 1000
 MATCHES_MAX: Final = 10_000
 MATCHES_DEFAULT: Final = 1000
 MODE_MAX: Final = 0o777
+NAMES_MAX: Final = 10_000
 
 _UPLOAD_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -192,11 +193,16 @@ class Files:
 
     @asynccontextmanager
     async def read_archive(
-        self, sandbox_id: str, path: str, *, gzip: bool = False
+        self, sandbox_id: str, path: str, *, gzip: bool = False, names: Sequence[str] = ()
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Packs a directory or a file into a tar archive."""
+        """Packs a directory or a file into a tar archive; with ``names`` only these files below the directory."""
+        if len(names) > NAMES_MAX:
+            raise InvalidRequest.of("names", f"must be at most {NAMES_MAX}; ask for the rest in another call")
+        for name in names:
+            if name.startswith("/") or ".." in _checked(name, "names").split("/"):
+                raise InvalidRequest.of("names", "must be relative to the directory, without ..")
         async with self._jobs.output(
-            sandbox_id, FileJob(FileOperation.READ_ARCHIVE, _checked(path), gzip=gzip)
+            sandbox_id, FileJob(FileOperation.READ_ARCHIVE, _checked(path), gzip=gzip, names=tuple(names))
         ) as chunks:
             yield chunks
 

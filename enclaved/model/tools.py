@@ -96,6 +96,8 @@ class FileJob:
     matches_max: int = 0
     gzip: bool = False
     """For reading an archive: compress it."""
+    names: tuple[str, ...] = ()
+    """For reading an archive: only these files, by their paths below the directory; empty: everything."""
     upload_id: str = ""
     """For a write: names what has arrived, so that ``offset`` can go on there; empty: nothing is kept."""
 

@@ -102,8 +102,8 @@ def _add(server: aio.Server, descriptor: ServiceDescriptor, service: object) -> 
     # our own contract that a service lacks is a fault, and stops the daemon here.
     methods = [method for method in descriptor.methods if not isinstance(service, Health) or method.name != "List"]
     handlers = {method.name: _handler(method, service) for method in methods}
+    # Not as registered methods as well: for each of those grpc keeps a task and looks at all of them with every call.
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
-    server.add_registered_method_handlers(descriptor.full_name, handlers)
 
 
 def _handler(method: MethodDescriptor, service: object) -> Handler:

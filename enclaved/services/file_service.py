@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from ms_enclave.v1 import file_service_pb2 as pb
 
@@ -16,6 +16,8 @@ from enclaved.services._uploads import Upload
 
 DEFAULT_MODE = 0o644
 DEFAULT_DIRECTORY_MODE = 0o755
+MESSAGE_BYTES = 256 * 1024
+"""What one message of a download carries at most: it costs as much as one of 64 KiB."""
 UPLOAD_IDLE_S = 30.0
 """A client that sends nothing for so long loses its upload."""
 
@@ -33,7 +35,7 @@ class FileService:
             fields.sandbox_id(request.sandbox_id), request.path, offset=request.offset, length=request.length
         )
         async with reading as chunks:
-            async for data in chunks:
+            async for data in _large(chunks):
                 await context.write(pb.ReadFileResponse(data=data))
 
     async def write_file(self, requests: AsyncIterator[pb.WriteFileRequest], context: Context) -> pb.WriteFileResponse:
@@ -129,9 +131,11 @@ class FileService:
 
     async def read_archive(self, request: pb.ReadArchiveRequest, context: Context) -> None:
         """Packs a directory or a file into a tar archive."""
-        reading = self._files.read_archive(fields.sandbox_id(request.sandbox_id), request.path, gzip=request.gzip)
+        reading = self._files.read_archive(
+            fields.sandbox_id(request.sandbox_id), request.path, gzip=request.gzip, names=request.names
+        )
         async with reading as chunks:
-            async for data in chunks:
+            async for data in _large(chunks):
                 await context.write(pb.ReadArchiveResponse(data=data))
 
     async def write_archive(
@@ -146,3 +150,17 @@ class FileService:
         sandbox_id = fields.sandbox_id(first.open.sandbox_id, "open.sandbox_id")
         unpacked = await self._files.write_archive(sandbox_id, first.open.path, upload)
         return pb.WriteArchiveResponse(entries=unpacked.entries, size_bytes=unpacked.size_bytes)
+
+
+async def _large(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Joins pieces to messages. The next piece of a file is never long in coming."""
+    waiting: list[bytes] = []
+    size = 0
+    async for data in chunks:
+        if size + len(data) > MESSAGE_BYTES:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+        waiting.append(data)
+        size += len(data)
+    if waiting:
+        yield b"".join(waiting)

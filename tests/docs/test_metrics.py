@@ -8,6 +8,7 @@ from enclaved.model import (
     CHANNEL_NAMES,
     Cause,
     Intervention,
+    LeaseKind,
     MemberState,
     NoticeKind,
     Phases,
@@ -38,6 +39,8 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     metrics.engine_up(True)
     metrics.engine_called("create", 0.1)
     metrics.reloaded(True)
+    metrics.pool_lent(LeaseKind.RUN, 0.1)
+    metrics.pool_reset(ResetOutcome.CLEAN, 0.1)
     text = metrics.render().decode()
     found: dict[str, tuple[str, frozenset[str]]] = {}
     for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):

@@ -7,10 +7,14 @@ import io
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ms_enclave import errors
 from ms_enclave._transports.grpc import GrpcTransport
+from ms_enclave.sandbox import _directories as directories
+from ms_enclave.sandbox._received import Received
 from ms_enclave.sandbox.boxes import DockerSandbox
 from ms_enclave.sandbox.model import ChangeKind, FileChange, FileType, SearchMatch
 
@@ -111,3 +115,66 @@ async def test_archives_go_both_ways(sandbox: DockerSandbox, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="must not be empty"):
         await sandbox.put_archive("x", b"")
     assert not await sandbox.files.exists("x")
+
+
+async def test_many_files_come_by_few_calls_and_only_what_was_asked_for(
+    sandbox: DockerSandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directories, "BATCH_FILES", 20)
+    source = tmp_path / "source"
+    (source / ("long" * 40)).mkdir(parents=True)
+    for number in range(30):
+        (source / f"{number:02}").write_bytes(b"x" * number * 100)
+        (source / ("long" * 40) / f"{number:02}").write_bytes(b"y" * number)
+    assert await sandbox.files.put_dir(source, "d") == 60
+    await sandbox.execute_command("ln -s /etc/passwd d/link; mkfifo d/pipe")
+    seen: list[tuple[int, int]] = []
+    assert await sandbox.files.get_dir("d", tmp_path / "back", progress=lambda *now: seen.append(now)) == 60
+    assert len(seen) == 60
+    assert seen[-1][0] == seen[-1][1] == sum(number * 101 for number in range(30))
+    for path in source.rglob("*"):
+        back = tmp_path / "back" / path.relative_to(source)
+        assert path.is_dir() or back.read_bytes() == path.read_bytes()
+    assert await sandbox.files.get_dir("d", tmp_path / "back") == 0
+
+
+async def test_what_a_strangers_archive_holds_is_taken_only_where_it_was_asked_for() -> None:
+    async def pieces(data: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(data), 700):
+            yield data[start : start + 700]
+
+    def packed(kind: bytes) -> bytes:
+        info = tarfile.TarInfo("n" * 300)
+        info.size, info.type = 5, kind
+        return info.tobuf(tarfile.GNU_FORMAT) + b"hello".ljust(512, b"\0")
+
+    received = Received(pieces(packed(tarfile.REGTYPE) * 2 + bytes(1024)))
+    assert await received.next() == ("n" * 300, 5)
+    assert b"".join([data async for data in received.content(5)]) == b"hello"
+    assert await received.next() == ("n" * 300, 5)
+    assert await received.next() is None  # whoever does not read a file passes over it
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE):
+        with pytest.raises(errors.InvalidRequest, match="not asked for"):
+            await Received(pieces(packed(kind))).next()
+    with pytest.raises(errors.InvalidRequest, match="not asked for"):
+        await Received(pieces(b"nonsense" * 64)).next()
+    with pytest.raises(errors.DaemonUnavailable, match="too early"):
+        await Received(pieces(packed(tarfile.REGTYPE)[:400])).next()
+
+
+async def test_a_file_that_changes_while_it_is_sent_is_not_sent_in_a_mixture(
+    sandbox: DockerSandbox, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes(b"1" * 1_000_000)
+    calls = (await sandbox.transport()).files  # type: ignore[union-attr]
+
+    async def upload(*arguments: Any, **named: Any) -> int:
+        (tmp_path / "f").write_bytes(b"2" * 1_000_001)
+        return await calls.upload(*arguments, **named)
+
+    changing = SimpleNamespace(upload=upload)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sandbox.files), "_calls", lambda self: asyncio.sleep(0, changing))
+        with pytest.raises(errors.InvalidRequest, match="changed while it was sent"):
+            await sandbox.files.upload(tmp_path / "f", "f")
+    assert not await sandbox.files.exists("f")

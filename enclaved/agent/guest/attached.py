@@ -7,7 +7,7 @@ import time
 
 from .frames import FrameDecoder
 from .limits import SILENCE_LOOK_S, SILENCE_LOOKS, SILENCE_LOOKS_STILL
-from .link import Link
+from .link import RECEIVE_BYTES, Link
 from .loop import READABLE, WRITABLE
 from .resync import BROKEN, Opener, answer
 
@@ -69,7 +69,7 @@ class AttachedLink(Link):
     def receive(self) -> bool:
         """Does what the next bytes say; returns whether there were any."""
         try:
-            data = os.read(self.reading, 256 * 1024)
+            data = os.read(self.reading, RECEIVE_BYTES)
         except BlockingIOError:
             return False
         except OSError:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Tuple
 
 _PREFIX = struct.Struct(">IH")
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps makes an encoder each time
+_DECODE = json.JSONDecoder().decode
 
 
 class FrameError(Exception):
@@ -24,7 +26,7 @@ class FrameError(Exception):
 
 def encode_frame(header: Dict[str, Any], payload: bytes = b"") -> bytes:
     """Makes one frame. Raises ValueError if it would be larger than the peer accepts."""
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = _ENCODE(header).encode()
     if len(text) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
         raise ValueError("frame too large: header %d bytes, payload %d bytes" % (len(text), len(payload)))
     return _PREFIX.pack(len(text) + len(payload), len(text)) + text + payload
@@ -61,7 +63,7 @@ class FrameDecoder:
 
 def _header(text: bytes) -> Dict[str, Any]:
     try:
-        header = json.loads(text)
+        header = _DECODE(text.decode())
     except (ValueError, RecursionError) as error:
         raise FrameError("header is not JSON") from error
     if not isinstance(header, dict) or not isinstance(header.get("type"), str):

@@ -101,6 +101,7 @@ class Reader:
 
     def __init__(self, name: int, journal: Journal, offsets: Dict[int, int], credit: int) -> None:
         self.name, self.credit = name, credit
+        self.wants_whole = False  # it has no use for a part of the output
         self._journal = journal
         self._next = journal.first
         self._offsets = offsets  # skip what lies below

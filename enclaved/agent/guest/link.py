@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 
+RECEIVE_BYTES = 96 * 1024  # a larger buffer would be mapped and given back by the system with every call
+
 # What comes of a field that is missing, of another type, or out of range.
 NONSENSE = (FrameError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -99,7 +101,7 @@ class Link:
         if self.daemon is None:
             return False
         try:
-            data = self.daemon.recv(256 * 1024)
+            data = self.daemon.recv(RECEIVE_BYTES)
         except BlockingIOError:
             return False
         except OSError:

@@ -33,6 +33,7 @@ class Loop:
     def __init__(self) -> None:
         self.poll = select.epoll()
         self.handlers: Dict[int, Callable[[int], None]] = {}
+        self.events: Dict[int, int] = {}  # what each descriptor is watched for
         self.timers: List[Timer] = []
         self.timer_count = 0
         self.timers_cancelled = 0
@@ -70,15 +71,18 @@ class Loop:
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Calls the handler when the descriptor is ready."""
-        if fd in self.handlers:
-            self.poll.modify(fd, events)
-        else:
+        before = self.events.get(fd)
+        if before is None:
             self.poll.register(fd, events)
+        elif before != events:
+            self.poll.modify(fd, events)
+        self.events[fd] = events
         self.handlers[fd] = handler
 
     def unwatch(self, fd: int) -> None:
         """Forgets a descriptor. One that is not watched is fine."""
         if self.handlers.pop(fd, None) is not None:
+            del self.events[fd]
             self.poll.unregister(fd)
 
     def after(self, delay_s: float, call: Callable[[], None]) -> Timer:

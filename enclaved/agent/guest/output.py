@@ -87,6 +87,7 @@ class Output:
         execution.told_full = True
         ends = {str(channel): end for channel, end in execution.journal.end.items()}
         self.link.send({"type": "full", "execution": execution.name, "offsets": ends})
+        self.readers.note(execution)
 
     def read_pipe(self, execution: Execution, channel: int, most_bytes: int = MAX_PAYLOAD_BYTES) -> int:
         """Moves one piece from a pipe to the journal; 0 at its end, -1 if there is nothing now.

@@ -6,12 +6,12 @@ import errno
 import os
 import stat
 
-from .paths import PathRefused, open_regular, tree
+from .paths import PathRefused, open_below, open_regular, tree
 from .rows import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict
+    from typing import Any, Dict, Sequence
 
     from .paths import Place
 
@@ -21,11 +21,14 @@ PIECE_BYTES = 256 * 1024
 
 def read_archive(place: Place, job: Dict[str, Any]) -> None:
     """Writes an archive of a directory or a file to stdout."""
-    pack(place, _Stdout(), job["gzip"])
+    pack(place, _Stdout(), job["gzip"], job.get("names", []))
 
 
-def pack(place: Place, output: Any, gzip: bool) -> None:
-    """Writes an archive of a directory or a file. Pipes, sockets and devices are left out."""
+def pack(place: Place, output: Any, gzip: bool, names: Sequence[str] = ()) -> None:
+    """Writes an archive of a directory or a file. Pipes, sockets and devices are left out.
+
+    ``names``: only these regular files, by their paths below the directory.
+    """
     import tarfile
 
     found = place.stat()
@@ -35,12 +38,32 @@ def pack(place: Place, output: Any, gzip: bool) -> None:
     with tarfile.open(mode=mode, fileobj=output, **sizes, **form) as archive:  # type: ignore[call-overload]
         if stat.S_ISREG(found.st_mode):
             _add(archive, place.folder, place.name, place.name, found)
+        elif stat.S_ISDIR(found.st_mode) and names:
+            _add_named(archive, place.open_folder(), names)
         elif stat.S_ISDIR(found.st_mode):
             for folder, path, info in tree(place.open_folder()):
                 _add(archive, folder, path, os.path.basename(path), info)
                 archive.members = []  # which would keep all of them
         else:
             raise PathRefused(errno.EINVAL, "neither a regular file nor a directory")
+
+
+def _add_named(archive: Any, top: int, names: Sequence[str]) -> None:
+    for path in names:
+        above, _, name = path.rpartition("/")
+        try:
+            folder = open_below(top, above)
+        except OSError:  # gone, or another thing since it was listed
+            continue
+        try:
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISREG(found.st_mode):
+                _add(archive, folder, path, name, found)
+                archive.members = []
+        except FileNotFoundError:
+            continue
+        finally:
+            os.close(folder)
 
 
 def _add(archive: Any, folder: int, path: str, name: str, found: os.stat_result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .journal import Reader
+from .limits import MAX_PAYLOAD_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Readers:
         """Adds a reader from the first byte on, to an execution that is new: there is nothing to say about it."""
         offsets = dict.fromkeys(execution.journal.end, 0)
         reader = Reader(int(subscription["reader"]), execution.journal, offsets, int(subscription["credit_bytes"]))
+        reader.wants_whole = subscription.get("whole") is True
         execution.readers[reader.name] = reader
 
     def on_subscribe(self, execution: Execution, header: Dict[str, Any]) -> None:
@@ -77,6 +79,8 @@ class Readers:
     def pump(self, execution: Execution) -> None:
         """Sends the readers of one execution what their credit allows."""
         for reader in list(execution.readers.values()):
+            if reader.wants_whole and not self.is_due(execution):
+                continue
             for chunk in reader.chunks():
                 header = {
                     "type": "output",
@@ -93,6 +97,16 @@ class Readers:
             if execution.state == "ended" and reader.at_end:
                 self.link.send({"type": "end", "execution": execution.name, "reader": reader.name})
                 del execution.readers[reader.name]
+
+    @staticmethod
+    def is_due(execution: Execution) -> bool:
+        """Whether a reader that has no use for a part of the output gets what there is: at the end, or if it is much.
+
+        To tell it of each line would wake the daemon for nothing.
+        """
+        journal = execution.journal
+        alone = len(execution.readers) == 1  # another one may release what this one has not had
+        return execution.state == "ended" or not alone or execution.told_full or journal.size >= MAX_PAYLOAD_BYTES
 
     def tell_released(self, execution: Execution, reader: Reader) -> None:
         """Tells a reader of output that went before it came to it, where no chunk follows that would show that.

@@ -2,8 +2,8 @@
 
 Neither side of such a stream sees the other leave: half a frame may lie in the pipe when the next daemon comes, and
 what PID 1 says while nobody is attached is lost. So a daemon opens the stream with an *opening*: fill, as long as the
-largest envelope, which ends whatever was begun; a mark; and a fresh nonce. From there on each frame of the daemon goes
-in an *envelope* (nonce, length, checksum), so that half a frame that was filled up is never taken for one. The guest
+largest envelope, which ends whatever was begun; a mark; and a fresh nonce. From there on what the daemon says goes
+in *envelopes* (nonce, length, checksum), so that half a frame that was filled up is never taken for one. The guest
 answers with the mark and the nonce, and goes on with plain frames; the daemon drops all that comes before.
 """
 
@@ -41,7 +41,7 @@ def answer(nonce: bytes) -> bytes:
 
 
 def seal(nonce: bytes, frame: bytes) -> bytes:
-    """Puts a frame of the daemon into an envelope."""
+    """Puts a frame of the daemon, or a part of some frames, into an envelope."""
     return _ENVELOPE.pack(nonce, len(frame), zlib.crc32(frame)) + frame
 
 

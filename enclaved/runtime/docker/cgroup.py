@@ -17,6 +17,8 @@ from enclaved.runtime.base import Counters
 
 DEFAULT_ROOT = Path("/sys/fs/cgroup")
 
+WATCHED_MOST: Final = 64
+"""Groups whose files stay open."""
 _FILE_BYTES: Final = 16 * 1024
 _NO_LIMIT: Final = 2**62
 """What is more is how the kernel writes "no limit" in version 1."""
@@ -35,11 +37,9 @@ class _Unified:
 
     folder: str
 
-    def events(self) -> _Events | None:
-        memory = _text(f"{self.folder}/memory.events")
-        if memory is None:
-            return None
-        return _Events(_field(memory, "oom_kill"), _field(_text(f"{self.folder}/pids.events"), "max"))
+    @property
+    def event_files(self) -> tuple[str, str]:
+        return f"{self.folder}/memory.events", f"{self.folder}/pids.events"
 
     def counters(self, events: _Events) -> Counters:
         return Counters(
@@ -77,11 +77,9 @@ class _PerController:
     cpu: str
     io: str
 
-    def events(self) -> _Events | None:
-        memory = _text(f"{self.memory}/memory.oom_control")
-        if memory is None:
-            return None
-        return _Events(_field(memory, "oom_kill"), _field(_text(f"{self.pids}/pids.events"), "max"))
+    @property
+    def event_files(self) -> tuple[str, str]:
+        return f"{self.memory}/memory.oom_control", f"{self.pids}/pids.events"
 
     def counters(self, events: _Events) -> Counters:
         return Counters(
@@ -117,13 +115,43 @@ class _PerController:
         return _field(ticks, "user") / second, _field(ticks, "system") / second
 
 
+class _Watch:
+    """The counters of one group. Their files stay open: to find them takes several times as long as to read them."""
+
+    def __init__(self, group: _Unified | _PerController) -> None:
+        self._group = group
+        self._fds = [_opened(path) for path in group.event_files]
+        self._seen: list[bytes | None] = []
+        self._counted = Counters(0, 0)
+
+    def counters(self) -> Counters | None:
+        """The counters now; ``None`` if the group is gone."""
+        found = [None if fd is None else _read(fd) for fd in self._fds]
+        if found[0] is None:
+            return None
+        if found != self._seen:
+            self._seen = found
+            memory, pids = ((text or b"").decode("ascii", "replace") for text in found)
+            events = _Events(_field(memory, "oom_kill"), _field(pids, "max"))
+            if (self._counted.oom_kills, self._counted.pids_limit_hits) != events:
+                self._counted = self._group.counters(events)
+        return self._counted
+
+    def close(self) -> None:
+        """Closes the files."""
+        for fd in self._fds:
+            if fd is not None:
+                os.close(fd)
+        self._fds = []
+
+
 class ControlGroups:
     """The control groups of one engine's containers, under ``root``. Remembers where each was found."""
 
     def __init__(self, root: Path = DEFAULT_ROOT) -> None:
         self._root = root
         self._found: dict[str, _Unified | _PerController] = {}
-        self._counted: dict[str, Counters] = {}
+        self._watched: dict[str, _Watch] = {}
 
     def counters(self, container_id: str) -> Counters | None:
         """The counters now; ``None`` if there is no such group, or not on this machine.
@@ -131,15 +159,19 @@ class ControlGroups:
         Peaks and limits are those of the last time that a counter moved, and 0 if none ever did: this is on the path
         of every call.
         """
-        group = self._group(container_id)
-        events = None if group is None else group.events()
-        if group is None or events is None:
+        watch = self._watched.pop(container_id, None)
+        if watch is None:
+            group = self._group(container_id)
+            if group is None:
+                return None
+            if len(self._watched) >= WATCHED_MOST:
+                self._watched.pop(next(iter(self._watched))).close()
+            watch = _Watch(group)
+        self._watched[container_id] = watch  # last: the one used longest ago is first
+        found = watch.counters()
+        if found is None:
             self.forget(container_id)
-            return None
-        known = self._counted.get(container_id, Counters(0, 0))
-        if (known.oom_kills, known.pids_limit_hits) != events:
-            known = self._counted[container_id] = group.counters(events)
-        return known
+        return found
 
     def usage(self, container_id: str) -> ResourceUsage | None:
         """What the whole container used up to now; ``None`` if there is no such group, or not on this machine."""
@@ -152,7 +184,14 @@ class ControlGroups:
     def forget(self, container_id: str) -> None:
         """Forgets where a container's group is."""
         self._found.pop(container_id, None)
-        self._counted.pop(container_id, None)
+        watch = self._watched.pop(container_id, None)
+        if watch is not None:
+            watch.close()
+
+    def close(self) -> None:
+        """Forgets all."""
+        for container_id in [*self._found, *self._watched]:
+            self.forget(container_id)
 
     def _group(self, container_id: str) -> _Unified | _PerController | None:
         group = self._found.get(container_id) or self._find(container_id)
@@ -201,8 +240,23 @@ def _integer(text: str) -> int:
     return value if value < _NO_LIMIT else 0
 
 
+def _opened(path: str) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _read(fd: int) -> bytes | None:
+    """A small file that is open; ``None`` once it was removed."""
+    try:
+        return os.pread(fd, _FILE_BYTES, 0) if os.fstat(fd).st_nlink else None
+    except OSError:
+        return None
+
+
 def _text(path: str) -> str | None:
-    """A small file, read with three system calls, since this is on the path of every call."""
+    """A small file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -235,6 +235,7 @@ class DockerRuntime:
         await self._images.close()
         await self._channels.close()
         await self._engine.close()
+        self._groups.close()
 
     async def _create(self, name: str, body: Mapping[str, Any], image: str) -> str:
         try:

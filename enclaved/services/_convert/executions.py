@@ -19,6 +19,13 @@ _NOTICES: Mapping[model.NoticeKind, pb.Notice.Kind.ValueType] = MappingProxyType
     }
 )
 
+_VERDICTS: Mapping[model.Verdict, pb.Verdict.ValueType] = MappingProxyType(
+    {verdict: pb.Verdict.Value(f"VERDICT_{verdict.name}") for verdict in model.Verdict}
+)
+_SENDERS: Mapping[model.SignalSender, pb.SignalSender.ValueType] = MappingProxyType(
+    {sender: pb.SignalSender.Value(f"SIGNAL_SENDER_{sender.name}") for sender in model.SignalSender}
+)
+
 
 def event(found: model.Event) -> pb.ExecutionEvent:
     """Shows something that happened in an execution."""
@@ -111,7 +118,7 @@ def _notice(found: model.Notice) -> pb.Notice:
 
 def _finished(found: model.Finished) -> pb.Finished:
     return pb.Finished(
-        verdict=pb.Verdict.Value(f"VERDICT_{found.verdict.name}"),
+        verdict=_VERDICTS[found.verdict],
         exit_code=found.exit_code,
         signal=found.signal,
         message=found.message,
@@ -133,9 +140,7 @@ def _finished(found: model.Finished) -> pb.Finished:
             for hit in found.limits_hit
         ],
         timeout_s=found.timeout_s,
-        signal_sender=pb.SIGNAL_SENDER_UNSPECIFIED
-        if found.signal_sender is None
-        else pb.SignalSender.Value(f"SIGNAL_SENDER_{found.signal_sender.name}"),
+        signal_sender=pb.SIGNAL_SENDER_UNSPECIFIED if found.signal_sender is None else _SENDERS[found.signal_sender],
         cancelled_by=found.cancelled_by,
     )
 

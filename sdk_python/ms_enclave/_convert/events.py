@@ -39,6 +39,12 @@ _SENDERS = {
     pb.SIGNAL_SENDER_KERNEL: SignalSender.KERNEL,
 }
 
+_VERDICTS = {
+    number: Verdict(name.removeprefix("VERDICT_"))
+    for name, number in pb.Verdict.items()
+    if name != "VERDICT_UNSPECIFIED"
+}
+
 
 def event(message: pb.ExecutionEvent) -> Event | None:
     """Turns an event into its model; ``None`` for a kind or a channel that this version does not know."""
@@ -113,6 +119,4 @@ def _usage(message: pb.ResourceUsage) -> ResourceUsage:
 
 
 def _verdict(number: pb.Verdict.ValueType) -> Verdict:
-    if number not in pb.Verdict.values() or not number:
-        return Verdict.INTERNAL_ERROR
-    return Verdict(pb.Verdict.Name(number).removeprefix("VERDICT_"))
+    return _VERDICTS.get(number, Verdict.INTERNAL_ERROR)

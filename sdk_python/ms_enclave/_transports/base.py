@@ -6,7 +6,7 @@ own, repeats what is safe to repeat while the daemon does not answer, and may be
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -265,8 +265,10 @@ class FileCalls(Protocol):
         """Writes a file, going on where a lost connection cut it. ``content``: its bytes from an offset on."""
         ...
 
-    def read_archive(self, sandbox_id: str, path: str, *, gzip: bool = False) -> AsyncGenerator[bytes, None]:
-        """Packs a directory or a file into a tar archive."""
+    def read_archive(
+        self, sandbox_id: str, path: str, *, gzip: bool = False, names: Sequence[str] = ()
+    ) -> AsyncGenerator[bytes, None]:
+        """Packs a directory or a file into a tar archive; ``names``: only these files below the directory."""
         ...
 
     async def write_archive(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
+import secrets
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -228,7 +228,7 @@ def _spec(call: ToolCall) -> pb.ExecutionSpec:
     spec = convert.tool_call(call.sandbox_id, call.tool, parameters, call.options)
     spec.stdin = spec.stdin or call.stdin is not None
     if not spec.execution_id:
-        spec.execution_id = uuid.uuid4().hex
+        spec.execution_id = secrets.token_hex(16)
     return spec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import grpc.aio
@@ -131,9 +131,11 @@ class Files:
             async for piece in pieces:
                 yield piece.data
 
-    async def read_archive(self, sandbox_id: str, path: str, *, gzip: bool = False) -> AsyncGenerator[bytes, None]:
+    async def read_archive(
+        self, sandbox_id: str, path: str, *, gzip: bool = False, names: Sequence[str] = ()
+    ) -> AsyncGenerator[bytes, None]:
         """Packs a directory or a file."""
-        request = pb.ReadArchiveRequest(**_named(sandbox_id, path), gzip=gzip)
+        request = pb.ReadArchiveRequest(**_named(sandbox_id, path), gzip=gzip, names=names)
         async with contextlib.aclosing(self._stream(lambda s: s.files.ReadArchive, request, FILE_S)) as pieces:
             async for piece in pieces:
                 yield piece.data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import IO, Final
 
 from ms_enclave._model.files import FileChange, FileInfo, SearchResult
@@ -97,6 +97,8 @@ class HttpFiles:
     ) -> int:
         raise no_files()
 
-    async def read_archive(self, sandbox_id: str, path: str, *, gzip: bool = False) -> AsyncGenerator[bytes, None]:
+    async def read_archive(
+        self, sandbox_id: str, path: str, *, gzip: bool = False, names: Sequence[str] = ()
+    ) -> AsyncGenerator[bytes, None]:
         raise no_files()
         yield b""

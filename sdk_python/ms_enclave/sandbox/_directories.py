@@ -7,7 +7,7 @@ import contextlib
 import os
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -16,12 +16,15 @@ from ms_enclave._model.files import FileInfo, FileType
 from ms_enclave._transports.base import FileCalls
 from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound, PathUnusable
 from ms_enclave.sandbox import _uploads as uploads
+from ms_enclave.sandbox._received import Received
 
 Progress = Callable[[int, int], object]
 """Called with the bytes moved so far and those there are in all."""
 
-AT_ONCE: Final = 8
-"""Files that are fetched at the same time."""
+BATCH_FILES: Final = 1000
+BATCH_BYTES: Final = 64 * 1024 * 1024
+BATCH_NAMES_CHARS: Final = 256 * 1024
+"""What one call brings at most, unless it is one file."""
 
 _BLOCK: Final = 512
 
@@ -122,40 +125,55 @@ async def get(
         elif info.type is FileType.REGULAR and not await asyncio.to_thread(_is_same, local, info):
             wanted.append((info, local))
     moved, total = 0, sum(info.size_bytes for info, _ in wanted)
+    count = 0
+    for batch in _batches(wanted, top):
+        async with contextlib.aclosing(_fetched(calls, sandbox_id, top, batch)) as found:
+            async for info, local, pieces in found:
+                await asyncio.to_thread(local.parent.mkdir, parents=True, exist_ok=True)
+                moved += await save(pieces, local)
+                time_s = info.modified_at.timestamp()
+                await asyncio.to_thread(os.utime, local, (time_s, time_s))
+                await asyncio.to_thread(local.chmod, uploads.harmless_mode(info.mode))
+                count += 1
+                if progress is not None:
+                    progress(moved, max(total, moved))
+    return count
 
-    async def fetch(info: FileInfo, local: Path) -> None:
-        nonlocal moved
-        await asyncio.to_thread(local.parent.mkdir, parents=True, exist_ok=True)
+
+def _batches(wanted: Iterable[tuple[FileInfo, Path]], top: str) -> Iterator[dict[str, tuple[FileInfo, Path]]]:
+    """Puts files together by their names below the top, as many as one call should bring."""
+    batch: dict[str, tuple[FileInfo, Path]] = {}
+    size = names = 0
+    for info, local in wanted:
+        name = info.path.removeprefix(f"{top}/")
+        if batch and (
+            len(batch) >= BATCH_FILES or names + len(name) > BATCH_NAMES_CHARS or size + info.size_bytes > BATCH_BYTES
+        ):
+            yield batch
+            batch, size, names = {}, 0, 0
+        batch[name] = info, local
+        size += info.size_bytes
+        names += len(name)
+    if batch:
+        yield batch
+
+
+async def _fetched(
+    calls: FileCalls, sandbox_id: str, top: str, batch: dict[str, tuple[FileInfo, Path]]
+) -> AsyncGenerator[tuple[FileInfo, Path, AsyncIterator[bytes]], None]:
+    """Fetches files, many by one call. One that is gone by now is left out."""
+    if len(batch) == 1:
+        ((info, local),) = batch.values()
         async with contextlib.aclosing(calls.read(sandbox_id, info.path)) as pieces:
-            size = await save(pieces, local)
-        time_s = info.modified_at.timestamp()
-        await asyncio.to_thread(os.utime, local, (time_s, time_s))
-        await asyncio.to_thread(local.chmod, uploads.harmless_mode(info.mode))
-        moved += size
-        if progress is not None:
-            progress(moved, max(total, moved))
-
-    await _some_at_once(fetch, wanted)
-    return len(wanted)
-
-
-async def _some_at_once(
-    fetch: Callable[[FileInfo, Path], Awaitable[None]], wanted: Iterable[tuple[FileInfo, Path]]
-) -> None:
-    """Fetches files, a few at the same time. The first failure ends all."""
-    waiting = iter(wanted)
-
-    async def fetches() -> None:
-        for info, local in waiting:
-            await fetch(info, local)
-
-    workers = [asyncio.create_task(fetches()) for _ in range(AT_ONCE)]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+            yield info, local, pieces
+        return
+    async with contextlib.aclosing(calls.read_archive(sandbox_id, top, names=list(batch))) as pieces:
+        received = Received(pieces)
+        while (found := await received.next()) is not None:
+            name, size = found
+            asked = batch.pop(name, None)
+            if asked is not None:
+                yield *asked, received.content(size)
 
 
 def _inner_name(path: str, top: str) -> str | None:

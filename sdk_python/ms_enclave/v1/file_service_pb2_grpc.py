@@ -116,7 +116,7 @@ class FileServiceServicer(object):
     """
 
     def ReadFile(self, request, context):
-        """Reads a regular file as a stream of chunks of at most 64 KiB.
+        """Reads a regular file as a stream of chunks of at most 256 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,7 +42,7 @@ class FileServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FileServiceAsyncStub: ...
     ReadFile: _grpc.UnaryStreamMultiCallable[_file_service_pb2.ReadFileRequest, _file_service_pb2.ReadFileResponse]
-    """Reads a regular file as a stream of chunks of at most 64 KiB."""
+    """Reads a regular file as a stream of chunks of at most 256 KiB."""
     WriteFile: _grpc.StreamUnaryMultiCallable[_file_service_pb2.WriteFileRequest, _file_service_pb2.WriteFileResponse]
     """Writes a regular file. First message: `open`; then chunks. The file appears under its name, complete, when the
     call succeeds; a call that fails or is cut leaves what was there before. A client that sends nothing for 30 s
@@ -96,7 +96,7 @@ class FileServiceAsyncStub(FileServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReadFile: _aio.UnaryStreamMultiCallable[_file_service_pb2.ReadFileRequest, _file_service_pb2.ReadFileResponse]  # type: ignore[assignment]
-    """Reads a regular file as a stream of chunks of at most 64 KiB."""
+    """Reads a regular file as a stream of chunks of at most 256 KiB."""
     WriteFile: _aio.StreamUnaryMultiCallable[_file_service_pb2.WriteFileRequest, _file_service_pb2.WriteFileResponse]  # type: ignore[assignment]
     """Writes a regular file. First message: `open`; then chunks. The file appears under its name, complete, when the
     call succeeds; a call that fails or is cut leaves what was there before. A client that sends nothing for 30 s
@@ -153,7 +153,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _file_service_pb2.ReadFileRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_file_service_pb2.ReadFileResponse], _abc.AsyncIterator[_file_service_pb2.ReadFileResponse]]:
-        """Reads a regular file as a stream of chunks of at most 64 KiB."""
+        """Reads a regular file as a stream of chunks of at most 256 KiB."""
 
     @_abc_1.abstractmethod
     def WriteFile(

@@ -645,3 +645,25 @@ async def test_a_question_to_a_guest_that_never_comes_leaves_no_fault_in_the_log
     del asking
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+async def test_what_nobody_waits_for_goes_with_the_next_frame_or_soon(house: House) -> None:
+    guest = await house.guest()
+    handle, _ = await house.execution(guest)
+    guest.say("finished", execution="x", exit_code=0)
+    handle.let_go()
+    house.link.send({"type": "cancel", "execution": "y"})
+    assert [(await guest.hear())[0]["type"] for _ in range(2)] == ["may_go", "cancel"]
+    handle.send("may_go")
+    assert (await guest.hear())[0]["type"] == "may_go"
+
+
+async def test_what_nobody_waits_for_is_not_said_to_the_next_guest(house: House) -> None:
+    guest = await house.guest()
+    handle, _ = await house.execution(guest)
+    handle.let_go()
+    await house.away(guest)
+    again = await house.guest("x")
+    house.link.send({"type": "cancel", "execution": "y"})
+    assert (await again.hear_of("cancel"))[0]["execution"] == "y"
+    await again.silence()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -511,3 +512,23 @@ async def test_the_daemons_own_executions_are_neither_listed_nor_written_down(wo
     assert world.executions.get(execution.id) is execution
     assert world.executions.list().executions == ()
     assert json.dumps(list(world.ledger.rows)) == "[]"
+
+
+async def test_only_who_wants_the_whole_result_is_not_told_of_parts(world: World) -> None:
+    guest = await world.guest()
+
+    async def subscribed() -> dict[str, Any]:
+        header, _ = await guest.hear_of("run")
+        found: dict[str, Any] = header["subscribe"]
+        return found
+
+    call = ToolCall("box", "shell_executor", {"command": "x"})
+    running = [asyncio.create_task(world.executions.run(call))]
+    assert (await subscribed())["whole"] is True
+    running.append(asyncio.create_task(world.executions.run(replace(call, retention=Retention.KEEP_LAST))))
+    assert "whole" not in await subscribed(), "the oldest would be gone"
+    await world.open()
+    assert "whole" not in await subscribed()
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)

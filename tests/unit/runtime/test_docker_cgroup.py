@@ -11,6 +11,7 @@ import pytest
 
 from enclaved.model import ResourceUsage
 from enclaved.runtime.base import Counters
+from enclaved.runtime.docker import cgroup
 from enclaved.runtime.docker.cgroup import ControlGroups
 
 CONTAINER = "c0ffee00" * 8
@@ -205,3 +206,17 @@ def test_a_group_that_goes_and_comes_back_elsewhere_is_found_again(tmp_path):
     assert groups.counters(CONTAINER) == EXPECTED
     groups.forget(CONTAINER)
     assert groups.counters(CONTAINER) == EXPECTED
+
+
+def test_only_so_many_groups_keep_their_files_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(cgroup, "WATCHED_MOST", 2)
+    before = len(os.listdir("/proc/self/fd"))
+    groups = ControlGroups(tmp_path)
+    for name in "abc":
+        record(tmp_path / "enclaved" / (name * 64), V2)
+    for _ in range(2):
+        for name in "abc":
+            assert groups.counters(name * 64) == EXPECTED
+    assert len(os.listdir("/proc/self/fd")) == before + 4
+    groups.close()
+    assert len(os.listdir("/proc/self/fd")) == before
