@@ -195,6 +195,10 @@ class Metrics:
             "How often the engine stopped telling what happens, and everything was looked through.",
             registry=registry,
         )
+        self._state_writable = Gauge(
+            "enclaved_state_writable", "Whether what happens can be written down.", registry=registry
+        )
+        self._state_writable.set(1)
         self._reloads = Counter(
             "enclaved_config_reloads", "Reloads of the configuration by outcome.", ("outcome",), registry=registry
         )
@@ -421,6 +425,10 @@ class Metrics:
     def engine_event_gap(self) -> None:
         """Counts one time that the engine stopped telling what happens."""
         self._event_gaps.inc()
+
+    def state_writable(self, writable: bool) -> None:
+        """Says whether the last write to the state directory worked."""
+        self._state_writable.set(1 if writable else 0)
 
     def reloaded(self, successful: bool) -> None:
         """Counts one reading of the configuration after the start."""

@@ -72,6 +72,8 @@ def install_guest(directory: Path) -> Path:
     source = bundled_guest()
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     directory.chmod(0o755)
+    for draft in directory.glob(".guest-*"):  # of a daemon that was killed: one at a time has this directory
+        draft.unlink(missing_ok=True)
     path = directory / f"guest-{hashlib.sha256(source).hexdigest()[:16]}.py"
     if not path.exists():
         temporary = directory / f".{path.name}.{os.getpid()}"

@@ -110,7 +110,11 @@ class GuestLink:
             return
         sock = bound_socket(self.directory / SOCKET_NAME, self._group_id)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: SocketPeer(self), sock=sock, backlog=4)
+        # In two steps: whoever is cancelled in between has a server that can be closed.
+        self._server = await loop.create_unix_server(
+            lambda: SocketPeer(self), sock=sock, backlog=4, start_serving=False
+        )
+        await self._server.start_serving()
 
     async def renewed(self, deadline_s: float) -> bool:
         """Whether a guest that does not answer does so after being attached to again; false where it must connect."""

@@ -82,6 +82,8 @@ class Input:
 
     def on_taken(self, offset: int) -> None:
         """The program has taken the input up to here. Raises FrameError if it cannot have."""
+        if self._over:
+            return  # how much an earlier daemon sent to one that has ended is not known
         if not self._taken <= offset <= self.end:
             raise FrameError(f"took input up to {offset}")
         if offset > self._base:

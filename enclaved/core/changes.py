@@ -9,7 +9,7 @@ from typing import Final
 
 from enclaved.core.record import SandboxRecord
 from enclaved.core.state import EndedRequest, SandboxTable
-from enclaved.errors import InvalidRequest, LimitReached, RevisionGone
+from enclaved.errors import InvalidRequest, LimitReached, RevisionGone, ShuttingDown
 from enclaved.metrics import Metrics
 from enclaved.model import (
     Bookmark,
@@ -44,6 +44,7 @@ class Changes:
         self._chronicle.begin(self.revision)
         self._news = asyncio.Event()
         self._followers = 0
+        self._ended = False
 
     # -- writing down
 
@@ -133,8 +134,8 @@ class Changes:
     ) -> AsyncGenerator[SandboxEvent | Bookmark]:
         """Tells of every change after a revision (0: from now on), first of where it begins; never ends by itself.
 
-        Without news it says so every ``heartbeat_s`` seconds (0: 10). Raises `InvalidRequest`, `LimitReached`, and
-        `RevisionGone` where changes after the revision are not kept any more.
+        Without news it says so every ``heartbeat_s`` seconds (0: 10). Raises `InvalidRequest`, `LimitReached`,
+        `RevisionGone` where changes after the revision are not kept any more, and `ShuttingDown`.
         """
         if after < 0:
             raise InvalidRequest.of("revision", "must be 0 or more; take it from a listing")
@@ -159,6 +160,8 @@ class Changes:
         self._check_kept(seen)
         yield Bookmark(seen)
         while True:
+            if self._ended:
+                raise ShuttingDown
             news = self._news
             self._check_kept(seen)
             found = self._chronicle.after(seen)
@@ -176,6 +179,11 @@ class Changes:
                     await news.wait()
             except TimeoutError:
                 yield Bookmark(seen)
+
+    def end_following(self) -> None:
+        """The daemon stops: those who follow go on at the next one."""
+        self._ended = True
+        self._news.set()
 
     def _check_kept(self, revision: int) -> None:
         if not self._chronicle.has(revision):

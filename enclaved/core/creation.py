@@ -19,6 +19,7 @@ from enclaved.core.record import SandboxRecord
 from enclaved.core.state import Chronicle
 from enclaved.core.state.rows import encode
 from enclaved.errors import (
+    EngineUnavailable,
     FieldViolation,
     InvalidRequest,
     LimitReached,
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 GONE_WITHIN_S: Final = 10.0
 """How long a creation waits for the deletion of another sandbox that has its id."""
+OWN_GONE_WITHIN_S: Final = 60.0
+"""The same, for what a daemon that was killed has left of an earlier attempt at the same request."""
 DELETIONS_FREE: Final = 64
 """So many sandboxes may be on their way out without counting as there."""
 
@@ -118,7 +121,7 @@ class Creation:
         check_labels(wish.labels)
         admission = self._policy.admit(wish.request)
         if wish.sandbox_id in self._records:
-            await self._await_gone(wish.sandbox_id)
+            await self._await_gone(self._records[wish.sandbox_id], wish)
             return await self.create(wish)  # whatever has changed meanwhile
         self.check_room(1)
         record = self._enter(wish, admission)
@@ -133,9 +136,11 @@ class Creation:
         while (record := self._by_request.get((DEFAULT_TENANT, request_id))) is not None:
             self._check_same(digest, record.request_digest)
             birth = self._births.get(record)
+            if birth is None and not record.was_made:
+                return None  # it could not be made, and what there is of it goes
+            if birth is None and record.state is SandboxState.DELETING:
+                raise RequestEnded(request_id, record.id)
             if birth is None:
-                if record.state is SandboxState.DELETING:
-                    raise RequestEnded(request_id, record.id)
                 return record.snapshot()
             if birth.waiting:
                 return await self._wait(birth)
@@ -152,16 +157,19 @@ class Creation:
             text = "was sent with another request before; send the same request again, or choose another id"
             raise InvalidRequest(FieldViolation("request_id", text, "REQUEST_ID_REUSED"))
 
-    async def _await_gone(self, sandbox_id: str) -> None:
-        """Waits for the end of a deletion. Raises `SandboxExists`."""
-        record = self._records[sandbox_id]
+    async def _await_gone(self, record: SandboxRecord, wish: Wish) -> None:
+        """Waits for the end of a deletion. Raises `SandboxExists`, `EngineUnavailable`."""
         if record.state is not SandboxState.DELETING:
-            raise SandboxExists(sandbox_id)
+            raise SandboxExists(record.id)
+        is_own = bool(wish.request_id) and record.request_id == wish.request_id
         try:
-            async with asyncio.timeout(GONE_WITHIN_S):
+            async with asyncio.timeout(OWN_GONE_WITHIN_S if is_own else GONE_WITHIN_S):
                 await record.gone.wait()
         except TimeoutError:
-            raise SandboxExists(sandbox_id, "it is still being deleted") from None
+            if is_own:
+                text = f"what an earlier attempt at sandbox {record.id!r} has left cannot be removed yet; try again"
+                raise EngineUnavailable("engine", text) from None
+            raise SandboxExists(record.id, "it is still being deleted") from None
 
     def check_room(self, count: int) -> None:
         """Raises `LimitReached` if there cannot be so many more sandboxes now."""
@@ -210,8 +218,7 @@ class Creation:
                 self._changes.save(record, self._cause(record))
                 await self._up(record)
                 record.touch()
-                record.enter(SandboxState.RUNNING, "", self._cause(record))
-                self._changes.save(record, self._cause(record))
+                self._changes.move(record, SandboxState.RUNNING, self._cause(record))
         except BaseException as error:
             # What was made could not be removed yet: the id stays taken until it is.
             left = record.container_id is not None or record.state is SandboxState.DELETING

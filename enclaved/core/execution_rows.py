@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from enclaved.agent.handle import RunOptions
 from enclaved.model import Finished, OnAwaitingInput, TerminalSize
@@ -45,6 +45,20 @@ class ExecutionRow:
     cancelled_by: str = ""
     finished: Finished | None = None
     """Its end, once that was known. Set by whoever keeps the row when `ExecutionStore.settle` is called."""
+
+
+class ExecutionText(NamedTuple):
+    """A row as it was written, not read yet: there may be very many, and most are never asked for."""
+
+    id: str
+    sandbox_id: str
+    body: str
+    finished: str | None
+
+    @property
+    def chosen(self) -> bool:
+        """See `ExecutionRow.chosen`. Within a text of JSON the quotes would have backslashes."""
+        return '"chosen":true' in self.body
 
 
 class ExecutionStore(Protocol):

@@ -11,7 +11,7 @@ import contextvars
 import logging
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -24,7 +24,7 @@ from enclaved.core.bookkeeping import Bookkeeping
 from enclaved.core.calls import Calls
 from enclaved.core.counting import Counting
 from enclaved.core.execution import BY_PIDS_LIMIT, Execution
-from enclaved.core.execution_rows import ExecutionRow, ExecutionStore, NoStore, options_of
+from enclaved.core.execution_rows import ExecutionRow, ExecutionStore, ExecutionText, NoStore, options_of
 from enclaved.core.following import RUN_OUTPUT_BYTES
 from enclaved.core.new_row import new_row, number_at
 from enclaved.core.overdue import Overdue
@@ -207,16 +207,20 @@ class Executions:
         self._overdue.watch(execution)
         execution.handle.finished.add_done_callback(lambda report: self._on_end(execution, report))
 
-    def take_up(self, record: SandboxRecord, rows: Iterable[ExecutionRow]) -> None:
-        """Takes up all executions of a sandbox that an earlier daemon has written down, oldest first; see `adopt`."""
-        rows = [*rows]
-        ended = [row for row in rows if row.finished is not None]
-        old = {row.id for row in ended[: max(0, len(ended) - RECORDS_MOST)]}
-        for row in rows:
-            if row.id not in old:
-                self.adopt(record, row)
-            elif row.finished is None or not row.chosen or not self._tombstones.bury(record, row, row.finished):
-                self._books.forget(row.id)
+    def take_up(
+        self, record: SandboxRecord, texts: Sequence[ExecutionText], read: Callable[[ExecutionText], ExecutionRow]
+    ) -> None:
+        """Takes up all executions of a sandbox that an earlier daemon has written down, oldest first; see `adopt`.
+
+        Of those that ended long ago only the text is kept. Raises what ``read`` raises.
+        """
+        ended = [text for text in texts if text.finished is not None]
+        old = {text.id for text in ended[: max(0, len(ended) - RECORDS_MOST)]}
+        for text in texts:
+            if text.id not in old:
+                self.adopt(record, read(text))
+            elif not text.chosen or not self._tombstones.restore(record, text):
+                self._books.forget(text.id)
 
     def adopt(self, record: SandboxRecord, row: ExecutionRow) -> Execution:
         """Takes up an execution that an earlier daemon has written down, before or after its guest came back.

@@ -25,7 +25,7 @@ STARTED_WITHIN_S: Final = 1.0
 TEXTS: Final[Mapping[Intervention, str]] = MappingProxyType(
     {
         Intervention.REMOVED: "its container was removed by somebody else",
-        Intervention.STOPPED: "its container was stopped by somebody else",
+        Intervention.STOPPED: "its container was stopped by somebody else, or by its engine",
         Intervention.KILLED: "its container was killed by somebody else",
         Intervention.RESTARTED: "its container was restarted by somebody else: its programs and its files are gone",
     }

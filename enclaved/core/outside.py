@@ -46,6 +46,7 @@ class Outside:
     ) -> None:
         self._runtime, self._sandboxes, self._boot = runtime, sandboxes, boot
         self._background, self._metrics = background, metrics
+        self._hearsay = boot.watching.hearsay
         self._since_ns = 0
         self._looking: set[str] = set()
         self._again: set[str] = set()
@@ -53,23 +54,28 @@ class Outside:
     async def follow(self) -> None:
         """Follows the engine's events. Never returns."""
         while True:
+            reason = "the engine ended them"
             try:
                 await self._one_stream()
             except EngineUnavailable as error:
-                log.info("engine events broke off", extra={"reason": str(error)})
+                reason = str(error)
             except EngineRefused as error:
-                log.warning("engine events cannot be read", extra={"reason": str(error)})
+                reason = str(error)
                 self._since_ns = 0  # the same event again would not help
             finally:
-                self._listens(False)
-            self._metrics.engine_event_gap()
+                was_told, self._hearsay.listens = self._hearsay.listens, False
+                self._metrics.engine_events(False)
+            if was_told:  # and not one more try while the engine is away
+                self._metrics.engine_event_gap()
+                log.warning("engine events broke off", extra={"reason": reason})
             await asyncio.sleep(RETRY_S)
 
     async def _one_stream(self) -> None:
         """Follows until the stream breaks off."""
         while True:
             async with self._runtime.events(self._since_ns) as events:
-                self._listens(True)
+                self._hearsay.listens = True
+                self._metrics.engine_events(True)
                 await self._reconcile()
                 try:
                     async with asyncio.timeout(REOPEN_EVERY_S):
@@ -79,10 +85,6 @@ class Outside:
                         return
                 except TimeoutError:
                     continue
-
-    def _listens(self, listens: bool) -> None:
-        self._boot.watching.hearsay.listens = listens
-        self._metrics.engine_events(listens)
 
     async def _reconcile(self) -> None:
         """Compares what there should be with what the engine lists, and looks where they differ."""
@@ -100,7 +102,7 @@ class Outside:
         record = next((one for one in known if one.container_id == event.container_id), None)
         if record is None:
             return  # nobody's, or one that we are making or removing ourselves
-        self._boot.watching.hearsay.note(event.container_id, event.change)
+        self._hearsay.note(event.container_id, event.change)
         if event.change in _NOTED:
             self._note(record, _NOTED[event.change])
         elif event.change is ContainerChange.UPDATED:

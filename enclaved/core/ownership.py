@@ -35,6 +35,8 @@ class Ownership:
         path = state_dir / KEY_NAME
         with contextlib.suppress(FileNotFoundError):
             return cls(path.read_bytes())
+        for draft in state_dir.glob(f".{KEY_NAME}.*"):  # of a daemon that was killed: whoever is here has the lock
+            draft.unlink(missing_ok=True)
         key = secrets.token_bytes(32)
         temporary = state_dir / f".{KEY_NAME}.{os.getpid()}"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -16,14 +16,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from enclaved.core import strays
+from enclaved.core import heap, strays
 from enclaved.core.boot import Boot
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import is_owned
 from enclaved.core.ownership import Ownership
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.state import State, StateUnusable
-from enclaved.errors import EnclaveError
+from enclaved.errors import EnclaveError, EngineRefused
 from enclaved.metrics import Metrics
 from enclaved.model.leftovers import LeftoverKind
 from enclaved.runtime.base import LABEL_OWNER, ContainerRecord, Runtime
@@ -102,14 +102,21 @@ class Reaper:
         for stray in due:
             if self._seen[stray] == 2:
                 self._metrics.leftover_found(stray.kind)
+        failures: list[EngineRefused | OSError] = []
         for kind, remove in self._ways().items():
             for stray in [stray for stray in due if stray.kind is kind][:REMOVALS_MOST]:
                 if await self._sandboxes.closes_within(0):
                     return
-                if await remove(found[stray]):
-                    self._removed(kind, stray.name)
+                try:
+                    if await remove(found[stray]):
+                        self._removed(kind, stray.name)
+                except (EngineRefused, OSError) as error:  # the others are to go all the same
+                    failures.append(error)
         self._sweep_sandbox_rows()
         await self._sweep_execution_rows()
+        await asyncio.to_thread(heap.give_back)
+        if failures:
+            raise failures[0]
 
     def _ways(self) -> Mapping[LeftoverKind, Callable[..., Awaitable[bool]]]:
         return {

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Final
 
 from enclaved.core.boot import Boot
 from enclaved.core.draining import Draining
-from enclaved.core.execution_rows import ExecutionRow
+from enclaved.core.execution_rows import ExecutionText
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import Leftovers
 from enclaved.core.pool_rejoin import KeptMembers
@@ -23,6 +24,8 @@ from enclaved.metrics import Metrics
 from enclaved.model import RecoveryOutcome, SandboxState
 
 log = logging.getLogger(__name__)
+
+REMOVED_WITHIN_S: Final = 60.0
 
 
 class Recovery:
@@ -42,8 +45,8 @@ class Recovery:
     def load(self) -> None:
         """Takes up every sandbox that is to live on, with its executions. Raises `StateUnusable`."""
         self.pools = KeptMembers(self._state.pools.load(), self._state.pools.load_members())
-        executions = self._state.executions.load()
-        of_sandbox: dict[str, list[ExecutionRow]] = {}
+        executions = self._state.executions.texts()
+        of_sandbox: dict[str, list[ExecutionText]] = {}
         for execution in executions:
             of_sandbox.setdefault(execution.sandbox_id, []).append(execution)
         kept = set()
@@ -56,7 +59,7 @@ class Recovery:
                 continue
             kept.add(row.id)
             self._sandboxes.take_up(record, self._rejoin)
-            self._executions.take_up(record, of_sandbox.get(row.id, ()))
+            self._executions.take_up(record, of_sandbox.get(row.id, ()), self._state.executions.read)
         for execution in executions:
             if execution.sandbox_id not in kept:
                 self._state.executions.forget(execution.id)
@@ -65,8 +68,14 @@ class Recovery:
         """Removes half-made and half-deleted sandboxes, once nothing is left that could be their containers."""
         await leftovers.cleared.wait()
         self._cleared.set()
+        removals = [asyncio.ensure_future(record.gone.wait()) for record in self._doomed]
+        if removals:
+            await asyncio.wait(removals, timeout=REMOVED_WITHIN_S)
+        for removal in removals:
+            removal.cancel()
         for record in self._doomed:
-            await record.gone.wait()
+            if not record.gone.is_set():
+                continue  # the engine does not let it; it is tried on
             self._metrics.sandbox_recovered(RecoveryOutcome.REMOVED)
             log.info("sandbox removed", extra={"sandbox_id": record.id, "reason": record.state_reason})
         self._doomed.clear()

@@ -152,6 +152,10 @@ class Sandboxes:
         """Tells of every change after a revision; see `Changes.follow`."""
         return self._changes.follow(revision, wanted, heartbeat_s)
 
+    def end_watches(self) -> None:
+        """Ends all watches, since the daemon stops and they would never end by themselves."""
+        self._changes.end_following()
+
     def tools(self, sandbox_id: str = "") -> tuple[ToolDescription, ...]:
         """Lists the tools of a sandbox, or all of the daemon. Raises `SandboxNotFound`."""
         enabled = self.record(sandbox_id).spec.tools if sandbox_id else None

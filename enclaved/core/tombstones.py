@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from enclaved.core.execution_rows import ExecutionRow
+from enclaved.core.execution_rows import ExecutionRow, ExecutionText
 from enclaved.core.record import SandboxRecord
 from enclaved.core.state.rows import decode, encode_as
 from enclaved.model import Finished
@@ -20,9 +20,17 @@ class Tombstone(NamedTuple):
     """An execution that has ended. What is written down of it stays as it was."""
 
     record: SandboxRecord
-    row: ExecutionRow
+    id: str
+    body: str
+    """Its row without its end, as JSON: a fraction of the objects."""
     end: str
-    """How it ended, as JSON: a fraction of the objects."""
+    """How it ended, as JSON."""
+
+    @property
+    def row(self) -> ExecutionRow:
+        """What is written down of it, without its end."""
+        found: ExecutionRow = decode(ExecutionRow, self.body)
+        return found
 
     @property
     def finished(self) -> Finished:
@@ -44,13 +52,22 @@ class Tombstones:
 
     def bury(self, record: SandboxRecord, row: ExecutionRow, finished: Finished) -> bool:
         """Keeps what is left of an execution. False if there is nothing to keep it for: its sandbox went."""
+        body = encode_as(ExecutionRow, row, leave_out=("finished",))
+        return self._keep(Tombstone(record, row.id, body, encode_as(Finished, _short(finished))))
+
+    def restore(self, record: SandboxRecord, text: ExecutionText) -> bool:
+        """Keeps one that an earlier daemon has written down, without reading it. False as `bury`."""
+        return self._keep(Tombstone(record, text.id, text.body, text.finished or "null"))
+
+    def _keep(self, tombstone: Tombstone) -> bool:
+        record = tombstone.record
         if record.is_forgotten:
             return False
         if record not in self._of:
             record.on_forgotten = lambda: self._drop_all(record)
-        self._all[row.id] = Tombstone(record, replace(row, finished=None), encode_as(Finished, _short(finished)))
+        self._all[tombstone.id] = tombstone
         of_this = self._of.setdefault(record, {})
-        of_this[row.id] = None
+        of_this[tombstone.id] = None
         if len(of_this) > TOMBSTONES_PER_SANDBOX:
             self._drop(next(iter(of_this)))
         elif len(self._all) > TOMBSTONES:
@@ -63,7 +80,7 @@ class Tombstones:
 
     def take(self, tombstone: Tombstone) -> None:
         """Takes one out, since it has a record again."""
-        self._take(tombstone.row.id)
+        self._take(tombstone.id)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -87,6 +104,8 @@ class Tombstones:
 def _short(finished: Finished) -> Finished:
     """The same end with less text: there may be very many."""
     exception = finished.exception
+    if len(finished.message) <= _TEXT_MOST and (exception is None or len(exception.message) <= _TEXT_MOST):
+        return finished
     if exception is not None:
         exception = replace(exception, message=exception.message[:_TEXT_MOST])
     return replace(finished, message=finished.message[:_TEXT_MOST], exception=exception)

@@ -169,10 +169,7 @@ async def serve(
         clearing = core.background.spawn(core.leftovers.keep_clear(state_dir, base), "clear leftovers")
         core.background.spawn(_clean_up(core), "clean up")
         stack.push_async_callback(asyncio.wait, [clearing], timeout=REMOVE_SANDBOXES_S)
-        if settings.daemon.keep_sandboxes_on_stop and not embedded:
-            stack.callback(core.sandboxes.leave)
-        else:
-            stack.push_async_callback(core.sandboxes.close, REMOVE_SANDBOXES_S)
+        stack.push_async_callback(_part, core, settings.daemon.keep_sandboxes_on_stop and not embedded)
         stack.callback(core.pools.close, keep_members=settings.daemon.keep_sandboxes_on_stop and not embedded)
 
         if not embedded:
@@ -201,6 +198,7 @@ async def serve(
             grace_s = min(grace_s, EMBEDDED_DRAIN_GRACE_S)
         elif settings.daemon.keep_sandboxes_on_stop:
             grace_s = min(grace_s, KEPT_DRAIN_GRACE_S)
+        core.sandboxes.end_watches()
         await _drain(calls, health, stop, grace_s)
     _log.info("stopped")
 
@@ -236,6 +234,7 @@ async def _compose(
     try:
         state = State.open(state_dir / DATABASE_NAME)
         stack.callback(state.close)
+        state.tell(metrics.state_writable)
         stack.push_async_callback(background.close, CLOSE_BACKGROUND_S)
         ownership = Ownership.of(state_dir)
         boot = Boot(engine, boot_settings, ownership, background, metrics)
@@ -344,6 +343,16 @@ async def _open_http(stack: AsyncExitStack, settings: Settings, core: _Core, cal
         return ""
     served = HttpCore(core.sandboxes, core.executions, core.files, core.system, core.pools)
     return await stack.enter_async_context(http_endpoint(settings, served, core.metrics, calls))
+
+
+async def _part(core: _Core, keep: bool) -> None:
+    """Leaves the sandboxes to the next daemon if they are to be kept and it can know of them, else removes them."""
+    if keep and core.state.is_in_place:
+        core.sandboxes.leave()
+        return
+    if keep:
+        _log.error("sandboxes are removed: the next daemon would not know of them, since the state was removed")
+    await core.sandboxes.close(REMOVE_SANDBOXES_S)
 
 
 async def _drain(calls: Calls, health: Health, stop: StopRequest, grace_s: float) -> None:

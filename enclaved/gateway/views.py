@@ -17,6 +17,8 @@ def status_of(sandbox: Sandbox, role: Literal["idle", "busy"] | None) -> Sandbox
         return SandboxStatus(role)
     if sandbox.state is SandboxState.PAUSED:
         return SandboxStatus.IDLE
+    if sandbox.state is SandboxState.DELETING:
+        return SandboxStatus.STOPPING
     return SandboxStatus(sandbox.state.value)
 
 

@@ -269,6 +269,29 @@ async def test_input_goes_on_at_its_offset(world: World) -> None:
     assert bytes(got) == b"ONE\nTWO\nTHREE\n"
 
 
+async def test_a_client_that_ends_the_input_again_of_what_ended_meanwhile_disturbs_nobody(world: World) -> None:
+    code = "import os, sys\nprint('begun', flush=True)\nprint(len(sys.stdin.read()))"
+    async with world.daemon() as first:
+        await first.create()
+        call = first.execution_stub.Execute()
+        await call.write(pb.ExecuteRequest(start=python(code, execution_id="run", stdin=True)))
+        while not (await call.read()).event.HasField("output"):
+            pass
+        await call.write(pb.ExecuteRequest(stdin=pb.Stdin(data=b"x" * 1000, offset=0)))
+        await call.write(pb.ExecuteRequest(end_of_input=pb.EndOfInput()))
+        call.cancel()
+    async with world.daemon() as second:
+        _, finished = await followed(second, "run")
+        assert finished.verdict == pb.VERDICT_EXITED
+    async with world.daemon() as third:
+        call = third.execution_stub.Execute()
+        await call.write(pb.ExecuteRequest(attach=pb.AttachRequest(execution_id="run")))
+        await call.write(pb.ExecuteRequest(end_of_input=pb.EndOfInput()))
+        while not (await call.read()).event.HasField("finished"):
+            pass
+        assert await run(third, "print(6 * 7)") == "42\n"
+
+
 async def test_the_same_id_does_not_run_twice(world: World) -> None:
     spec = python("open('runs', 'a').write('x'); import time; time.sleep(0.5); print('done')", execution_id="run")
     async with world.daemon() as first:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from enclaved.core.state.schema import APPLICATION_ID, MIGRATIONS
+from enclaved.core.state.wal import missing_frames
 from enclaved.errors import NoSpace
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,12 @@ log = logging.getLogger(__name__)
 CHECKPOINT_EVERY_S: Final = 5.0
 CHECKPOINT_WRITES: Final = 1000
 LOG_MOST_BYTES: Final = 16 * 1024 * 1024
+SHRINK_FROM_BYTES: Final = 16 * 1024 * 1024
+"""Room in the file that nobody uses, from which on it is made smaller at the start, if it is also half of the file."""
 BUSY_S: Final = 1.0
 """How long to wait for another program that has the database open; the event loop waits with it."""
+SANDBOXES: Final = "s"
+"""The directory beside the database that has one of each sandbox."""
 _MOVE_AWAY = "move the file away to start without it; its sandboxes are then removed"
 _DISK_CODES: Final = frozenset(
     {
@@ -54,9 +59,14 @@ class Database:
         self._owed: dict[str, tuple[str, Mapping[str, Any]]] = {}
         self._writes = 0
         self._many = asyncio.Event()
+        self._is_well: bool | None = None
+        self.told: Callable[[bool], None] = lambda _: None
+        """Hears whether writes work, at each change."""
         is_new = not path.exists()
+        _check_whole(path)
         self._connection = _open(path)
         try:
+            self._place = _place(path)
             self._prepare()
         except (sqlite3.Error, StateUnusable) as error:
             self._connection.close()
@@ -89,6 +99,21 @@ class Database:
                 self._connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 self._connection.execute(f"PRAGMA user_version = {newest}")
             log.info("state database made" if not version else "state database migrated", extra={"version": newest})
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Gives the disk back what rows that went have left in the file. Where that fails, the room is used again."""
+        pages, free = self._number("PRAGMA page_count"), self._number("PRAGMA freelist_count")
+        free_bytes = free * self._number("PRAGMA page_size")
+        if free_bytes < SHRINK_FROM_BYTES or free < pages / 2:
+            return
+        try:
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            log.warning("state database not made smaller", extra={"reason": str(error), "path": str(self.path)})
+        else:
+            log.info("state database made smaller", extra={"freed_bytes": free_bytes})
 
     def _number(self, query: str) -> int:
         return int(self._connection.execute(query).fetchone()[0])
@@ -100,9 +125,15 @@ class Database:
         try:
             found = self._connection.execute(query, dict(values))
             names = [column[0] for column in found.description]
-            return [make(dict(zip(names, values, strict=True))) for values in found]
+            rows = [dict(zip(names, values, strict=True)) for values in found]
         except sqlite3.Error as error:
             raise _refusal(self.path, error) from error
+        return self.make_sense(lambda: [make(row) for row in rows])
+
+    def make_sense(self, make: Callable[[], T]) -> T:
+        """Makes something of what was read. Raises `StateUnusable` where that raises `ValueError`."""
+        try:
+            return make()
         except ValueError as error:
             log.error("a row of the state database makes no sense", exc_info=error)
             raise _unusable(self.path, "it is damaged (a row makes no sense; see the log)", _MOVE_AWAY) from error
@@ -118,10 +149,14 @@ class Database:
             with self._transaction() if len(writes) > 1 else nullcontext():
                 for sql, values in writes:
                     self._execute(sql, values)
+            self._tell()
         except sqlite3.Error as error:
             if _primary(error) not in _DISK_CODES:
                 raise
+            self._tell(error)
             hint = "make room there, or look at the disk"
+            if isinstance(error, _Misplaced):
+                hint = "restart the daemon, or put the directory back as it was"
             text = f"cannot write to the daemon's state directory {self.path.parent}: {error}; {hint}"
             raise NoSpace(str(self.path), text) from error
 
@@ -133,7 +168,9 @@ class Database:
         try:
             self._pay()
             self._execute(sql, values)
+            self._tell()
         except sqlite3.Error as error:
+            self._tell(error)
             if not self._owed:
                 log.error(
                     "state not written; will be tried again", extra={"reason": str(error), "path": str(self.path)}
@@ -149,7 +186,9 @@ class Database:
             self._owed[key] = write
         try:
             self._pay(late=before > 0)
+            self._tell()
         except sqlite3.Error as error:
+            self._tell(error)
             if not before:
                 log.error(
                     "state not written; will be tried again", extra={"reason": str(error), "path": str(self.path)}
@@ -160,7 +199,24 @@ class Database:
         """How many writes wait for the disk."""
         return len(self._owed)
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file that is open is the one that the next daemon finds."""
+        return _place(self.path) == self._place
+
+    def _tell(self, error: sqlite3.Error | None = None) -> None:
+        if self._is_well is (error is None):
+            return
+        if error is not None:
+            log.error("state cannot be written", extra={"reason": str(error), "path": str(self.path)})
+        elif self._is_well is False:
+            log.info("state can be written again", extra={"path": str(self.path)})
+        self._is_well = error is None
+        self.told(self._is_well)
+
     def _pay(self, *, late: bool = True) -> None:
+        if not self.is_in_place:
+            raise _Misplaced(f"{self.path.name} was removed or replaced while the daemon ran")
         if self._owed:
             with self._transaction():
                 for sql, values in self._owed.values():
@@ -199,6 +255,7 @@ class Database:
                     self._writes = 0
                     await asyncio.to_thread(self._checkpoint)
             except sqlite3.Error as error:  # the log of writes grows until this works; nothing is lost
+                self._tell(error)
                 log.warning("state not checkpointed", extra={"reason": str(error), "path": str(self.path)})
                 await asyncio.sleep(CHECKPOINT_EVERY_S)
 
@@ -217,6 +274,40 @@ class Database:
         except sqlite3.Error as error:
             log.error("state not written", extra={"reason": str(error), "writes": len(self._owed)})
         self._connection.close()
+
+
+class _Misplaced(sqlite3.OperationalError):
+    """What is written would be found by nobody."""
+
+    sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+
+
+def _place(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _check_whole(path: Path) -> None:
+    """Refuses a database of which something is missing that SQLite would not miss. Raises `StateUnusable`."""
+    try:
+        missing = missing_frames(path)
+        is_empty = path.exists() and not path.stat().st_size
+        sandboxes = path.with_name(SANDBOXES)
+        if is_empty and sandboxes.is_dir() and any(sandboxes.iterdir()):
+            raise _unusable(path, "it is empty, and there are sandboxes", f"put a copy of it back, or {_MOVE_AWAY}")
+    except OSError as error:
+        raise StateUnusable(
+            f"cannot read the state directory {path.parent}: {error.strerror}; look at the disk"
+        ) from error
+    if missing:
+        hint = (
+            f"put a copy of it back, or remove {path.name}-shm to start without them; sandboxes of which only they "
+            "told are then removed"
+        )
+        raise _unusable(path, f"its log of writes is damaged, the last {missing} are not in it", hint)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -39,6 +39,9 @@ from enclaved.runtime.docker.stderr import Attachment, Tail
 
 STARTS_AT_ONCE = 64
 """Each start holds a connection until its block ends; aiohttp lends 100 for everything."""
+FREEZE_ATTEMPTS = 5
+"""On a busy machine with version 1 of control groups the engine gives up on processes that fork at that moment."""
+FREEZE_AGAIN_S = 0.05
 LAST_WORDS_S = 1.0
 """How long `status` waits for the rest of the standard error of a guest that ended."""
 
@@ -152,11 +155,17 @@ class DockerRuntime:
         """See `Runtime.pause`."""
         _check_id(container_id)
         async with self._engine.calling("pause a container", self._deadlines.query_s) as docker:
-            try:
-                await docker.containers.container(container_id).pause()
-            except aiodocker.DockerError as error:
-                if "already paused" not in error.message:
-                    raise
+            for left in reversed(range(FREEZE_ATTEMPTS)):
+                try:
+                    await docker.containers.container(container_id).pause()
+                except aiodocker.DockerError as error:
+                    if "already paused" in error.message:
+                        return
+                    if left == 0 or "unable to freeze" not in error.message:
+                        raise
+                    await asyncio.sleep(FREEZE_AGAIN_S)
+                else:
+                    return
 
     async def unpause(self, container_id: str) -> None:
         """See `Runtime.unpause`."""

@@ -384,3 +384,27 @@ async def test_a_container_of_the_same_name_that_runs_is_not_taken_back(make, pl
     with pytest.raises(EngineUnavailable):
         await runtime.create(plan)
     assert not [asked for asked in fake.asked if asked.startswith("DELETE")]
+
+
+async def test_a_container_that_cannot_be_frozen_at_this_moment_is_frozen_a_moment_later(
+    fake: FakeEngine, runtime: DockerRuntime
+):
+    asked = f"POST /containers/{ID}/pause"
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if fake.asked.count(asked) < 3:
+            return error(500, "Cannot pause container: OCI runtime pause failed: unable to freeze: unknown")
+        return web.Response(status=204)
+
+    fake.answers[asked] = answer
+    await runtime.pause(ID)
+    assert fake.asked.count(asked) == 3
+
+
+async def test_a_container_that_can_never_be_frozen_is_refused(fake: FakeEngine, runtime: DockerRuntime):
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return error(500, "Cannot pause container: OCI runtime pause failed: unable to freeze: unknown")
+
+    fake.answers[f"POST /containers/{ID}/pause"] = answer
+    with pytest.raises(EngineRefused, match="unable to freeze"):
+        await runtime.pause(ID)

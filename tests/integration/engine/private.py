@@ -205,9 +205,20 @@ async def private_engine() -> AsyncIterator[PrivateEngine]:
 
 
 def _namespaces() -> subprocess.Popen[bytes]:
-    """Starts a process whose child holds namespaces; they end with it."""
+    """Starts a process whose child holds namespaces; they end with it, and it ends with this process."""
     return subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--net", "sleep", "infinity"],
+        [
+            "setpriv",
+            "--pdeathsig=KILL",
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child=KILL",
+            "--mount-proc",
+            "--net",
+            "sleep",
+            "infinity",
+        ],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

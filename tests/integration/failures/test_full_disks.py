@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,22 @@ async def test_a_daemon_that_cannot_write_its_state_does_not_start_and_says_why(
     again = await ground.daemon(state_dir=state)
     again.process.terminate()
     assert await again.ended() == 0
+
+
+async def test_a_daemon_on_a_disk_that_became_read_only_does_not_start_and_says_why(ground: Ground):
+    state = state_on_a_small_disk(ground)
+    first = await ground.daemon(state_dir=state)
+    first.process.terminate()
+    assert await first.ended() == 0
+    if os.geteuid() == 0:
+        subprocess.run(["mount", "-o", "remount,ro", state], check=True)
+    else:
+        (state / "lock").chmod(0o400)
+    daemon = ground.start_daemon(state_dir=state)
+    assert await daemon.ended() == 1
+    (line,) = daemon.text.splitlines()
+    assert line.startswith(f"enclaved: cannot use the state directory {state}: ")
+    assert line.endswith("with state.dir (--state-dir)")
 
 
 @pytest.mark.parametrize("place", ["/sandbox", "/tmp", "/dev/shm"])

@@ -33,7 +33,7 @@ def box(buf: Buf) -> Iterator[str]:
     assert made["state"] == "STATE_RUNNING"
     assert (made["spec"]["memoryLimitBytes"], made["spec"]["cpuLimit"]) == (str(128 * 1024**2), 0.5)
     yield made["id"]
-    assert buf.call(f"{SANDBOXES}/DeleteSandbox", {"sandboxId": made["id"]}).message == {}
+    assert buf.call(f"{SANDBOXES}/DeleteSandbox", {"sandboxId": made["id"], "wait": True}).message == {}
     gone = buf.call(f"{SANDBOXES}/GetSandbox", {"sandboxId": made["id"]})
     assert gone.reason == "SANDBOX_NOT_FOUND"
     assert gone.detail(error_details_pb2.ResourceInfo).resource_name == made["id"]

@@ -30,7 +30,7 @@ IN_FLIGHT = 8
 WARM = 8
 """Sandboxes before the first look: one of each life."""
 SLOPE_MOST_MIB = 1.0
-REAP_EVERY_S = "2"
+REAP_EVERY_S = "5"
 GONE_S = 120.0
 """How long the last of it may take to go: abandoned sandboxes, executions that ended."""
 SHOWN = 20

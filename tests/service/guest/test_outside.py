@@ -228,6 +228,29 @@ async def test_what_happened_while_no_events_came_is_found_afterwards(place: Pla
     assert 0 < place.engine.opened[1] <= before, "from where the first one was"
 
 
+async def test_an_engine_that_is_away_is_one_gap_however_long_it_is_away(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asyncio.Semaphore(0)
+
+    @asynccontextmanager
+    async def away(since_ns: int = 0) -> AsyncIterator[AsyncIterator[ContainerEvent]]:
+        asked.release()
+        raise EngineUnavailable("subprocess", "it is away")
+        yield
+
+    place.follow()
+    await place.listens()
+    place.engine.broken = [EngineUnavailable("subprocess", "it broke off")]
+    monkeypatch.setattr(place.engine, "events", away)
+    place.engine.tell("f" * 64, ContainerChange.RENAMED)
+    for _ in range(5):
+        await asked.acquire()
+    assert place.lab.metrics.value("enclaved_engine_event_gaps_total") == 1
+    assert place.lab.metrics.value("enclaved_engine_events_connected") == 0
+    assert [record.message for record in caplog.records].count("engine events broke off") == 1
+
+
 async def test_an_event_that_cannot_be_read_is_not_asked_for_again(place: Place, box: Box) -> None:
     place.follow()
     await place.listens()

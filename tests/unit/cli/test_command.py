@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -106,6 +107,12 @@ def address(tmp_path: Path) -> Iterator[str]:
         made = sandbox_pb.Sandbox(id=name, state=state, state_reason="[red]died" if name == "two" else "")
         made.create_time.GetCurrentTime()
         daemon.sandboxes[name] = made
+    change = sandbox_pb.StateChange(state=made.state, reason="[red]died", cause=sandbox_pb.StateChange.CAUSE_ENGINE)
+    change.time.GetCurrentTime()
+    daemon.history.append(change)
+    kinds = sandbox_pb.WatchSandboxesResponse
+    news = kinds(kind=kinds.KIND_CHANGED, revision=18, sandbox=made, cause=change.cause, time=change.time, matches=True)
+    daemon.changes.append([kinds(kind=kinds.KIND_BOOKMARK, revision=17), news])
     with served(daemon, path):
         yield f"unix:{path}"
 
@@ -130,6 +137,13 @@ def test_every_command_explains_itself_with_an_example() -> None:
             1,
             "address: 'nonsense' is no address; write unix:/path/to/socket or host:port",
         ),
+        (["ps", "--label", "team"], 2, "--label team: write KEY=VALUE (try ms-enclave ps --help)"),
+        (
+            ["ps", "--older", "1e300"],
+            2,
+            "--older and --younger: so long ago there was nothing (try ms-enclave ps --help)",
+        ),
+        (["update", "x"], 2, None),
         (["run"], 125, "name one of FILE and -c CODE (try ms-enclave run --help)"),
         (["run", "--nonsense"], 125, None),
         (["run", "--cpu", "-1", "-c", "1"], 125, "--cpu: CPU limit must be positive (try ms-enclave run --help)"),
@@ -147,6 +161,41 @@ def test_what_a_daemon_says_is_no_markup(address: str) -> None:
     code, out, _ = run("ps", "--address", address)
     assert code == 0
     assert "two  error ([red]died)" in out
+
+
+def test_one_is_shown_with_its_history(address: str) -> None:
+    code, out, _ = run("inspect", "two", "--address", address)
+    assert code == 0
+    assert "status: error\n" in out
+    assert out.splitlines()[-1].split()[1:] == ["error", "engine", "[red]died"]
+    found = json.loads(run("inspect", "two", "--json", "--address", address)[1])
+    assert [(one["status"], one["cause"], one["reason"]) for one in found["history"]] == [
+        ("error", "engine", "[red]died")
+    ]
+    assert run("inspect", "nobody", "--address", address)[0] == 1
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_changes_are_printed_as_they_come_until_ctrl_c(address: str, as_json: bool) -> None:
+    command = [sys.executable, "-P", "-m", "ms_enclave.cli", "watch", "--address", address, *(["--json"] * as_json)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if as_json:
+            assert json.loads(process.stdout.readline()) == {"kind": "bookmark", "revision": 17}
+            found = json.loads(process.stdout.readline())
+            assert (found["kind"], found["revision"], found["cause"], found["matches"]) == (
+                "changed",
+                18,
+                "engine",
+                True,
+            )
+            assert found["sandbox"]["id"] == "two"
+        else:
+            revision, _, *words = process.stdout.readline().split()
+            assert (revision, words) == ("18", ["changed", "two", "error", "engine", "[red]died"])
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize(("variables", "colored"), [({}, True), ({"NO_COLOR": "1"}, False)])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from enclaved.core import changes
 from enclaved.core.changes import Changes
 from enclaved.core.state import chronicle
-from enclaved.errors import InvalidRequest, LimitReached, RevisionGone
+from enclaved.errors import InvalidRequest, LimitReached, RevisionGone, ShuttingDown
 from enclaved.model import (
     Bookmark,
     Cause,
@@ -165,6 +165,16 @@ async def test_the_next_daemon_goes_on_with_the_revisions(hall: Hall) -> None:
     assert event.revision == again.revision
     async with aclosing(again.follow(heartbeat_s=0.1)) as events:
         assert await anext(events) == Bookmark(again.revision)
+
+
+async def test_a_daemon_that_stops_ends_its_watches(hall: Hall) -> None:
+    async with aclosing(hall.sandboxes.watch()) as events:
+        await anext(events)
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        hall.sandboxes.end_watches()
+        with pytest.raises(ShuttingDown):
+            await waiting
 
 
 @pytest.mark.parametrize("revision", [2**40, 500])

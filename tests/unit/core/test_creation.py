@@ -15,6 +15,7 @@ from enclaved.core.record import SandboxRecord
 from enclaved.core.state import chronicle
 from enclaved.errors import (
     EngineRefused,
+    EngineUnavailable,
     InvalidRequest,
     LimitReached,
     NoSpace,
@@ -125,6 +126,30 @@ async def test_a_failure_is_for_all_who_wait_and_then_forgotten(hall: Hall) -> N
     assert [type(result) for result in results] == [EngineRefused, EngineRefused]
     hall.boot.failure = None
     assert (await create(hall)).state is SandboxState.RUNNING
+
+
+async def test_what_is_left_of_a_failure_does_not_keep_the_request_from_being_tried_again(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up = hall.boot.up
+
+    async def half_up(record: SandboxRecord, remaining_ttl_s: float) -> None:
+        await up(record, remaining_ttl_s)
+        raise EngineUnavailable("docker", "it sleeps")
+
+    hall.boot.up = half_up  # type: ignore[method-assign]
+    hall.runtime.failures += [EngineUnavailable("docker", "it sleeps")]
+    with pytest.raises(EngineUnavailable):
+        await create(hall)
+    (left,) = hall.sandboxes.records
+    assert left.state is SandboxState.DELETING
+    hall.boot.up = up  # type: ignore[method-assign]
+    made = await create(hall)
+    assert made.id != left.id
+    assert (await create(hall)).id == made.id
+    await hall.sandboxes._endings._removals[left].wait()
+    assert set(hall.runtime.containers) == {f"container of {made.id}"}
+    assert (await create(hall)).id == made.id
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pytest
 
 from enclaved.core import retention, tombstones
 from enclaved.core.execution import Execution
+from enclaved.core.execution_rows import ExecutionRow, ExecutionText
+from enclaved.core.state.rows import encode_as
 from enclaved.errors import InvalidRequest
 from enclaved.model import Finished, Notice, NoticeKind, Started, ToolCall
 from tests.unit.agent.scripted import FakeGuest
@@ -61,6 +63,16 @@ async def test_an_id_whose_record_went_is_answered_with_its_end_and_never_sent_a
         await world.executions.open(ToolCall("other", "shell_executor", {"command": "x"}, execution_id="mine"))
 
 
+def text_of(row: ExecutionRow) -> ExecutionText:
+    finished = None if row.finished is None else encode_as(Finished, row.finished)
+    return ExecutionText(row.id, row.sandbox_id, encode_as(ExecutionRow, row, leave_out=("finished",)), finished)
+
+
+def test_whether_a_caller_chose_an_id_is_seen_without_reading_the_row() -> None:
+    forged = ExecutionText("a", "box", '{"context":"\\"chosen\\":true"}', None)
+    assert (forged.chosen, forged._replace(body='{"context":"x","chosen":true}').chosen) == (False, True)
+
+
 async def test_it_does_not_run_again_after_the_daemon_was_killed_either(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +85,8 @@ async def test_it_does_not_run_again_after_the_daemon_was_killed_either(
         world.executions.settle()
         await world.kill()
         world.restart()
-        world.executions.take_up(world.record, world.ledger.rows.values())
+        texts = [text_of(row) for row in world.ledger.rows.values()]
+        world.executions.take_up(world.record, texts, lambda text: world.ledger.rows[text.id])
         await world.link.listen()
         guest = await world.guest()
         assert (await world.open(execution_id="mine")).finished == old.finished

@@ -101,6 +101,9 @@ class FakeDaemon:
 
     def __init__(self) -> None:
         self.sandboxes: dict[str, sandbox_pb.Sandbox] = {}
+        self.history: list[sandbox_pb.StateChange] = []
+        self.changes: list[list[sandbox_pb.WatchSandboxesResponse | Refusal]] = []
+        """What the next watches bring; a refusal ends one, and others stay open."""
         self.made_by_request: dict[str, str] = {}
         """Ids of sandboxes by the requests that made them."""
         self.pools: dict[str, list[str]] = {}
@@ -208,7 +211,16 @@ class _Sandboxes(sandbox_grpc.SandboxServiceServicer):
 
     async def GetSandbox(self, request: Any, context: Any) -> Any:
         await self.daemon.took(request, context)
-        return sandbox_pb.GetSandboxResponse(sandbox=await self.daemon.sandbox(request.sandbox_id, context))
+        found = await self.daemon.sandbox(request.sandbox_id, context)
+        return sandbox_pb.GetSandboxResponse(sandbox=found, history=self.daemon.history)
+
+    async def WatchSandboxes(self, request: Any, context: Any) -> None:
+        await self.daemon.took(request, context)
+        for change in self.daemon.changes.pop(0):
+            if isinstance(change, Refusal):
+                await refuse(context, change)
+            await context.write(change)
+        await asyncio.Event().wait()
 
     async def ListSandboxes(self, request: Any, context: Any) -> Any:
         await self.daemon.took(request, context)
@@ -216,7 +228,7 @@ class _Sandboxes(sandbox_grpc.SandboxServiceServicer):
         found = [one for one in self.daemon.sandboxes.values() if wanted <= dict(one.labels).items()]
         first = int(request.page_token or 0)
         more = str(first + 2) if len(found) > first + 2 else ""
-        return sandbox_pb.ListSandboxesResponse(sandboxes=found[first : first + 2], next_page_token=more)
+        return sandbox_pb.ListSandboxesResponse(sandboxes=found[first : first + 2], next_page_token=more, revision=17)
 
     async def StartSandbox(self, request: Any, context: Any) -> Any:
         await self.daemon.took(request, context)

@@ -163,13 +163,15 @@ def test_a_dictionary_is_checked_even_where_it_is_not_sent() -> None:
 
 
 def test_further_limits_have_known_names() -> None:
-    config = DockerSandboxConfig(resource_limits={"pids_limit": 64, "tmp_size": "32m", "ttl": 0.5})
-    assert config.resource_limits == {"pids_limit": 64, "tmp_size": "32m", "ttl": 0.5}
-    with pytest.raises(ValidationError, match=r"unknown limit 'cpus'; known are pids_limit"):
+    given = {"pids_limit": 64, "tmp_size": "32m", "ttl": 0.5, "idle_timeout": 0}
+    assert DockerSandboxConfig(resource_limits=given).resource_limits == given
+    with pytest.raises(ValidationError, match=r"unknown limit 'cpus'; known are idle_timeout, pids_limit"):
         DockerSandboxConfig(resource_limits={"cpus": 1})
 
 
-@pytest.mark.parametrize("limits", [{"pids_limit": 0}, {"pids_limit": "many"}, {"ttl": -1}, {"tmp_size": "lots"}])
+@pytest.mark.parametrize(
+    "limits", [{"pids_limit": 0}, {"pids_limit": "many"}, {"ttl": 0}, {"idle_timeout": -1}, {"tmp_size": "lots"}]
+)
 def test_a_senseless_further_limit_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=r"must be|Invalid memory limit format"):
         DockerSandboxConfig(resource_limits=limits)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from enclaved.core.state.database import Database
 from enclaved.core.state.schema import APPLICATION_ID, MIGRATIONS
 from enclaved.errors import NoSpace
 
+ROOT = Path(__file__).parents[4]
 PUT = "INSERT OR REPLACE INTO executions VALUES (:id, 'box', '', :body, NULL)"
 
 
@@ -224,3 +227,147 @@ def test_a_closed_database_is_one_file(path: Path) -> None:
     put(found, "a")
     found.close()
     assert [file.name for file in path.parent.iterdir()] == ["state.db"]
+
+
+def killed(path: Path, count: int = 20) -> None:
+    """Writes something in a process that is killed then: its log of writes and the index of that stay."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from enclaved.core.state.database import Database
+found = Database(Path({str(path)!r}))
+for number in range({count}):
+    found.write({PUT!r}, {{"id": f"run{{number:02}}", "body": "{{}}" + "x" * 3000}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+
+
+def cut(log: Path) -> None:
+    os.truncate(log, log.stat().st_size // 2)
+
+
+def cut_to_nothing(log: Path) -> None:
+    os.truncate(log, 0)
+
+
+def remove(log: Path) -> None:
+    log.unlink()
+
+
+def flip_a_bit(log: Path) -> None:
+    data = bytearray(log.read_bytes())
+    data[len(data) // 2] ^= 4
+    log.write_bytes(data)
+
+
+def flip_a_bit_of_the_header(log: Path) -> None:
+    data = bytearray(log.read_bytes())
+    data[9] ^= 1
+    log.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "harm", [cut, cut_to_nothing, remove, flip_a_bit, flip_a_bit_of_the_header], ids=lambda harm: harm.__name__
+)
+def test_a_log_of_writes_that_lacks_something_is_refused_until_somebody_decides(
+    path: Path, harm: Callable[[Path], None]
+) -> None:
+    killed(path)
+    harm(path.with_name("state.db-wal"))
+    for _ in range(2):  # a second start is as careful as the first
+        with pytest.raises(StateUnusable, match=r"its log of writes is damaged.*remove state\.db-shm"):
+            Database(path)
+    path.with_name("state.db-shm").unlink()
+    found = Database(path)
+    assert len(names(found)) < 20
+    found.close()
+
+
+def test_a_log_of_writes_that_is_whole_is_taken_as_it_is(path: Path) -> None:
+    killed(path)
+    with path.with_name("state.db-wal").open("ab") as log:  # half a write, whose process was killed
+        log.write(bytes(1000))
+    found = Database(path)
+    assert len(names(found)) == 20
+    found.close()
+
+
+def test_after_a_start_of_the_machine_the_log_may_lack_something(path: Path) -> None:
+    killed(path)
+    cut(path.with_name("state.db-wal"))
+    os.utime(path.with_name("state.db-shm"), (1, 1))
+    Database(path).close()
+
+
+def test_a_file_that_was_emptied_is_no_new_one_where_there_are_sandboxes(path: Path) -> None:
+    (path.parent / "s" / "0a1b2c3d").mkdir(parents=True)
+    path.touch()
+    with pytest.raises(StateUnusable, match="it is empty, and there are sandboxes; put a copy"):
+        Database(path)
+    assert path.stat().st_size == 0
+    (path.parent / "s" / "0a1b2c3d").rmdir()
+    Database(path).close()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_file_that_is_taken_away_is_noticed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    monkeypatch.setattr(database, "CHECKPOINT_EVERY_S", 0.01)
+    found, told = Database(path), []
+    found.told = told.append
+    put(found, "before")
+    path.rename(path.with_name("elsewhere"))
+    if replaced:
+        path.write_bytes(b"")
+    with pytest.raises(NoSpace, match="was removed or replaced while the daemon ran; restart the daemon"):
+        put(found, "refused")
+    found.write_surely("after", PUT, {"id": "after", "body": "{}"})
+    assert (told, found.owed, found.is_in_place) == ([True, False], 1, False)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await found.keep()
+    assert path.exists() is replaced, "nobody makes an empty one in its place"
+    path.unlink(missing_ok=True)
+    path.with_name("elsewhere").rename(path)
+    put(found, "again")
+    assert (told, found.owed) == ([True, False, True], 0)
+    assert names(found) == ["after", "again", "before"]
+    found.close()
+
+
+def mostly_empty(path: Path) -> int:
+    """A file whose rows went, but for one; returns its size."""
+    found = Database(path)
+    for number in range(24):
+        put(found, f"{number}", "x" * 100_000)
+    found._connection.execute("DELETE FROM executions WHERE id <> '7'")
+    found.close()
+    return path.stat().st_size
+
+
+def test_room_that_nobody_uses_is_given_back_at_the_next_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = mostly_empty(path)
+    again = Database(path)
+    assert path.stat().st_size == size, "it is worth the work only where there is much of it"
+    again.close()
+    monkeypatch.setattr(database, "SHRINK_FROM_BYTES", 1024 * 1024)
+    again = Database(path)
+    assert (path.stat().st_size < size / 5, names(again)) == (True, ["7"])
+    again.close()
+
+
+def test_somebody_who_reads_the_file_meanwhile_is_no_reason_not_to_start(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mostly_empty(path)
+    monkeypatch.setattr(database, "SHRINK_FROM_BYTES", 1024 * 1024)
+    monkeypatch.setattr(database, "BUSY_S", 0.01)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM executions").fetchall()
+        again = Database(path)
+        assert names(again) == ["7"]
+        again.close()
