@@ -123,7 +123,7 @@ class Boot:
         self._uids.add(record.uid)
         self._old_directories.discard(record.directory)
         if record.container_id is not None and record.state is not SandboxState.ERROR:
-            has_socket = _socket_dir(record).is_dir()
+            has_socket = _socket_dir(record).exists()
             record.link = self._make_link(record, Channel.SOCKET if has_socket else Channel.ATTACH)
             record.link.has_met = True
 
