@@ -129,6 +129,11 @@ class Changes:
 
     # -- following
 
+    @property
+    def written(self) -> int:
+        """The number of the newest change that is written down: what can be followed from."""
+        return self._chronicle.newest()
+
     async def follow(
         self, after: int = 0, wanted: SandboxFilter | None = None, heartbeat_s: float = 0.0
     ) -> AsyncGenerator[SandboxEvent | Bookmark]:
@@ -148,7 +153,7 @@ class Changes:
         self._followers += 1
         self._metrics.sandboxes_watched(1)
         try:
-            async for news in self._follow(after or self.revision, wanted or SandboxFilter(), heartbeat_s):
+            async for news in self._follow(after or self.written, wanted or SandboxFilter(), heartbeat_s):
                 yield news
         finally:
             self._followers -= 1

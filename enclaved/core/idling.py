@@ -56,6 +56,8 @@ class Idling:
     def _look(self, record: SandboxRecord) -> None:
         now = asyncio.get_running_loop().time()
         due = self._due(record)
+        if record.pool_id:  # somebody nearly claimed it
+            return
         if record.active_executions or record.making is not None:
             self._wait(record, now + record.spec.idle_timeout_s)
         elif now < due:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 REOPEN_EVERY_S = 60.0
 RETRY_S = 0.5
+CHECKS_AT_ONCE = 8
 
 _NOTED: Final[Mapping[ContainerChange, Intervention]] = MappingProxyType(
     {
@@ -48,6 +49,7 @@ class Outside:
         self._background, self._metrics = background, metrics
         self._hearsay = boot.watching.hearsay
         self._since_ns = 0
+        self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._looking: set[str] = set()
         self._again: set[str] = set()
 
@@ -72,11 +74,13 @@ class Outside:
 
     async def _one_stream(self) -> None:
         """Follows until the stream breaks off."""
+        after_gap = True
         while True:
             async with self._runtime.events(self._since_ns) as events:
                 self._hearsay.listens = True
                 self._metrics.engine_events(True)
-                await self._reconcile()
+                await self._reconcile(after_gap)
+                after_gap = False
                 try:
                     async with asyncio.timeout(REOPEN_EVERY_S):
                         async for event in events:
@@ -86,15 +90,18 @@ class Outside:
                 except TimeoutError:
                     continue
 
-    async def _reconcile(self) -> None:
-        """Compares what there should be with what the engine lists, and looks where they differ."""
+    async def _reconcile(self, after_gap: bool) -> None:
+        """Compares what there should be with what the engine lists, and looks where they differ.
+
+        Limits are not listed: each container is asked for them, but only where events may have been missed.
+        """
         expected = self._sandboxes.with_containers()  # before the list: what is made meanwhile is not missing
         listed = {container.id: container for container in await self._runtime.list_records()}
         for record in expected:
             found = listed.get(record.container_id or "")
             if found is None or not found.running or found.paused is not (record.state is SandboxState.PAUSED):
                 self._look_at(record)
-            else:
+            elif after_gap:
                 self._check_limits(record)
 
     def _heard(self, event: ContainerEvent) -> None:
@@ -142,7 +149,7 @@ class Outside:
     async def _hold_limits(self, record: SandboxRecord) -> None:
         """Gives a container the limits of its sandbox again, if somebody else changed them."""
         try:
-            async with record.lock:
+            async with self._checks, record.lock:
                 if record not in self._sandboxes.with_containers() or record.container_id is None:
                     return
                 if await self._runtime.has_limits(record.container_id, record.spec):

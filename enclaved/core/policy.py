@@ -23,16 +23,11 @@ from enclaved.core.spec_fields import (
     malformed,
     shown,
 )
+from enclaved.core.tmpfs import HEAP_RESERVE_BYTES, tmpfs_sizes
 from enclaved.errors import FieldViolation, InvalidRequest, PolicyDenied, ToolNotFound
 from enclaved.model import Adjustment, SandboxRequest, SandboxSpec, SandboxUpdate
 
-HEAP_RESERVE_BYTES = 48 * MIB
-"""Memory that tmpfs may never take: the guest, its journal and one interpreter."""
-
 WORKING_DIR_DEFAULT = "/sandbox"
-WORKING_DIR_SIZE_BYTES = 128 * MIB
-TMP_SIZE_BYTES = 64 * MIB
-SHM_SIZE_BYTES = 16 * MIB
 
 LABELS_MAX = 64
 LABEL_VALUE_MAX = 256
@@ -40,7 +35,6 @@ LABEL_VALUE_MAX = 256
 # Violations travel in the call's trailing metadata, which clients limit to 8 KiB.
 _VIOLATIONS_MAX = 10
 
-_PAGE_BYTES = 4096
 _SANDBOX_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _EXECUTION_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -150,7 +144,7 @@ class Policy:
         adjustments = list(_network_adjustments(request))
         resources = _Resources(request, adjustments)
         memory_bytes = resources.grant("memory_limit_bytes", limits.memory_default_bytes, limits.memory_max_bytes)
-        sizes = _tmpfs_sizes(request, memory_bytes)
+        sizes = tmpfs_sizes(request, memory_bytes)
         timeout_s = resources.grant("timeout_s", limits.timeout_default_s, limits.timeout_max_s)
         spec = SandboxSpec(
             image=limits.image_default if request.image is None else request.image,
@@ -360,42 +354,6 @@ def _network_adjustments(request: SandboxRequest) -> Iterator[Adjustment]:
         yield Adjustment("network_enabled", "true", "false", "network")
     if request.network and request.network != "none" and request.network_enabled is not False:
         yield Adjustment("network", request.network, "none", "network")
-
-
-@dataclass(frozen=True, slots=True)
-class _TmpfsSizes:
-    working_dir_bytes: int
-    tmp_bytes: int
-    shm_bytes: int
-
-
-def _tmpfs_sizes(request: SandboxRequest, memory_bytes: int) -> _TmpfsSizes:
-    """Sizes the working directory, /tmp and /dev/shm so that they and the reserve fit into the memory limit.
-
-    They are memory: filled up, they would have programs killed. Raises `InvalidRequest` where asked-for sizes do not
-    fit.
-    """
-    budget = memory_bytes - HEAP_RESERVE_BYTES
-
-    def default(most_bytes: int, share: int) -> int:
-        # Shares of the memory limit in 32nds, of 13 in all; the budget counts only where memory is scarce.
-        size = min(most_bytes, memory_bytes * share // 32, budget * share // 13)
-        return size // _PAGE_BYTES * _PAGE_BYTES
-
-    working_dir = request.working_dir_size_bytes or default(WORKING_DIR_SIZE_BYTES, 8)
-    tmp = request.tmp_size_bytes or default(TMP_SIZE_BYTES, 4)
-    shm = default(SHM_SIZE_BYTES, 1)
-    total = working_dir + tmp + shm + HEAP_RESERVE_BYTES
-    if total > memory_bytes:
-        asked = ("working_dir_size_bytes", "tmp_size_bytes")
-        text = (
-            f"these are memory: with /dev/shm ({shm}) and a reserve for programs ({HEAP_RESERVE_BYTES}) they need "
-            f"{total} bytes, and the memory limit is {memory_bytes}; ask for less, or for more memory_limit_bytes"
-        )
-        raise InvalidRequest(
-            *(FieldViolation(f"spec.{field}", text) for field in asked if getattr(request, field) is not None)
-        )
-    return _TmpfsSizes(working_dir, tmp, shm)
 
 
 def _check_timeout(seconds: float | None, maximum_s: float, field: str) -> None:

@@ -108,12 +108,15 @@ async def _finish(members: Members, member: Member, execution: Execution, use: U
 
 
 async def gather(execution: Execution) -> RunResult:
-    """Follows an execution to its end, however much it writes, and keeps what fits into one answer."""
-    outputs = {STDOUT: bytearray(), STDERR: bytearray()}
+    """Takes the whole of an execution, however much it writes, and keeps what fits into one answer."""
+    result = await execution.collect()
+    if result.finished is not None:
+        return result
+    outputs = {STDOUT: bytearray(result.stdout), STDERR: bytearray(result.stderr)}
     dropped = {STDOUT: 0, STDERR: 0}
-    notices: list[Notice] = []
+    notices = [*result.notices]
     finished: Finished | None = None
-    async with execution.attach() as events:
+    async with execution.attach({channel: len(kept) for channel, kept in outputs.items()}) as events:
         async for event in events:
             match event:
                 case Output():

@@ -92,7 +92,7 @@ class Prune:
             for directory in sorted(_embedded(base)):
                 await self._prune_embedded(directory)
         for container in self._containers.values():
-            reason = "made under a key that is not here; remove it yourself if you know whose it was"
+            reason = "of another state directory, which may be in use; 'docker rm -f' it if you know that it is not"
             self._found.kept.append(Thing(Sort.CONTAINER, container.id, reason))
         return self._found
 

@@ -6,7 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from enclaved.agent.fields import integer
+from enclaved.agent.guest.frames import FrameError
 from enclaved.agent.handle import RunOptions
+from enclaved.agent.link import PARK_DEADLINE_S
 from enclaved.core.executions import Executions
 from enclaved.core.record import SandboxRecord
 from enclaved.core.state import Baseline
@@ -39,21 +42,26 @@ class Shown:
 async def reset(record: SandboxRecord, executions: Executions, baseline: Baseline | None) -> Shown:
     """Kills every process, removes every file and shared object of the user, and looks that nothing is left.
 
-    The guest confirms that no process and no context is left; files and shared objects are removed and counted again by
-    a process of ours with the user's rights, which also looks at what else could be left. ``baseline`` is what the
-    sandbox had when it was new; ``None``: it is. Raises `ResetFailed`.
+    The guest confirms that no process and no context is left. Where it can tell from the counts of file systems that
+    nothing else is, that is all; otherwise files and shared objects are removed and counted again by a process of ours
+    with the user's rights, which also looks at what else could be left. ``baseline`` is what the sandbox had when it
+    was new; ``None``: it is. Raises `ResetFailed`.
     """
+    before = record.executions_started
     try:
         link = record.running_link()
-        killed = await link.park()
-        before = record.executions_started
-        wipe = executions.start(record, TOOL, FileJob(FileOperation.WIPE, "."), RunOptions(WIPE_TIMEOUT_S))
-        found = _report(await wipe.collect())
-        answer = await link.ask("list_contexts", ASK_DEADLINE_S)
-    except EnclaveError as error:
+        parked = await link.ask("park", PARK_DEADLINE_S, look=True)
+        killed, contexts = integer(parked, "killed"), parked.get("contexts")
+        if "untouched" in parked:
+            found, runs = _read(parked["untouched"]), 0
+        else:
+            wipe = executions.start(record, TOOL, FileJob(FileOperation.WIPE, "."), RunOptions(WIPE_TIMEOUT_S))
+            found, runs = _report(await wipe.collect()), 1
+            contexts = (await link.ask("list_contexts", ASK_DEADLINE_S)).get("contexts")
+            contexts = len(contexts) if isinstance(contexts, list) else None
+    except (EnclaveError, FrameError) as error:
         raise ResetFailed(str(error)) from error
-    contexts = answer.get("contexts")
-    if not isinstance(contexts, list):
+    if type(contexts) is not int or contexts < 0:
         raise ResetFailed("it does not say which contexts are open in it")
     now = Baseline(found.mounts, found.keys)
     was = baseline or now
@@ -62,7 +70,7 @@ async def reset(record: SandboxRecord, executions: Executions, baseline: Baselin
         files_removed=found.removed,
         objects_removed=found.objects_removed,
         processes_left=found.processes,
-        contexts_left=len(contexts),
+        contexts_left=contexts,
         files_left=found.left,
         objects_left=found.objects_left,
         keys_left=max(0, now.keys - was.keys),
@@ -71,7 +79,7 @@ async def reset(record: SandboxRecord, executions: Executions, baseline: Baselin
     )
     if proof.leftovers:
         raise ResetFailed(f"what is left and cannot be removed: {', '.join(proof.leftovers)}", proof)
-    if record.executions_started != before + 1:
+    if record.executions_started != before + runs:
         raise ResetFailed("something was run in it meanwhile", proof)
     return Shown(proof, was)
 
@@ -102,6 +110,10 @@ def _report(result: RunResult) -> _Report:
         told = json.loads(result.stdout)
     except (ValueError, RecursionError):
         told = None
+    return _read(told)
+
+
+def _read(told: object) -> _Report:
     report: dict[str, Any] = told if isinstance(told, dict) else {}
     numbers = {name: report.get(name) for name in _NUMBERS}
     mounts = report.get("mounts")

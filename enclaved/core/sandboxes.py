@@ -144,7 +144,7 @@ class Sandboxes:
         Raises `InvalidRequest` for a bad size or token.
         """
         wanted = wanted or SandboxFilter(labels, frozenset(states))
-        return page_of(self._records.values(), wanted, self._changes.revision, page_size, page_token)
+        return page_of(self._records.values(), wanted, self._changes.written, page_size, page_token)
 
     def watch(
         self, revision: int = 0, wanted: SandboxFilter | None = None, heartbeat_s: float = 0.0

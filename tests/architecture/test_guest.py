@@ -27,7 +27,7 @@ NEWER_ATTRIBUTES = {
 BUILT_IN_GENERICS = {"dict", "frozenset", "list", "set", "tuple", "type"}
 
 # What PID 1 and the template may both have in memory.
-SHARED = {"claims", "handover", "libc", "limits", "loader", "main", "procfs"}
+SHARED = {"claims", "handover", "libc", "limits", "loader", "main", "procfs", "traces"}
 
 
 def imported_by(module: str) -> set[str]:

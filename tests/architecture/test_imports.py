@@ -63,7 +63,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "enclaved.tools.base",
         "enclaved.tools.registry",
     ),
-    "enclaved.core.policy": ("enclaved.core.spec_fields", "enclaved.errors", "enclaved.model"),
+    "enclaved.core.policy": ("enclaved.core.spec_fields", "enclaved.core.tmpfs", "enclaved.errors", "enclaved.model"),
     "enclaved.tools": ("enclaved.errors", "enclaved.model"),
     "enclaved.agent": ("enclaved.errors", "enclaved.model", "enclaved.runtime.base"),
     "enclaved.agent.guest": (),

@@ -30,3 +30,24 @@ def test_channels_measures_every_call_over_both_channels(place: Place) -> None:
     assert "| call | n | socket: median ms | attach: median ms | attach / socket |" in printed
     for call, count in (("persistent context", 5), ("fresh interpreter", 5), ("stream of 8 MiB", 1)):
         assert printed.count(f"| {call} | {count} | ") == 1
+
+
+@pytest.mark.docker
+def test_files_measures_every_path_both_ways_and_what_a_change_costs(place: Place) -> None:
+    printed = place.run(sys.executable, ROOT / "benchmarks" / "files.py", "--mib", "4", "--rounds", "1")
+
+    for path in ("docker cp", "SDK", "ms-enclave cp"):
+        assert printed.count(f"| {path} | 1 | ") == 2
+    assert "| put_dir of all | 1000 | " in printed
+    assert "| put_dir, one has changed | 1 | " in printed
+    assert "| get_dir, nothing has changed | 0 | " in printed
+
+
+@pytest.mark.docker
+def test_pool_measures_every_path_with_every_number_of_callers(place: Place) -> None:
+    printed = place.run(sys.executable, ROOT / "benchmarks" / "pool.py", "--rounds", "1", "--seconds", "0.1")
+
+    for path in ("own sandbox, context", "own sandbox, isolated", "pool", "pool, open context"):
+        for callers in (1, 8, 32):
+            assert printed.count(f"| {path} | {callers} | ") == 2
+    assert printed.count("reset of a member: median") == 2

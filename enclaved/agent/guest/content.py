@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from .paths import Place
 
 PIECE_BYTES = 65536
+INPUT_BYTES = 256 * 1024
 UPLOAD_PREFIX = ".upload-"
 UPLOAD_KEPT_S = 600
 UPLOADS_MAX = 16
 UPLOAD_LOCK_S = 5.0
 
+_F_SETPIPE_SZ = 1031
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -141,9 +143,20 @@ def copy_content(folder: int, name: str, target_folder: int, target: str, mode: 
         draft.appear(target, found.st_mode & 0o777 if mode is None else mode, found.st_mtime)
 
 
+def widen_stdin() -> None:
+    """Lets more wait in the pipe that we read, so that the guest and we need not take turns."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(0, _F_SETPIPE_SZ, INPUT_BYTES)
+    except OSError:  # as much as the system has for this user
+        pass
+
+
 def _copy_stdin(fd: int) -> None:
+    widen_stdin()
     while True:
-        data = os.read(0, PIECE_BYTES)
+        data = os.read(0, INPUT_BYTES)
         if not data:
             return
         write_all(fd, data)
@@ -165,8 +178,9 @@ def _go_on(place: Place, job: Dict[str, Any]) -> None:
             if not arrived:
                 os.unlink(name, dir_fd=place.folder)
             raise UploadGap(errno.ERANGE, str(arrived))
+        widen_stdin()
         while True:
-            data = os.read(0, PIECE_BYTES)
+            data = os.read(0, INPUT_BYTES)
             if not data:
                 break
             known = max(0, min(len(data), arrived - offset))

@@ -27,9 +27,10 @@ from .packing import read_archive
 from .paths import PathRefused, Place, find
 from .rows import write_all
 from .search import PatternRefused, search_files
+from .traces import mounts
 from .unpacking import write_archive
 from .watch import watch_directory
-from .wipe import mounts, wipe
+from .wipe import wipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -38,6 +38,7 @@ from .room import Room
 from .signals import Signals
 from .standstill import Standstill
 from .terminal import Terminals
+from .untouched import Places
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Guest:
             self.executions,
             self.context_control,
             observer,
+            Places(settings),
         )
         self.dispatch = Dispatch(records, link.send)
         self.connect_parts()

@@ -7,6 +7,8 @@ import os
 from .limits import KILL_DEADLINE_S
 from .processes import kill_all, stat
 
+SHORT_ROUNDS = 8  # in which a process that was killed is usually gone
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Dict, Set
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .observation import Observer
     from .processes import Processes
     from .records import Records
+    from .untouched import Places
 
 
 class Parking:
@@ -38,7 +41,9 @@ class Parking:
         executions: Executions,
         context_control: ContextControl,
         observer: Observer,
+        places: Places,
     ) -> None:
+        self.places = places
         self.loop, self.link, self.processes = loop, link, processes
         self.children, self.nursery = children, nursery
         self.records, self.contexts, self.executions = records, contexts, executions
@@ -55,20 +60,26 @@ class Parking:
             self.context_control.close(context, "park", lambda: None)
         for execution in list(self.records.active.values()):
             self.executions.stop(execution, "park")
-        self.next_round(header["number"], self.loop.now() + KILL_DEADLINE_S, running, ours)
+        answer = {"type": "parked", "number": header["number"]}
+        look = header.get("look") is True
+        self.next_round(answer, look, self.loop.now() + KILL_DEADLINE_S, running, ours)
 
-    def next_round(self, number: int, deadline: float, killed: Set[int], ours: int) -> None:
+    def next_round(self, answer: Dict[str, Any], look: bool, deadline: float, killed: Set[int], ours: int) -> None:
         """Kills what there is, until nothing is left; then the daemon is told. ``ours`` counts as no program."""
         self.children.reap()
         self.children.read_spawning()
         victims = self.victims()
         if not victims and not self.records.active and not self.employed():
-            self.link.send({"type": "parked", "number": number, "killed": len(killed - {ours})})
+            answer.update(killed=len(killed - {ours}), contexts=len(self.contexts.by_name))
+            found = self.places.report() if look else None
+            self.link.send(answer if found is None else dict(answer, untouched=found))
         elif self.loop.now() > deadline:
             os._exit(70)
         else:
             kill_all(victims, self.victims)
-            self.loop.after(0.002, lambda: self.next_round(number, deadline, killed | victims, ours))
+            answer["rounds"] = rounds = answer.get("rounds", 0) + 1
+            pause_s = 0.0005 if rounds < SHORT_ROUNDS else 0.002
+            self.loop.after(pause_s, lambda: self.next_round(answer, look, deadline, killed | victims, ours))
 
     def employed(self) -> Set[int]:
         """Children that have been given something to do, and may not have become the user yet."""

@@ -12,7 +12,7 @@ import os
 import posixpath
 import stat
 
-from .content import Draft, appear, copy_content
+from .content import Draft, appear, copy_content, widen_stdin
 from .expanding import HEADER_BYTES_MAX, UNPACKED_BYTES_MAX, Archive, ArchiveRefused
 from .paths import DEPTH_MAX, FOLDER
 from .rows import write_all
@@ -30,6 +30,7 @@ _BLOCK = 512
 
 def write_archive(place: Place, job: Dict[str, Any]) -> None:
     """Unpacks stdin into a directory, which is made if it is missing."""
+    widen_stdin()
     archive = Archive(0)
     found = members(archive)
     first = list(itertools.islice(found, 1))  # what cannot be read makes nothing

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import binascii
 import os
 
 from .libc import libc
 from .procfs import pairs
+from .traces import keys, objects
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Tuple
+    from typing import Dict, List, Tuple
 
 
 def wipe(working_dir: str, scratch_dirs: List[str]) -> Dict[str, int]:
@@ -29,24 +29,12 @@ def wipe(working_dir: str, scratch_dirs: List[str]) -> Dict[str, int]:
     report = {"removed": removed, "left": left, "variables": variables}
     report.update(dict.fromkeys(("objects_removed", "objects_left", "processes", "keys"), 0))
     if scratch_dirs:  # else this is no container, and what it shares is not ours to remove or to count
-        objects = _shared_objects()
-        for remove, number in objects:
-            remove(number)
-        still = len(_shared_objects()) if objects else 0
-        report.update(objects_removed=len(objects) - still, objects_left=still, processes=_others(), keys=_keys())
+        uid = os.getuid()
+        found = objects(uid)
+        _remove(found)
+        still = len(objects(uid)) if found else 0
+        report.update(objects_removed=len(found) - still, objects_left=still, processes=_others(), keys=keys(uid))
     return report
-
-
-def mounts(own: bool) -> str:
-    """Names the table of mounts: it is the same as long as nothing is mounted, unmounted or changed.
-
-    One that others change, too, tells nothing.
-    """
-    if not own:
-        return "shared"
-    with open("/proc/self/mountinfo", "rb") as table:
-        text = table.read()
-    return "%d-%08x" % (len(text), binascii.crc32(text))
 
 
 def _others() -> int:
@@ -54,16 +42,6 @@ def _others() -> int:
     own, pids = str(os.getuid()), (int(name) for name in os.listdir("/proc") if name.isdigit())
     uids = (dict(pairs("/proc/%d/status" % pid)).get("Uid", "").split() for pid in pids if pid != os.getpid())
     return sum(own in found for found in uids)
-
-
-def _keys() -> int:
-    """How many keys and keyrings of the kernel this user has; 0 where the kernel does not say."""
-    try:
-        with open("/proc/key-users") as table:
-            rows = [line.replace(":", " ").split() for line in table]
-    except OSError:
-        return 0
-    return sum(int(row[2].partition("/")[0]) for row in rows if row[0] == str(os.getuid()))
 
 
 def _own_entries(folder: str, kept: List[str]) -> List[Tuple[str, bool]]:
@@ -113,21 +91,15 @@ def _empty(folder: str, kept: List[str]) -> int:
             return removed
 
 
-def _shared_objects() -> List[Tuple[Callable[[int], Any], int]]:
-    """The shared memory, semaphores and message queues of System V that this user has, with what removes them."""
+def _remove(found: List[Tuple[str, int]]) -> None:
+    """Removes objects of System V."""
     library = libc()
-    calls: Dict[str, Callable[[int], Any]] = {
-        "shm": lambda number: library and library.shmctl(number, 0, None),
-        "sem": lambda number: library and library.semctl(number, 0, 0),
-        "msg": lambda number: library and library.msgctl(number, 0, None),
-    }
-    found = []
-    for kind, remove in calls.items():
-        try:
-            with open("/proc/sysvipc/%s" % kind) as table:
-                names = table.readline().split()
-                rows = [line.split() for line in table]
-        except FileNotFoundError:  # a kernel without them
-            continue
-        found += [(remove, int(row[1])) for row in rows if int(row[names.index("uid")]) == os.getuid()]
-    return found
+    if library is None:
+        return
+    for kind, number in found:
+        if kind == "shm":
+            library.shmctl(number, 0, None)
+        elif kind == "sem":
+            library.semctl(number, 0, 0)
+        else:
+            library.msgctl(number, 0, None)

@@ -160,8 +160,8 @@ class OpenFile(_message.Message):
     """Whether to make missing parent directories."""
     upload_id: _builtins.str
     """Go on with an upload that was cut: the id that its first call chose, 1 to 64 characters of [A-Za-z0-9_-]. What has
-    arrived is kept beside the file as `.upload-ID` until the upload is complete; after 10 minutes another upload with
-    an id into that directory removes it. Empty: an upload that is cut leaves nothing.
+    arrived is kept beside the file as `.upload-ID` until the upload is complete, at most 10 minutes after it was cut, and
+    of 16 uploads in one directory. Empty: an upload that is cut leaves nothing.
     """
     offset: _builtins.int
     """Offset of the first byte that follows; needs an `upload_id`. Bytes below what has arrived are passed over; a gap is

@@ -33,7 +33,9 @@ class FileServiceStub(object):
     are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
     UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
     NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
-    RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
+    RESOURCE_EXHAUSTED (no space; the text says how much there is), ABORTED (the sandbox was lost). A call takes no longer
+    than the sandbox grants to a program, one that looks at a single path 60 s (FAILED_PRECONDITION). One that its client
+    leaves or cancels leaves nothing behind, unless it says so.
     """
 
     def __init__(self, channel):
@@ -112,7 +114,9 @@ class FileServiceServicer(object):
     are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
     UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
     NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
-    RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
+    RESOURCE_EXHAUSTED (no space; the text says how much there is), ABORTED (the sandbox was lost). A call takes no longer
+    than the sandbox grants to a program, one that looks at a single path 60 s (FAILED_PRECONDITION). One that its client
+    leaves or cancels leaves nothing behind, unless it says so.
     """
 
     def ReadFile(self, request, context):
@@ -186,7 +190,7 @@ class FileServiceServicer(object):
 
     def SearchFiles(self, request, context):
         """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
-        also: INVALID_ARGUMENT (no regular expression).
+        also: INVALID_ARGUMENT (no regular expression), FAILED_PRECONDITION (it took longer than 60 s).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -288,7 +292,9 @@ class FileService(object):
     are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
     UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
     NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
-    RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
+    RESOURCE_EXHAUSTED (no space; the text says how much there is), ABORTED (the sandbox was lost). A call takes no longer
+    than the sandbox grants to a program, one that looks at a single path 60 s (FAILED_PRECONDITION). One that its client
+    leaves or cancels leaves nothing behind, unless it says so.
     """
 
     @staticmethod

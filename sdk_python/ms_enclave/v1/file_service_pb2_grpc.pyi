@@ -34,7 +34,9 @@ class FileServiceStub:
     are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
     UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
     NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
-    RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
+    RESOURCE_EXHAUSTED (no space; the text says how much there is), ABORTED (the sandbox was lost). A call takes no longer
+    than the sandbox grants to a program, one that looks at a single path 60 s (FAILED_PRECONDITION). One that its client
+    leaves or cancels leaves nothing behind, unless it says so.
     """
 
     @_typing.overload
@@ -71,7 +73,7 @@ class FileServiceStub:
     """
     SearchFiles: _grpc.UnaryStreamMultiCallable[_file_service_pb2.SearchFilesRequest, _file_service_pb2.SearchFilesResponse]
     """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
-    also: INVALID_ARGUMENT (no regular expression).
+    also: INVALID_ARGUMENT (no regular expression), FAILED_PRECONDITION (it took longer than 60 s).
     """
     ReadArchive: _grpc.UnaryStreamMultiCallable[_file_service_pb2.ReadArchiveRequest, _file_service_pb2.ReadArchiveResponse]
     """Packs a directory, or one file, into a tar archive, streamed. Pipes, sockets and devices are left out."""
@@ -91,7 +93,9 @@ class FileServiceAsyncStub(FileServiceStub):
     are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
     UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
     NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
-    RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
+    RESOURCE_EXHAUSTED (no space; the text says how much there is), ABORTED (the sandbox was lost). A call takes no longer
+    than the sandbox grants to a program, one that looks at a single path 60 s (FAILED_PRECONDITION). One that its client
+    leaves or cancels leaves nothing behind, unless it says so.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -125,7 +129,7 @@ class FileServiceAsyncStub(FileServiceStub):
     """
     SearchFiles: _aio.UnaryStreamMultiCallable[_file_service_pb2.SearchFilesRequest, _file_service_pb2.SearchFilesResponse]  # type: ignore[assignment]
     """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
-    also: INVALID_ARGUMENT (no regular expression).
+    also: INVALID_ARGUMENT (no regular expression), FAILED_PRECONDITION (it took longer than 60 s).
     """
     ReadArchive: _aio.UnaryStreamMultiCallable[_file_service_pb2.ReadArchiveRequest, _file_service_pb2.ReadArchiveResponse]  # type: ignore[assignment]
     """Packs a directory, or one file, into a tar archive, streamed. Pipes, sockets and devices are left out."""
@@ -144,7 +148,9 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
     are followed; a link that leads out is refused. In answers paths are absolute, and bytes of a name that are not
     UTF-8 are shown as U+FFFD. Errors of all calls: INVALID_ARGUMENT (path outside, empty, longer than 4096 bytes, with
     NUL), NOT_FOUND (sandbox, file), FAILED_PRECONDITION (of the wrong kind, no permission, sandbox not running),
-    RESOURCE_EXHAUSTED (no space), ABORTED (the sandbox was lost).
+    RESOURCE_EXHAUSTED (no space; the text says how much there is), ABORTED (the sandbox was lost). A call takes no longer
+    than the sandbox grants to a program, one that looks at a single path 60 s (FAILED_PRECONDITION). One that its client
+    leaves or cancels leaves nothing behind, unless it says so.
     """
 
     @_abc_1.abstractmethod
@@ -236,7 +242,7 @@ class FileServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_file_service_pb2.SearchFilesResponse], _abc.AsyncIterator[_file_service_pb2.SearchFilesResponse]]:
         """Looks for lines in the files below a directory. Binary files, and what may not be read, are passed over. Errors
-        also: INVALID_ARGUMENT (no regular expression).
+        also: INVALID_ARGUMENT (no regular expression), FAILED_PRECONDITION (it took longer than 60 s).
         """
 
     @_abc_1.abstractmethod

@@ -1,4 +1,4 @@
-"""Kills a daemon at random moments while clients stream, and counts what that cost.
+"""Kills a daemon at random moments while clients stream and do all that one can do, and counts what that cost.
 
 ``scripts/chaos`` runs it by hand; the tests run a short one.
 """
@@ -20,14 +20,17 @@ from grpc import aio
 from ms_enclave.v1 import execution_service_pb2 as pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
+from tests.integration.chaos import lives
 from tests.integration.chaos.client import Follower, Tally
+from tests.integration.chaos.lives import Life
 from tests.integration.chaos.programs import program
 from tests.integration.failures.ground import DaemonProcess, Ground, Stubs, until
 from tests.scripts.loading import load
+from tests.service.crash.history import History
 
 KILLS = 100
 CLIENTS = 4
-LIFE_S = (0.0, 1.5)
+LIFE_S = (0.0, 3.0)
 """How long a daemon lives after it began to serve, at least and at most."""
 MEMORY_BYTES = 96 * 1024 * 1024
 PATIENCE_S = 60.0
@@ -36,16 +39,18 @@ SHOWN = 20
 
 async def campaign(kills: int, clients: int, seed: int, heard: object = None) -> Tally:
     """Runs clients on a daemon of their own and kills it so often. ``heard`` is told after each kill."""
-    ground, tally, chance = Ground(), Tally(), random.Random(seed)
+    ground, tally, chance, history = Ground(), Tally(), random.Random(seed), History()
     over = asyncio.Event()
     try:
         daemon = await ground.daemon()
         names = [f"chaos-{number}" for number in range(clients)]
         await _make(daemon, names)
         async with asyncio.TaskGroup() as group:
-            seeds = [chance.randrange(2**32) for _ in range(clients)]
-            for name, own in zip(names, seeds, strict=True):
-                group.create_task(_work(daemon.address, name, random.Random(own), tally, over))
+            for name in names:
+                group.create_task(_work(daemon.address, name, random.Random(chance.randrange(2**32)), tally, over))
+            for number in range(clients):
+                own = random.Random(chance.randrange(2**32))
+                group.create_task(Life(daemon.address, history, f"life-{number}", own).live(over))
             for _ in range(kills):
                 await asyncio.sleep(chance.uniform(*LIFE_S))
                 daemon.send(signal.SIGKILL)
@@ -57,6 +62,9 @@ async def campaign(kills: int, clients: int, seed: int, heard: object = None) ->
                 daemon = await ground.daemon()
             over.set()
         await _count_runs(daemon, names, tally)
+        tally.broken_promises = await lives.faults(daemon.address, history, ground)
+        tally.operations = history.summary()
+        await lives.clear(daemon.address)
         daemon.send(signal.SIGTERM)
         await daemon.ended()
         daemon.check_log()
@@ -129,6 +137,7 @@ async def adoption(count: int) -> float:
 def report(tally: Tally, seed: int, seconds: float) -> str:
     """The numbers as a table, and what was wrong."""
     ran = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.executions.items()))
+    done = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.operations.items()))
     rows = {
         "kills of the daemon": tally.kills,
         "executions followed to their end": f"{tally.executions.total()} ({ran})",
@@ -139,18 +148,27 @@ def report(tally: Tally, seed: int, seconds: float) -> str:
         "outputs that differ": tally.different,
         "wrong verdicts": tally.wrong_verdicts,
         "programs that ran twice": tally.ran_twice,
+        "other operations": f"{tally.operations.total()} ({done})",
+        "promises broken": len(tally.broken_promises),
         "containers left": tally.left_containers,
         "directories left": tally.left_directories,
     }
     table = ["| what | how many |", "|---|---|", *(f"| {what} | {count} |" for what, count in rows.items())]
-    return "\n".join([*table, "", *tally.described[:SHOWN], f"seed {seed}, {seconds:.0f} s"])
+    return "\n".join(
+        [*table, "", *tally.described[:SHOWN], *tally.broken_promises[:SHOWN], f"seed {seed}, {seconds:.0f} s"]
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Does what the command line asks for, and prints the report. The exit code is 0 if nothing was lost."""
     parser = argparse.ArgumentParser(prog="chaos", description="Kills a daemon while clients stream.")
     parser.add_argument("--kills", type=int, default=KILLS, help=f"how often (default: {KILLS})")
-    parser.add_argument("--clients", type=int, default=CLIENTS, help=f"sandboxes at once (default: {CLIENTS})")
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=CLIENTS,
+        help=f"clients that stream, and as many that do all else (default: {CLIENTS})",
+    )
     parser.add_argument("--seed", type=int, default=None, help="repeats an earlier choice of programs and moments")
     parser.add_argument("--adopt", type=int, default=0, help="measures how long taking up so many sandboxes takes")
     parser.add_argument("--report", type=Path, default=None, help="a file for the report, in Markdown")

@@ -35,6 +35,10 @@ class Tally:
     """Executions whose output is not what their program wrote."""
     wrong_verdicts: int = 0
     ran_twice: int = 0
+    operations: Counter[str] = field(default_factory=Counter)
+    """What other clients did, by kind."""
+    broken_promises: list[str] = field(default_factory=list)
+    """What does not fit together with what they were told."""
     left_containers: int = 0
     left_directories: int = 0
     described: list[str] = field(default_factory=list)
@@ -43,7 +47,13 @@ class Tally:
     def faults(self) -> int:
         """How much is not as it should be."""
         numbers = (self.lost_bytes, self.doubled_bytes, self.different, self.wrong_verdicts, self.ran_twice)
-        return sum(numbers) + self.left_containers + self.left_directories + len(self.described)
+        return (
+            sum(numbers)
+            + self.left_containers
+            + self.left_directories
+            + len(self.described)
+            + len(self.broken_promises)
+        )
 
 
 class Follower:

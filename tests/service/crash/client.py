@@ -24,7 +24,7 @@ from tests.service.crash.history import History, Operation, Run, state_of
 
 PATIENCE_S = 60.0
 CALL_S = 30.0
-AGAIN_S = 0.02
+AGAIN_S = 0.05
 CHUNK_BYTES = 32 * 1024
 
 

@@ -87,6 +87,8 @@ class History:
         self.runs: list[Run] = []
         self.looks: list[tuple[int, int, str, bool]] = []
         """Beginning, end, sandbox, and whether it was there."""
+        self.troubles: list[str] = []
+        """What clients saw that must not be."""
         self.keeps_files: set[str] = set()
         """Sandboxes that have their files when they are started again."""
         self._clock = itertools.count(1)
@@ -108,6 +110,7 @@ class History:
     def faults(self, seen: Seen) -> list[str]:
         """Everything that cannot be so; empty if all is well."""
         return [
+            *self.troubles,
             *self._faults_of_sandboxes(seen),
             *self._faults_of_requests(seen),
             *self._faults_of_files(seen),
@@ -195,6 +198,12 @@ class History:
                 for channel, expected in run.expected.items():
                     if (got := bytes(run.got[channel])) != expected:
                         yield f"{name}: channel {channel} has {len(got)} bytes, its program wrote {len(expected)}"
+
+    def summary(self) -> Counter[str]:
+        """How many operations of each kind there were, with those that had to be tried again."""
+        done = Counter(found.kind for found in self.operations if found.outcome == "done")
+        cut_off = sum(found.outcome == "unknown" for found in self.operations)
+        return done + Counter({"program": len(self.runs), "cut off": cut_off})
 
 
 def leaks(seen: Seen) -> Iterator[str]:

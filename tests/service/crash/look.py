@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from enclaved.core.state import DATABASE_NAME
+from tests.scripts.loading import load
 from tests.service.crash.client import Client
 from tests.service.crash.history import History, Seen, state_of
 
@@ -47,3 +48,23 @@ async def look_round(client: Client, history: History, state_dir: Path, containe
         files=files,
         ran=ran,
     )
+
+
+def docker_containers(state_dir: Path) -> dict[str, str]:
+    """The containers of a state directory on this machine's engine, and the sandbox of each."""
+    of_directory = {row["directory"]: row["id"] for row in rows(state_dir, "SELECT id, directory FROM sandboxes")}
+    found = {}
+    for container in load("_suites").run_containers(_engine(), state_dir):
+        names = [of_directory.get(path.rpartition("/")[0]) for path in container.mounts]
+        found[container.id] = next(filter(None, names), "nobody")
+    return found
+
+
+def remove_docker_containers(state_dir: Path) -> None:
+    """Removes what a test that failed has left."""
+    for container in load("_suites").run_containers(_engine(), state_dir):
+        _engine().remove_container(container.id)
+
+
+def _engine() -> Any:
+    return load("_engine").Engine.from_environment()

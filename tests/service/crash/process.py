@@ -18,6 +18,7 @@ import pytest
 
 from enclaved import log
 from enclaved.daemon import Addresses, StopRequest, serve
+from enclaved.runtime.docker.driver import DockerRuntime
 from enclaved.tools.registry import ToolRegistry
 from tests.service.crash import fuse
 from tests.service.crash.engine import RemoteRuntime
@@ -37,10 +38,10 @@ class Daemon:
     process: BaseProcess = field(repr=False)
 
     @classmethod
-    def start(cls, folder: Path, flags: Mapping[str, str]) -> Daemon:
-        """Starts a daemon without waiting for it."""
+    def start(cls, folder: Path, flags: Mapping[str, str], *, on_docker: bool) -> Daemon:
+        """Starts a daemon, over Docker or the engine of the folder, without waiting for it."""
         (folder / READY).unlink(missing_ok=True)
-        process = _forks().Process(target=_run, args=(folder, dict(flags)), daemon=True)
+        process = _forks().Process(target=_run, args=(folder, dict(flags), on_docker), daemon=True)
         process.start()
         return cls(folder, process)
 
@@ -82,15 +83,15 @@ def _forks() -> ForkServerContext:
     return context
 
 
-def _run(folder: Path, flags: dict[str, str]) -> None:
+def _run(folder: Path, flags: dict[str, str], on_docker: bool) -> None:
     with (folder / "daemon.log").open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     log.configure("info", "json")
-    asyncio.run(_serve(folder, flags))
+    asyncio.run(_serve(folder, flags, on_docker))
 
 
-async def _serve(folder: Path, flags: dict[str, str]) -> None:
+async def _serve(folder: Path, flags: dict[str, str], on_docker: bool) -> None:
     loop, stop = asyncio.get_running_loop(), StopRequest()
     loop.add_signal_handler(signal.SIGTERM, stop.ask, "SIGTERM")
     parent = parent_process()
@@ -98,8 +99,9 @@ async def _serve(folder: Path, flags: dict[str, str]) -> None:
         loop.add_reader(parent.sentinel, os._exit, 1)  # whoever runs the tests is gone
     own = fuse.Fuse(folder)
     fuse.fit(own)
-    fuse.fit_engine(own, RemoteRuntime)
-    runtime = RemoteRuntime(folder / ENGINE, own)
+    fuse.fit_engine(own, DockerRuntime if on_docker else RemoteRuntime)
+    fuse.fit_http_engine(own)
+    runtime = None if on_docker else RemoteRuntime(folder / ENGINE, own)
 
     def ready(_: Addresses) -> None:
         (folder / READY).touch()

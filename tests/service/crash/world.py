@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 
 from enclaved.core.state import DATABASE_NAME
@@ -19,7 +19,7 @@ from tests.service.crash.client import Client
 from tests.service.crash.engine import Engine
 from tests.service.crash.fuse import CRASHED, Point
 from tests.service.crash.history import History, Seen, leaks
-from tests.service.crash.look import look_round
+from tests.service.crash.look import docker_containers, look_round, remove_docker_containers
 from tests.service.crash.process import ENGINE, Daemon
 
 PATIENCE_S = 20.0
@@ -30,9 +30,9 @@ FAULTS_OF_OURS = ("fault of ours", "background task failed", "Traceback", "never
 class World:
     """What a test has. `end` says whether anything stayed."""
 
-    def __init__(self, folder: Path, **flags: str) -> None:
-        self.folder, self.flags = folder, flags
-        self.engine, self.history = Engine(), History()
+    def __init__(self, folder: Path, engine: Engine | None, **flags: str) -> None:
+        """``engine=None``: that of this machine."""
+        self.folder, self.engine, self.flags, self.history = folder, engine, flags, History()
         self.daemon: Daemon | None = None
         self.crashes = 0
         self.state_dir = folder / "state"
@@ -53,7 +53,7 @@ class World:
     async def up(self) -> None:
         """Starts daemons until one serves; one that dies before may have met its point."""
         while True:
-            daemon = self.daemon = Daemon.start(self.folder, self.flags)
+            daemon = self.daemon = Daemon.start(self.folder, self.flags, on_docker=self.engine is None)
             await until(lambda daemon=daemon: daemon.is_ready or daemon.exit_code is not None, "a daemon")  # type: ignore[misc]
             if daemon.exit_code is None:
                 return
@@ -125,7 +125,8 @@ class World:
 
     async def seen(self) -> Seen:
         """Looks at everything."""
-        return await look_round(self.client, self.history, self.state_dir, self.engine.containers())
+        found = self.engine.containers() if self.engine is not None else docker_containers(self.state_dir)
+        return await look_round(self.client, self.history, self.state_dir, found)
 
     async def check(self) -> None:
         """Fails unless everything fits what clients were told. What daemons do in the background may take a moment."""
@@ -162,18 +163,22 @@ class World:
 
 
 @asynccontextmanager
-async def world(**flags: str) -> AsyncIterator[World]:
-    """A world with a daemon that serves, of which nothing stays."""
+async def world(*, on_docker: bool = False, **flags: str) -> AsyncIterator[World]:
+    """A world of which nothing stays."""
     folder = Path(tempfile.mkdtemp(prefix="ec", dir="/tmp"))  # short, since the paths of sockets lie below it
     folder.chmod(0o711)
     try:
-        made = World(folder, **flags)
-        async with made.engine.serving(folder / ENGINE):
+        async with AsyncExitStack() as stack:
+            made = World(folder, None if on_docker else Engine(), **flags)
+            if made.engine is not None:
+                await stack.enter_async_context(made.engine.serving(folder / ENGINE))
             try:
                 yield made
             finally:
                 if made.daemon is not None:
                     made.daemon.kill()
+                if on_docker:
+                    remove_docker_containers(made.state_dir)
     finally:
         shutil.rmtree(folder)
 

@@ -198,6 +198,15 @@ async def test_limits_that_somebody_else_changed_are_put_back(place: Place, box:
     assert place.lab.sandboxes.get(box.id).state is SandboxState.RUNNING
 
 
+async def test_limits_that_were_changed_while_no_events_came_are_put_back(place: Place, box: Box) -> None:
+    place.follow()
+    await place.listens()
+    place.engine.broken = [EngineUnavailable("subprocess", "it broke off")]
+    await place.engine.update(container_id(box), replace(box.record.spec, pids_limit=10_000))  # this event is lost
+    await until(lambda: place.interventions("limits_changed") == 1)
+    await until(lambda: place.engine._containers[container_id(box)].plan.spec.pids_limit == box.record.spec.pids_limit)
+
+
 async def test_events_that_lie_change_nothing(place: Place, box: Box) -> None:
     place.follow()
     await place.listens()

@@ -226,6 +226,8 @@ async def test_on_a_full_disk_changes_are_told_when_there_is_room_again(hall: Ha
         while not database.owed:
             hall.sandboxes.seen(record, record.state is SandboxState.RUNNING)
         shown = hall.sandboxes.get("a")
+        async with aclosing(hall.sandboxes.watch(hall.sandboxes.list().revision)) as others:
+            assert isinstance(await anext(others), Bookmark)
         database._connection.execute("PRAGMA max_page_count = 1000000")
         await hall.sandboxes.delete("b")
         last = None

@@ -92,6 +92,9 @@ async def test_one_without_an_idle_timeout_and_one_of_a_pool_stay(
         record.pool_id = ""
         hall.sandboxes.claimed(record)
         assert record.idle_timer is not None
+        record.pool_id = pool_id
+        pass_s(hall, record, 1000)
+        assert record.state is SandboxState.RUNNING
 
 
 async def test_a_stop_does_not_stop_the_clock(hall: Hall) -> None:

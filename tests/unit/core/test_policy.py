@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enclaved.core.policy import (
-    HEAP_RESERVE_BYTES,
     Admission,
     Policy,
     PolicyLimits,
@@ -21,6 +20,7 @@ from enclaved.core.policy import (
     check_labels,
     execution_timeout,
 )
+from enclaved.core.tmpfs import HEAP_RESERVE_BYTES
 from enclaved.errors import InvalidRequest, PolicyDenied
 from enclaved.model import Adjustment, PortMapping, SandboxRequest, SandboxSpec, Volume
 from enclaved.tools.registry import ToolRegistry
