@@ -118,7 +118,7 @@ async def counted(address: str, folder: Path) -> AsyncIterator[tuple[str, dict[s
     counts = {"to the sandbox": 0, "from the sandbox": 0}
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):  # the end of all
             while data := await reader.read(65536):
                 counts[name] += len(data)
                 writer.write(data)

@@ -100,9 +100,9 @@ def daemon() -> Iterator[str]:
 
 async def paths_of(channel: aio.Channel, size: int) -> tuple[dict[str, Call], Callable[[], Awaitable[list[Any]]]]:
     """The ways to call that are compared, and what the leases of the pool say in the end."""
-    sandboxes: Any = sandbox_grpc.SandboxServiceStub(channel)  # type: ignore[no-untyped-call]
-    executions: Any = execution_grpc.ExecutionServiceStub(channel)  # type: ignore[no-untyped-call]
-    pools: Any = pool_grpc.PoolServiceStub(channel)  # type: ignore[no-untyped-call]
+    sandboxes: Any = sandbox_grpc.SandboxServiceStub(channel)
+    executions: Any = execution_grpc.ExecutionServiceStub(channel)
+    pools: Any = pool_grpc.PoolServiceStub(channel)
     boxes = []
     for _ in range(size):
         made = await sandboxes.CreateSandbox(sandbox_pb.CreateSandboxRequest(spec=SPEC))
