@@ -34,8 +34,8 @@ class Channels:
 
     def other_after(self, error: EngineRefused) -> Channel | None:
         """What to try after the current channel failed; None: nothing, the error stands."""
-        if not error.files_unseen or not self._may_change or self.current is not Channel.SOCKET:
-            return None
+        if not error.files_unseen or not self._may_change or self.known is not None:
+            return None  # what has worked once is not given up because of one image that says otherwise
         _log.warning("engine does not see our files", extra={"reason": error.engine_message[:500]})
         return Channel.ATTACH
 
