@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Final
@@ -162,8 +163,11 @@ class Changes:
     async def _follow(
         self, seen: int, wanted: SandboxFilter, heartbeat_s: float
     ) -> AsyncGenerator[SandboxEvent | Bookmark]:
+        every_s = heartbeat_s or HEARTBEAT_DEFAULT_S
+        clock = asyncio.get_running_loop().time
         self._check_kept(seen)
         yield Bookmark(seen)
+        due = clock() + every_s
         while True:
             if self._ended:
                 raise ShuttingDown
@@ -177,13 +181,16 @@ class Changes:
                 seen = event.revision
                 if event.concerns(wanted):
                     yield event
-            if found:
-                continue
-            try:
-                async with asyncio.timeout(heartbeat_s or HEARTBEAT_DEFAULT_S):
-                    await news.wait()
-            except TimeoutError:
+                    due = clock() + every_s
+            if clock() >= due:  # also where only others change: a reader must not fall behind what is kept
                 yield Bookmark(seen)
+                due = clock() + every_s
+            if found:
+                await asyncio.sleep(0)  # a long past, of which nothing is wanted, must hold nobody up
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(due):
+                        await news.wait()
 
     def end_following(self) -> None:
         """The daemon stops: those who follow go on at the next one."""

@@ -12,7 +12,7 @@ from enclaved.core.background import Background
 from enclaved.core.boot import Boot
 from enclaved.core.changes import Changes
 from enclaved.core.record import SandboxRecord
-from enclaved.errors import EnclaveError, EngineUnavailable, SandboxLost
+from enclaved.errors import EnclaveError, SandboxLost, Unavailable
 from enclaved.metrics import Metrics
 from enclaved.model import Cause, SandboxState
 
@@ -86,14 +86,17 @@ class Endings:
         self._background.spawn(self._clear(record), f"clear {record.id}")
 
     async def _clear(self, record: SandboxRecord) -> None:
+        delay_s = RETRY_S
         while record.container_id is not None and record.state is SandboxState.ERROR:
             try:
                 async with record.lock:
                     await self._boot.down(record)
                     if self._known(record.id) is record:
                         self._changes.settled(record)
-            except EngineUnavailable:
-                await asyncio.sleep(RETRY_S)
+            except EnclaveError as error:
+                log.warning("container left for now", extra={"sandbox_id": record.id, "reason": str(error)})
+                await asyncio.sleep(delay_s)
+                delay_s = min(2 * delay_s, RETRY_MOST_S)
 
     # -- deleted
 
@@ -131,8 +134,23 @@ class Endings:
         if record.link is not None:
             record.link.send({"type": "park", "number": 0})  # should the engine take its time
             record.link.fail(SandboxLost(record.id, "it was deleted"))
-        self._background.spawn(self._remove(record, removal, cause, after), f"delete {record.id}")
+        self._go_on(record, removal, cause, after)
         return removal
+
+    def _go_on(self, record: SandboxRecord, removal: Removal, cause: Cause, after: asyncio.Event | None = None) -> None:
+        """Removes in the background. What nobody expects to fail is logged, told and tried again all the same."""
+
+        def look(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception() is not None:
+                removal.settle(
+                    Unavailable(f"sandbox {record.id!r} could not be removed; it will be tried again", RETRY_S)
+                )
+                again = (record, removal, cause)
+                asyncio.get_running_loop().call_later(RETRY_S, self._go_on, *again, context=contextvars.Context())
+
+        self._background.spawn(self._remove(record, removal, cause, after), f"delete {record.id}").add_done_callback(
+            look
+        )
 
     async def _remove(self, record: SandboxRecord, removal: Removal, cause: Cause, after: asyncio.Event | None) -> None:
         if after is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from enclaved.model import Intervention
 from enclaved.runtime.base import ContainerChange
 
 CONTAINERS_MOST: Final = 1024
+REMEMBERED_S: Final = 60.0
+"""How long what was told of a container is kept after it was talked of last: its sandbox has gone long before."""
 TOLD_WITHIN_S: Final = 0.3
 """How much later than the end of a container the engine may tell who wanted it."""
 STARTED_WITHIN_S: Final = 1.0
@@ -44,6 +47,8 @@ class _Told:
     changes: set[ContainerChange] = field(default_factory=set)
     is_complete: asyncio.Event = field(default_factory=asyncio.Event)
     is_old: bool = False
+    at: float = 0.0
+    """Monotonic time at which it was talked of last."""
 
 
 class Hearsay:
@@ -79,7 +84,8 @@ class Hearsay:
     def _of(self, container_id: str) -> _Told:
         told = self._told.setdefault(container_id, _Told())
         self._told.move_to_end(container_id)
-        while len(self._told) > CONTAINERS_MOST:
+        told.at = time.monotonic()
+        while len(self._told) > CONTAINERS_MOST or next(iter(self._told.values())).at < told.at - REMEMBERED_S:
             self._told.popitem(last=False)
         return told
 

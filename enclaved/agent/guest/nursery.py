@@ -106,7 +106,9 @@ class Nursery:
         os.set_inheritable(requests.fileno(), True)
         os.set_inheritable(self.bundle.fd, True)
         os.chdir("/")
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for number in signal.valid_signals():  # also what whoever started us ignores, or programs would as well
+            if signal.getsignal(number) == signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         # Without the user's own packages (-s): they lie where user code may write, and could name code to run at once.
         arguments = [sys.executable, "-s"] + self.bundle.arguments()
         arguments += ["--template", str(requests.fileno()), json.dumps(self.settings)]

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -33,6 +34,7 @@ CLIENTS = 4
 LIFE_S = (0.0, 3.0)
 """How long a daemon lives after it began to serve, at least and at most."""
 MEMORY_BYTES = 96 * 1024 * 1024
+PROGRESS_S = 15.0
 PATIENCE_S = 60.0
 SHOWN = 20
 
@@ -53,6 +55,8 @@ async def campaign(kills: int, clients: int, seed: int, heard: object = None) ->
                 group.create_task(Life(daemon.address, history, f"life-{number}", own).live(over))
             for _ in range(kills):
                 await asyncio.sleep(chance.uniform(*LIFE_S))
+                if chance.random() < 0.5:  # also where making a sandbox takes longer than that
+                    await _something_done(history)
                 daemon.send(signal.SIGKILL)
                 await daemon.ended()
                 daemon.check_log()
@@ -73,6 +77,13 @@ async def campaign(kills: int, clients: int, seed: int, heard: object = None) ->
     finally:
         ground.clear()
     return tally
+
+
+async def _something_done(history: History) -> None:
+    """Waits until an operation was acknowledged that is not yet, for a while."""
+    done = len(history.acknowledged)
+    with suppress(AssertionError):
+        await until(lambda: len(history.acknowledged) > done, "an answer", patience_s=PROGRESS_S)
 
 
 async def _make(daemon: DaemonProcess, names: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 STDOUT, STDERR = 1, 2
-TIMEOUT_S: Final = 4.0
+TIMEOUT_S: Final = 8.0
 _STEPS = 120
 
 _WRITER = """
@@ -71,7 +71,7 @@ def program(name: str, chance: random.Random) -> Program:
     code = _WRITER.format(name=name, seed=seed, steps=_STEPS, most_bytes=most_bytes, pause_s=pause_s, end=end)
     output = _written(seed, most_bytes)
     compared = {STDOUT: output[STDOUT]} if verdict == "TIMEOUT" else output  # an interrupted program says so itself
-    timeout_s = TIMEOUT_S + _STEPS * pause_s if verdict == "TIMEOUT" else 120.0
+    timeout_s = TIMEOUT_S + 2 * _STEPS * pause_s if verdict == "TIMEOUT" else 120.0
     return Program(name, kind, code, compared, verdict, exit_code, signal, timeout_s=timeout_s)
 
 

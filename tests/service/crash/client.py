@@ -22,7 +22,7 @@ from ms_enclave.v1 import sandbox_service_pb2_grpc as sandbox_grpc
 
 from tests.service.crash.history import History, Operation, Run, state_of
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 CALL_S = 30.0
 AGAIN_S = 0.05
 CHUNK_BYTES = 32 * 1024

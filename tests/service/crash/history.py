@@ -97,6 +97,11 @@ class History:
         """A moment, later than all before."""
         return next(self._clock)
 
+    @property
+    def acknowledged(self) -> list[Operation]:
+        """What was done for certain, but for looks."""
+        return [found for found in self.operations if found.outcome == "done" and found.kind not in ("list", "look")]
+
     @contextmanager
     def attempt(self, client: str, kind: str, subject: str, wanted: Any = None) -> Iterator[Operation]:
         """Records an attempt. Whoever makes it sets the outcome, unless that stays unknown."""

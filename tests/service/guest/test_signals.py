@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal as signals
 from collections.abc import AsyncIterator
 
 import pytest
@@ -79,6 +80,18 @@ async def test_a_signal_sent_right_after_the_start_hits_the_program_and_not_its_
     signal(guest, run, number)
     finished = await guest.end(run)
     assert (finished["signal"], finished["signalled"], finished["cause"]) == (number, [number], None)
+
+
+async def test_a_signal_that_whoever_started_the_guest_ignores_ends_a_program() -> None:
+    """As SIGQUIT is by whatever a shell runs in the background."""
+    before = signals.signal(signals.SIGQUIT, signals.SIG_IGN)
+    try:
+        async with wire_guest() as guest:
+            for run in (guest.command("sleep", "1000"), guest.python("import time\ntime.sleep(1000)")):
+                signal(guest, run, 3)
+                assert (await guest.end(run))["signal"] == 3
+    finally:
+        signals.signal(signals.SIGQUIT, before)
 
 
 async def test_an_early_interrupt_is_an_exception_in_python(guest: WireGuest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from datetime import timedelta
@@ -151,6 +152,23 @@ async def test_whoever_hears_nothing_hears_that(hall: Hall) -> None:
         assert [await anext(events) for _ in range(3)] == [Bookmark(revision)] * 3
         assert hall.metrics.value("enclaved_sandbox_watches") == 1
     assert hall.metrics.value("enclaved_sandbox_watches") == 0
+
+
+async def test_whoever_is_told_nothing_of_a_busy_daemon_hears_how_far_it_is(hall: Hall) -> None:
+    await hall.make("a")
+    others = SandboxFilter(labels={"team": "blue"})
+
+    async def keep_changing() -> None:
+        for number in itertools.count():
+            await hall.sandboxes.update("a", SandboxUpdate(labels={"number": str(number)}))
+            await asyncio.sleep(0)
+
+    async with aclosing(hall.sandboxes.watch(0, others, heartbeat_s=0.1)) as events, asyncio.timeout(20):
+        changing = asyncio.create_task(keep_changing())
+        heard = [await anext(events) for _ in range(3)]
+        changing.cancel()
+    assert all(isinstance(one, Bookmark) for one in heard)
+    assert heard[0].revision < heard[1].revision < heard[2].revision
 
 
 async def test_the_next_daemon_goes_on_with_the_revisions(hall: Hall) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from enclaved.core import endings
 from enclaved.core.record import SandboxRecord
-from enclaved.errors import EngineRefused, EngineUnavailable, SandboxNotFound, WrongState
+from enclaved.errors import EngineRefused, EngineUnavailable, SandboxNotFound, Unavailable, WrongState
 from enclaved.model import SandboxState, SandboxUpdate
 from tests.unit.core.hall import Hall
+from tests.unit.core.scripted import until
 
 
 @pytest.fixture
@@ -113,3 +114,20 @@ async def test_many_deletions_do_not_flood_the_engine(hall: Hall) -> None:
     await asyncio.gather(*(hall.sandboxes.delete(name) for name in names))
     assert most == endings.REMOVALS_AT_ONCE
     assert hall.runtime.containers == {}
+
+
+async def test_a_deletion_goes_on_also_after_what_nobody_expects(hall: Hall, caplog: pytest.LogCaptureFixture) -> None:
+    await hall.make("a")
+    hall.runtime.failures.append(RuntimeError("can't start new thread"))
+    with pytest.raises(Unavailable, match="'a' could not be removed; it will be tried again"):
+        await hall.sandboxes.delete("a")
+    await until(lambda: hall.sandboxes.known("a") is None)
+    assert hall.runtime.containers == {}
+    assert "can't start new thread" in caplog.text
+
+
+async def test_the_container_of_a_lost_sandbox_goes_as_soon_as_the_engine_does_not_refuse(hall: Hall) -> None:
+    await hall.make("a")
+    hall.runtime.failures.append(EngineRefused("remove a container", "device or resource busy"))
+    hall.sandboxes.lose(hall.sandboxes.record("a"), "it fell")
+    await until(lambda: not hall.runtime.containers)
