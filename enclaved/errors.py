@@ -285,13 +285,16 @@ class UploadGap(EnclaveError):
 
 
 class EngineRefused(WrongState):
-    """The engine refused what was asked of it, and asking again will not help."""
+    """The engine refused what was asked of it, and asking again will not help.
 
-    def __init__(self, operation: str, engine_message: str) -> None:
+    With ``files_unseen`` it does not see the daemon's files: a sandbox without mounts may do.
+    """
+
+    def __init__(self, operation: str, engine_message: str, *, files_unseen: bool = False) -> None:
         super().__init__(
             "engine", "refused", "accepted", f"the container engine refused to {operation}: {engine_message}"
         )
-        self.engine_message = engine_message
+        self.engine_message, self.files_unseen = engine_message, files_unseen
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -27,6 +27,7 @@ from enclaved.errors import EnclaveError
 from enclaved.model import (
     CHANNEL_NAMES,
     Cause,
+    Channel,
     Intervention,
     LeaseKind,
     MemberState,
@@ -162,6 +163,14 @@ class Metrics:
             "enclaved_faults", "Calls and executions that failed by a fault of the daemon itself.", registry=registry
         )
         self._engine_up = Gauge("enclaved_engine_up", "Whether the container engine answers.", registry=registry)
+        self._engine_channel = Gauge(
+            "enclaved_engine_channel", "Whether guests are reached over this channel.", ("channel",), registry=registry
+        )
+        self._drained = Counter(
+            "enclaved_sandboxes_drained",
+            "Sandboxes of an earlier daemon that took no new work since their guest was too old.",
+            registry=registry,
+        )
         self._engine_calls = Counter(
             "enclaved_engine_calls", "Calls to the container engine by outcome.", ("call", "outcome"), registry=registry
         )
@@ -252,6 +261,8 @@ class Metrics:
         ).set(1)
         for state in SandboxState:
             self._sandboxes.labels(state.value)
+        for channel in Channel:
+            self._engine_channel.labels(channel.value)
         for outcome in ("ok", "error"):
             self._reloads.labels(outcome)
         # A counter that is there from the start: Prometheus sees no increase in a series that begins with 1.
@@ -388,6 +399,15 @@ class Metrics:
     def engine_up(self, up: bool) -> None:
         """Says whether the engine answered when it was last looked at."""
         self._engine_up.set(1 if up else 0)
+
+    def engine_channel(self, used: Channel) -> None:
+        """Says how guests are reached."""
+        for channel in Channel:
+            self._engine_channel.labels(channel.value).set(1 if channel is used else 0)
+
+    def sandbox_drained(self) -> None:
+        """Counts one sandbox whose guest is too old for anything new."""
+        self._drained.inc()
 
     def engine_called(self, call: str, seconds: float, error: BaseException | None = None) -> None:
         """Counts and times one call to the engine: ``ok``, or the class of the error that ended it."""

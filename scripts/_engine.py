@@ -13,7 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
@@ -104,7 +104,11 @@ class Engine:
         """Returns all containers, running or not, that carry a label of that name."""
         query = urlencode({"all": "true", "filters": json.dumps({"label": [label]})})
         return [
-            Container(str(item["Id"]), tuple(str(mount.get("Source", "")) for mount in item.get("Mounts") or ()))
+            Container(
+                str(item["Id"]),
+                tuple(str(mount.get("Source", "")) for mount in item.get("Mounts") or ()),
+                dict(item.get("Labels") or {}),
+            )
             for item in self._json("GET", f"/containers/json?{query}")
         ]
 
@@ -180,10 +184,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Container:
-    """A container, and the paths of this machine that are mounted in it."""
+    """A container, the paths of this machine that are mounted in it, and its labels."""
 
     id: str
     mounts: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ POLL_S = 0.2
 NOTHING_COLLECTED = 5
 """pytest's exit code when no test was chosen."""
 SANDBOX_LABEL = "enclaved.id"
+OWNER_LABEL = "enclaved.owner"
 RUN_VARIABLE = "MS_ENCLAVE_TEST_RUN"
 """Environment variable by which the processes of a test run are known."""
 
@@ -230,10 +232,16 @@ def remove_leftovers(engine: Engine, folder: Path) -> list[str]:
 
 
 def run_containers(engine: Engine, folder: Path) -> list[Container]:
+    """Returns the containers of daemons below a folder: they mount something of it, or have the label of its key."""
+    owners = set()
+    for key in folder.rglob("key"):
+        with suppress(OSError):  # it is being removed
+            owners.add(hashlib.sha256(b"owner:" + key.read_bytes()).hexdigest()[:16])
     return [
         container
         for container in engine.containers(SANDBOX_LABEL)
-        if any(Path(mount).is_relative_to(folder) for mount in container.mounts)
+        if container.labels.get(OWNER_LABEL) in owners
+        or any(Path(mount).is_relative_to(folder) for mount in container.mounts)
     ]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
+import zlib
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from enclaved.runtime.base import HOST_NAME
 USER_NAME = "sandbox"
 PYTHON_TOO_OLD = 78
 """Exit code of a guest whose interpreter it does not support."""
+ARGUMENT_BYTES = 100_000
+"""What one argument of the guest takes at most; Linux allows 128 KiB."""
 
 _HEAD = f"""# The guest, PID 1 of a sandbox: the modules of enclaved/agent/guest in one file. See `loader` in it.
 
@@ -48,6 +52,15 @@ def bundled_guest() -> bytes:
                 raise ValueError(f"{module.name} cannot be quoted")
             parts.append(f"\nSOURCES[{name!r}] = r'''{source}'''\n")
     return "".join([*parts, _TAIL]).encode()
+
+
+def packed_guest(source: bytes | None = None) -> tuple[str, ...]:
+    """Makes the arguments in which the guest comes to a sandbox that cannot mount it: see `attached_guest_argv`.
+
+    ``source`` replaces it, for tests.
+    """
+    text = base64.b85encode(zlib.compress(bundled_guest() if source is None else source, 9)).decode()
+    return tuple(text[start : start + ARGUMENT_BYTES] for start in range(0, len(text), ARGUMENT_BYTES))
 
 
 def install_guest(directory: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Final
 
 from enclaved.agent.guest.limits import MAX_JOB_BYTES
 from enclaved.agent.install import USER_NAME
+from enclaved.agent.versions import needed_for_job
 from enclaved.errors import FieldViolation, InvalidRequest
 from enclaved.model import CommandJob, FileJob, Job, PythonJob
 
@@ -28,6 +29,8 @@ class WireJob:
     document: bytes
     context: str | None
     """The context that it needs; ``None``: a process of its own."""
+    needs_version: int = 0
+    """The version of the guest protocol from which on a guest can do it; 0: every one."""
 
 
 def environment(image_env: Mapping[str, str], env_vars: Mapping[str, str], working_dir: str) -> dict[str, str]:
@@ -85,4 +88,4 @@ def encode_job(job: Job, env: Mapping[str, str]) -> WireJob:
     if len(encoded) > MAX_JOB_BYTES:
         hint = f"the job is {len(encoded)} bytes, more than {MAX_JOB_BYTES}; put large content into files"
         raise InvalidRequest(FieldViolation("parameters", hint))
-    return WireJob(encoded, context)
+    return WireJob(encoded, context, needed_for_job(job))

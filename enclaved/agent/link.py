@@ -1,4 +1,4 @@
-"""The daemon's side of the connection to one guest: it listens, the guest connects and reconnects.
+"""The daemon's side of the connection to one guest: it listens, the guest connects and reconnects; or it attaches.
 
 Everything that comes from a guest is hostile: frames are length-limited by the codec, every field is checked here or
 in ``handle.py``, and nonsense ends the connection. Frames: docs/guest-protocol.md.
@@ -10,23 +10,25 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import os
 import signal
-import socket
-import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from enclaved.agent.attached import Attaching
 from enclaved.agent.fields import boolean, integer, string
-from enclaved.agent.guest.frames import FrameDecoder, FrameError, encode_frame
+from enclaved.agent.guest.frames import FrameError, encode_frame
 from enclaved.agent.guest.limits import PROTOCOL_VERSION
 from enclaved.agent.handle import Handle, RunOptions
 from enclaved.agent.jobs import WireJob
+from enclaved.agent.peer import Peer, SocketPeer, bound_socket
 from enclaved.agent.reader import OutputReader
 from enclaved.agent.sender import Hold
-from enclaved.errors import EnclaveError, GuestUnavailable, NoSpace, SandboxLost
+from enclaved.agent.versions import OLDEST_GUEST, needed_for_frame
+from enclaved.errors import EnclaveError, GuestUnavailable, SandboxLost, WrongState
+from enclaved.runtime.base import ByteChannel
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,6 @@ HELD_MOST = 4096
 SMALL_TALK_MOST_BYTES = 1024 * 1024
 """What may wait for a guest that does not read, beside jobs and input, which have bounds of their own."""
 PATIENCE_S = 0.02
-_SOCKET_PATH_MAX = 107
 _BOUNDED = frozenset({"run", "job", "stdin", "credit", "park"})
 """Frames of which there cannot be many: one for each execution, within a window, or one at a time."""
 _PATIENT = frozenset({"may_go"})
@@ -47,14 +48,30 @@ _PATIENT = frozenset({"may_go"})
 _ANSWERS = frozenset({"pong", "parked", "paused", "context", "contexts", "context_refused"})
 
 
-class GuestLink:
-    """Listens for one sandbox's guest, and routes frames between it and its executions."""
+OpenChannel = Callable[[], AbstractAsyncContextManager[ByteChannel]]
 
-    def __init__(self, sandbox_id: str, directory: Path, *, group_id: int, guest_uids: Collection[int]) -> None:
+
+class GuestLink:
+    """Listens for one sandbox's guest or attaches to it, and routes frames between it and its executions."""
+
+    def __init__(
+        self,
+        sandbox_id: str,
+        directory: Path,
+        *,
+        group_id: int,
+        guest_uids: Collection[int],
+        open_channel: OpenChannel | None = None,
+    ) -> None:
+        """``open_channel`` attaches to the guest, which then needs no socket."""
         self.sandbox_id = sandbox_id
         self.directory = directory
         self.handles: dict[str, Handle] = {}
         self.python_version = ""
+        self.version = PROTOCOL_VERSION
+        """The version in which guest and daemon speak."""
+        self.stranger = ""
+        """Why a guest that came cannot be spoken to; empty if none was so new."""
         self.on_ready: Callable[[], None] | None = None
         """Called each time when the guest is there."""
         self.has_met = False
@@ -64,7 +81,9 @@ class GuestLink:
         self._group_id = group_id
         self._guest_uids = guest_uids
         self._server: asyncio.Server | None = None
-        self._peer: _Peer | None = None
+        self._open_channel = open_channel
+        self._attaching: Attaching | None = None
+        self._peer: Peer | None = None
         self._ready = asyncio.Event()
         self._small_talk_bytes = 0
         self._later = b""
@@ -76,30 +95,39 @@ class GuestLink:
         self._answers: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
         self._lost: EnclaveError | None = None
 
+    @property
+    def attaches(self) -> bool:
+        """Whether it attaches to the guest, once there is a container, instead of listening for it."""
+        return self._open_channel is not None
+
     async def listen(self) -> None:
-        """Makes the directory and listens in it. Raises `NoSpace` if the host does not let it."""
-        path = self.directory / SOCKET_NAME
-        if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
-            raise NoSpace(str(path), f"the socket path {path} is too long; choose a shorter state directory")
-        try:
-            self.directory.mkdir(mode=0o710, parents=True, exist_ok=True)
-            os.chown(self.directory, -1, self._group_id)
-            self.directory.chmod(0o710)
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                path.unlink(missing_ok=True)
-                sock.bind(str(path))
-                os.chown(path, -1, self._group_id)
-                path.chmod(0o660)
-            except OSError:
-                sock.close()
-                raise
-        except OSError as error:
-            raise NoSpace(str(path), f"cannot listen on {path}: {error.strerror}") from error
+        """Makes the directory and listens in it. Raises `NoSpace` if the host does not let it.
+
+        One that `attaches` begins to do so, and does it again whenever the channel breaks.
+        """
+        if self._open_channel is not None:
+            self._attaching = self._attaching or Attaching(self, self._open_channel)
+            return
+        sock = bound_socket(self.directory / SOCKET_NAME, self._group_id)
         loop = asyncio.get_running_loop()
         # In two steps: whoever is cancelled in between has a server that can be closed.
-        self._server = await loop.create_unix_server(lambda: _Peer(self), sock=sock, backlog=4, start_serving=False)
+        self._server = await loop.create_unix_server(
+            lambda: SocketPeer(self), sock=sock, backlog=4, start_serving=False
+        )
         await self._server.start_serving()
+
+    async def renewed(self, deadline_s: float) -> bool:
+        """Whether a guest that does not answer does so after being attached to again; false where it must connect."""
+        if self._attaching is None or self._lost is not None:
+            return False
+        if self._peer is not None:
+            self._peer.abort()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self.wait_connected()
+        except TimeoutError:
+            return False
+        return True
 
     @property
     def connected(self) -> bool:
@@ -119,21 +147,41 @@ class GuestLink:
         """Waits until the guest is not there."""
         await self._away.wait()
 
+    @property
+    def outdated(self) -> bool:
+        """Whether the guest is too old to be given anything new to do."""
+        return self.version < OLDEST_GUEST
+
     def check_ready(self) -> None:
-        """Raises `GuestUnavailable` while the guest is away, `SandboxLost` after the sandbox's end."""
+        """Raises `GuestUnavailable` while the guest is away, `SandboxLost` after the sandbox's end.
+
+        Raises `WrongState` if the guest is `outdated`.
+        """
         if self._lost is not None:
             raise self._lost
         if not self.connected:
             raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} is reconnecting; try again")
+        self.check_version(OLDEST_GUEST, "runs nothing new")
+
+    def check_version(self, needed: int, what: str) -> None:
+        """Raises `WrongState` if the guest is older than what it is to do. ``what`` completes "the sandbox ..."."""
+        if self.version < needed:
+            text = (
+                f"sandbox {self.sandbox_id!r} was made by an earlier version of enclaved and {what}; make a new sandbox"
+            )
+            state, wanted = f"guest protocol {self.version}", f"guest protocol {needed}"
+            raise WrongState(f"sandbox/{self.sandbox_id}", state, wanted, text)
 
     def start(
         self, name: str, job: WireJob, options: RunOptions, *, whole: bool = False
     ) -> tuple[Handle, OutputReader]:
         """Starts a job; returns its handle and a reader from the first byte on.
 
-        ``name`` is new: see `Handle`, and `Handle.start` for ``whole``. Raises what `check_ready` raises.
+        ``name`` is new: see `Handle`, and `Handle.start` for ``whole``. Raises what `check_ready` raises, and
+        `WrongState` for a job that is newer than the guest.
         """
         self.check_ready()
+        self.check_version(job.needs_version, "cannot do that")
         handle = Handle(self, name, job, options)
         self.handles[name] = handle
         return handle, handle.start(whole=whole)
@@ -186,7 +234,8 @@ class GuestLink:
     async def ask(self, kind: str, deadline_s: float, **fields: Any) -> Mapping[str, Any]:
         """Asks the guest something, and returns its answer as it came, unchecked but for its number.
 
-        Raises `GuestUnavailable` if there is none in time, `SandboxLost` after the sandbox's end.
+        Raises `GuestUnavailable` if there is none in time, `SandboxLost` after the sandbox's end, `WrongState` if the
+        guest is too old for the question.
         """
         if self._lost is not None:
             raise self._lost
@@ -197,6 +246,7 @@ class GuestLink:
         try:
             async with asyncio.timeout(deadline_s):
                 await self.wait_connected()  # it may be coming back at this moment
+                self.check_version(needed_for_frame(kind), f"does not know {kind!r}")
                 if self.congested and kind not in _BOUNDED:
                     raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} does not read; try again")
                 self.send({"type": kind, "number": number, **fields})
@@ -207,8 +257,10 @@ class GuestLink:
             self._answers.pop(number, None)
 
     def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
-        """Sends a frame if the guest is there. While too much waits for it, nobody is asked for samples."""
+        """Sends a frame if the guest is there and knows such. While too much waits for it, nobody asks for samples."""
         if self._peer is None or not self.connected or (self.congested and header["type"] == "sample"):
+            return
+        if self.version < needed_for_frame(header["type"]):
             return
         kind, frame = header["type"], encode_frame(dict(header), payload)
         if self._peer.is_slow and kind not in _BOUNDED:
@@ -232,6 +284,8 @@ class GuestLink:
     def fail(self, error: EnclaveError) -> None:
         """The sandbox has ended: so has everything in it."""
         self._lost = error
+        if self._attaching is not None:
+            self._attaching.stop()
         for handle in list(self.handles.values()):
             handle.fail(error)
         for answer in self._answers.values():
@@ -248,12 +302,16 @@ class GuestLink:
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
+        if self._attaching is not None:
+            await self._attaching.stopped()
         with contextlib.suppress(OSError):
             (self.directory / SOCKET_NAME).unlink(missing_ok=True)
             self.directory.rmdir()
 
     def leave(self) -> None:
-        """Stops listening and drops the guest, which goes on and looks for the next daemon."""
+        """Stops listening and drops the guest, which goes on and waits for the next daemon."""
+        if self._attaching is not None:
+            self._attaching.stop()
         if self._server is not None:
             self._server.close()
         if self._peer is not None:
@@ -261,14 +319,17 @@ class GuestLink:
 
     # -- what the connection tells
 
-    def on_hello(self, peer: _Peer, header: Mapping[str, Any]) -> None:
+    def on_hello(self, peer: Peer, header: Mapping[str, Any]) -> None:
         if self._peer is not None and self._peer is not peer:
             raise FrameError("a second guest")
         if string(header, "sandbox") != self.sandbox_id:
             raise FrameError("the guest of another sandbox")
         version = integer(header, "version")
-        if version != PROTOCOL_VERSION:
-            raise FrameError(f"protocol version {version}, wanted {PROTOCOL_VERSION}")
+        oldest = integer(header, "oldest") if "oldest" in header else version
+        if oldest > PROTOCOL_VERSION:
+            self.stranger = f"its guest speaks protocol {oldest} to {version}, and this daemon {PROTOCOL_VERSION}"
+            raise FrameError(self.stranger)
+        self.version = min(version, PROTOCOL_VERSION)
         if self.has_met and "met" in header and not boolean(header, "met"):  # older guests do not say it
             self.is_another = True
             self.fail(SandboxLost(self.sandbox_id, "its container was restarted by somebody else"))
@@ -277,7 +338,7 @@ class GuestLink:
         self._peer = peer
         self._held = {}
 
-    def on_frame(self, peer: _Peer, header: Mapping[str, Any], payload: bytes) -> None:
+    def on_frame(self, peer: Peer, header: Mapping[str, Any], payload: bytes) -> None:
         """Takes in one frame. Raises FrameError for nonsense."""
         kind = header["type"]
         if kind == "hello":
@@ -314,14 +375,14 @@ class GuestLink:
             ended = string(header, "state") == "ended"
             self._held[string(header, "execution")] = Hold(ended, offset, boolean(header, "stdin_ended"))
 
-    def on_caught_up(self, peer: _Peer) -> None:
+    def on_caught_up(self, peer: Peer) -> None:
         """The guest has read nearly all that waited for it."""
         if peer is self._peer:
             self._small_talk_bytes = 0
             for handle in list(self.handles.values()):
                 handle.pay()
 
-    def on_gone(self, peer: _Peer) -> None:
+    def on_gone(self, peer: Peer) -> None:
         """The connection is gone; the guest will come back unless it died."""
         if peer is self._peer:
             self._small_talk_bytes = 0
@@ -333,55 +394,3 @@ class GuestLink:
     def may_connect(self, uid: int) -> bool:
         """Whether a process of this user may be the guest."""
         return uid in self._guest_uids and self._peer is None and self._lost is None
-
-
-class _Peer(asyncio.Protocol):
-    """One connection to the listening socket: whoever it is, until the hello has been checked."""
-
-    def __init__(self, link: GuestLink) -> None:
-        self._link = link
-        self._decoder = FrameDecoder()
-        self._transport: asyncio.Transport | None = None
-        self.is_slow = False
-        """Whether more waits for it than a socket takes at once."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = connection = cast("asyncio.Transport", transport)
-        sock = transport.get_extra_info("socket")
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, _ = struct.unpack("3i", credentials)
-        if not self._link.may_connect(uid):
-            log.warning("connection refused", extra={"sandbox_id": self._link.sandbox_id, "peer_uid": uid})
-            connection.abort()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for header, payload in self._decoder.feed(data):
-                self._link.on_frame(self, header, payload)
-        except FrameError as error:
-            log.error("guest dropped", extra={"sandbox_id": self._link.sandbox_id, "reason": str(error)[:500]})
-            self.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link.on_gone(self)
-
-    def pause_writing(self) -> None:
-        self.is_slow = True
-
-    def resume_writing(self) -> None:
-        self.is_slow = False
-        self._link.on_caught_up(self)
-
-    def write(self, data: bytes) -> None:
-        """Queues bytes. Jobs and input are bounded by the number of executions and their windows, the rest by `send`.
-
-        The end of a reader is always told; there are no more of them than were let in.
-        """
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
-
-    def abort(self) -> None:
-        """Drops the connection."""
-        if self._transport is not None:
-            self._transport.abort()
-        self._link.on_gone(self)

@@ -71,6 +71,11 @@ class Engine(_Section):
         "unix:///var/run/docker.sock", description="Address of the engine. DOCKER_HOST counts below the other sources."
     )
     pull: bool = Field(True, description="Whether images that the engine lacks are pulled.")
+    channel: Literal["auto", "socket", "attach"] = Field(
+        "auto",
+        description="How sandboxes are reached: over a mounted socket, by attaching to them (for engines that do not "
+        "see the daemon's files), or whichever works for the first one.",
+    )
 
 
 class Images(_Section):

@@ -8,14 +8,17 @@ import logging
 import os
 import random
 import shutil
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from enclaved.agent.install import PYTHON_TOO_OLD, install_guest, write_accounts
+from enclaved.agent.guest.limits import UNREACHABLE
+from enclaved.agent.install import PYTHON_TOO_OLD, install_guest, packed_guest, write_accounts
 from enclaved.agent.interpreter import find_guest_runtime
 from enclaved.agent.jobs import environment
 from enclaved.agent.link import GuestLink
 from enclaved.core.background import Background
+from enclaved.core.channels import AUTO, Channels
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
 from enclaved.core.watching import Watching
@@ -28,12 +31,15 @@ from enclaved.errors import (
     NoSpace,
     SandboxLost,
 )
-from enclaved.model import SandboxState
-from enclaved.runtime.base import ContainerPlan, GuestSettings, Runtime, StderrTail
+from enclaved.metrics import Metrics
+from enclaved.model import Channel, SandboxState
+from enclaved.runtime.base import ByteChannel, ContainerPlan, GuestSettings, Runtime, StderrTail
 
 log = logging.getLogger(__name__)
 
 HELLO_DEADLINE_S = 30.0
+CONNECT_PATIENCE_S = 5.0
+"""The daemon listens before there is a guest: one that cannot connect so long never will."""
 STATUS_EVERY_S = 0.5
 PAUSE_DEADLINE_S = 5.0
 LACKING_MOST = 1024
@@ -54,16 +60,27 @@ class BootSettings:
     may_pull: bool = True
     guest_runtime: str = ""
     """Where the interpreter for images without Python is; empty: in the usual places."""
+    channel: str = AUTO
+    """How guests are reached: ``auto`` or a `Channel`."""
 
 
 class Boot:
     """Everything that turns a record into a running guest, and back."""
 
-    def __init__(self, runtime: Runtime, settings: BootSettings, ownership: Ownership, background: Background) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        settings: BootSettings,
+        ownership: Ownership,
+        background: Background,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self.channels = Channels(settings.channel, metrics)
         self._runtime, self._settings, self._ownership = runtime, settings, ownership
         self._background = background
         self.watching = Watching(runtime)
         self._guest_file = install_guest(settings.state_dir / "guest")
+        self._guest_arguments = packed_guest()
         self._uids: set[int] = set()
         self._old_directories = set((settings.state_dir / "s").glob("*"))
         self._lacking: set[str] = set()
@@ -106,7 +123,8 @@ class Boot:
         self._uids.add(record.uid)
         self._old_directories.discard(record.directory)
         if record.container_id is not None and record.state is not SandboxState.ERROR:
-            record.link = self._make_link(record)
+            has_socket = _socket_dir(record).exists()
+            record.link = self._make_link(record, Channel.SOCKET if has_socket else Channel.ATTACH)
             record.link.has_met = True
 
     def remove_old_directories(self) -> None:
@@ -143,8 +161,6 @@ class Boot:
             hint = "look at the room and the permissions there"
             text = f"cannot write to the daemon's state directory {record.directory}: {error.strerror}; {hint}"
             raise NoSpace(str(record.directory), text) from error
-        link = record.link = self._make_link(record)
-        await link.listen()
         plan = ContainerPlan(
             image=image,
             spec=spec,
@@ -157,19 +173,41 @@ class Boot:
                 memory_limit_bytes=spec.memory_limit_bytes,
                 file_size_limit_bytes=max(spec.working_dir_size_bytes, spec.tmp_size_bytes),
                 scratch_dirs=(*SCRATCH_DIRS, *image.volumes),
+                connect_patience_s=CONNECT_PATIENCE_S,
             ),
             guest_file=self._guest_file,
-            socket_dir=link.directory,
+            socket_dir=_socket_dir(record),
             account_dir=accounts,
             group_id=os.getegid(),
             labels=self._ownership.labels(record.id, record.uid),
         )
+        channel = self.channels.current
+        try:
+            await self._start_over(record, plan, channel)
+        except EngineRefused as error:
+            other = self.channels.other_after(error)
+            if other is None:
+                raise
+            await self._clear_failed(record)
+            if record.link is not None:
+                await record.link.close()
+            channel = other
+            await self._start_over(record, plan, channel)
+        self.channels.works(channel)
+
+    async def _start_over(self, record: SandboxRecord, plan: ContainerPlan, channel: Channel) -> None:
+        """Starts the guest and reaches it over a channel."""
+        link = record.link = self._make_link(record, channel)
+        if link.attaches:
+            plan = replace(plan, guest_arguments=self._guest_arguments)
+        else:
+            await link.listen()
         await self._start(record, plan, link)
 
     async def _start(self, record: SandboxRecord, plan: ContainerPlan, link: GuestLink) -> None:
         """Starts the guest with the image's Python, or if the image has none, with the one that it brings along."""
         image = plan.image
-        if image.id in self._lacking:
+        if image.id in self._lacking and not plan.guest_arguments:
             plan = replace(plan, interpreter_dir=find_guest_runtime(self._settings.guest_runtime))
         try:
             await self._start_once(record, plan, link)
@@ -177,10 +215,11 @@ class Boot:
             interpreter_dir = find_guest_runtime(self._settings.guest_runtime)
             if not error.lacks_python or interpreter_dir is None:
                 raise
+            if plan.guest_arguments:
+                text = "it has no Python 3.8 or newer, and this engine cannot mount one; use an image with Python"
+                raise ImageUnusable(image.name, text) from error
             log.info("image without Python", extra={"image": image.name, "interpreter_dir": str(interpreter_dir)})
-            if record.container_id is not None:
-                await self._runtime.remove(record.container_id)
-                record.container_id = None
+            await self._clear_failed(record)
             if len(self._lacking) >= LACKING_MOST:
                 self._lacking.clear()
             self._lacking.add(image.id)
@@ -189,14 +228,32 @@ class Boot:
     async def _start_once(self, record: SandboxRecord, plan: ContainerPlan, link: GuestLink) -> None:
         record.container_id = await self._runtime.create(plan)
         async with self._runtime.starting(record.container_id) as stderr:
+            if link.attaches:
+                await link.listen()
             await self._await_guest(record, record.container_id, link, stderr)
         record.counted = self._runtime.counters(record.container_id)
 
-    def _make_link(self, record: SandboxRecord) -> GuestLink:
-        directory = record.directory / "socket"
-        link = GuestLink(record.id, directory, group_id=os.getegid(), guest_uids={0, os.geteuid()})
+    async def _clear_failed(self, record: SandboxRecord) -> None:
+        """Removes a container that is to be made in another way."""
+        if record.container_id is not None:
+            await self._runtime.remove(record.container_id)
+            record.container_id = None
+
+    def _make_link(self, record: SandboxRecord, channel: Channel) -> GuestLink:
+        link = GuestLink(
+            record.id,
+            _socket_dir(record),
+            group_id=os.getegid(),
+            guest_uids={0, os.geteuid()},
+            open_channel=(lambda: self._channel_of(record)) if channel is Channel.ATTACH else None,
+        )
         link.on_ready = lambda: self.tell_expiry(record)
         return link
+
+    def _channel_of(self, record: SandboxRecord) -> AbstractAsyncContextManager[ByteChannel]:
+        if record.container_id is None:
+            raise EngineRefused("attach to a sandbox", "it has no container now")
+        return self._runtime.channel(record.container_id)
 
     @staticmethod
     def tell_expiry(record: SandboxRecord) -> None:
@@ -226,7 +283,11 @@ class Boot:
                 if code == PYTHON_TOO_OLD:
                     fix = "make the interpreter that such images need with scripts/build-guest-runtime"
                     raise ImageUnusable(record.spec.image, f"{words}; {fix}", lacks_python=True)
-                raise EngineRefused(f"start sandbox {record.id!r}", f"its guest ended with code {code}: {words}")
+                raise EngineRefused(
+                    f"start sandbox {record.id!r}",
+                    f"its guest ended with code {code}: {words}",
+                    files_unseen=code == UNREACHABLE,
+                )
         raise EngineRefused(
             f"start sandbox {record.id!r}",
             f"its guest did not report within {HELLO_DEADLINE_S:g} s: {stderr.text().strip() or 'it said nothing'}",
@@ -267,3 +328,8 @@ class Boot:
             await self._runtime.unpause(record.container_id)
         if record.link is not None:
             record.link.send({"type": "resume"})
+
+
+def _socket_dir(record: SandboxRecord) -> Path:
+    """Where the socket of its guest is. A sandbox without this directory is attached to."""
+    return record.directory / "socket"

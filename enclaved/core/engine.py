@@ -12,6 +12,7 @@ from enclaved.errors import EngineUnavailable
 from enclaved.metrics import Metrics
 from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
+    ByteChannel,
     ContainerEvent,
     ContainerPlan,
     ContainerRecord,
@@ -107,6 +108,14 @@ class WatchedRuntime:
             with self._calling("start"):
                 tail = await stack.enter_async_context(self._runtime.starting(container_id))
             yield tail
+
+    @asynccontextmanager
+    async def channel(self, container_id: str) -> AsyncIterator[ByteChannel]:
+        """See `Runtime.channel`. What is timed is the attach, not the block."""
+        async with AsyncExitStack() as stack:
+            with self._calling("attach"):
+                channel = await stack.enter_async_context(self._runtime.channel(container_id))
+            yield channel
 
     async def status(self, container_id: str) -> ContainerStatus | None:
         """See `Runtime.status`."""

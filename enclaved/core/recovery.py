@@ -12,6 +12,7 @@ import logging
 from typing import Final
 
 from enclaved.core.boot import Boot
+from enclaved.core.draining import Draining
 from enclaved.core.execution_rows import ExecutionText
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import Leftovers
@@ -35,6 +36,7 @@ class Recovery:
     ) -> None:
         self._state, self._sandboxes, self._executions = state, sandboxes, executions
         self._boot, self._metrics = boot, metrics
+        self._draining = Draining(metrics)
         self._doomed: list[SandboxRecord] = []
         self._cleared = asyncio.Event()
         self.pools = KeptMembers((), ())
@@ -113,7 +115,11 @@ class Recovery:
         if record.state is SandboxState.STOPPING:
             await self._sandboxes.finish_stop(record)
         if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
-            await self._boot.watching.watch(record, self._sandboxes.lose, self._sandboxes.seen)
+            watching = self._boot.watching.watch(record, self._sandboxes.lose, self._sandboxes.seen)
+            if record.link is not None and record.link.outdated:
+                self._sandboxes.lose(record, await self._draining.drain(record, record.link, watching))
+            else:
+                await watching
 
     def _adopted(self, record: SandboxRecord) -> None:
         self._metrics.sandbox_recovered(RecoveryOutcome.ADOPTED)

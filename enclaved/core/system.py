@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from enclaved.agent.guest.limits import PROTOCOL_VERSION
+from enclaved.core.channels import Channels
 from enclaved.core.executions import Executions
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.errors import EngineUnavailable
@@ -24,11 +26,12 @@ class System:
         runtime: Runtime,
         sandboxes: Sandboxes,
         executions: Executions,
+        channels: Channels,
         metrics: Metrics,
     ) -> None:
         self._version, self._embedded = version, embedded
         self._runtime, self._sandboxes, self._executions = runtime, sandboxes, executions
-        self._metrics = metrics
+        self._channels, self._metrics = channels, metrics
         self._started_at = datetime.now(UTC)
         self._engine = EngineInfo(name="docker")
 
@@ -44,7 +47,7 @@ class System:
             version=self._version,
             started_at=self._started_at,
             embedded=self._embedded,
-            engine=self._engine,
+            engine=replace(self._engine, channel=self._channels.known or ""),
             active_sandboxes=self._sandboxes.active,
             active_executions=self._executions.active,
             guest_protocol_version=PROTOCOL_VERSION,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
+from enclaved.agent.versions import needed_for_frame
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot
 from enclaved.core.changes import Changes
@@ -54,6 +55,8 @@ class Updating:
         if update.ttl_s is not None:
             age_s = asyncio.get_running_loop().time() - record.born
             granted = replace(granted, ttl_s=age_s + update.ttl_s)
+            if record.link is not None and granted.ttl_s > record.spec.ttl_s:  # the guest would end all the same
+                record.link.check_version(needed_for_frame("expire"), "cannot be told to live longer")
         before, due_before = (record.spec, record.labels), record.limits_due
         record.spec = granted
         record.labels = record.labels if update.labels is None else dict(update.labels)

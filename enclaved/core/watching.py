@@ -78,6 +78,8 @@ class Watching:
                     return ""
             if link.is_another:
                 return self._blame(record, container_id, Intervention.RESTARTED)
+            if link.stranger:
+                return link.stranger
             patience_s = STATUS_EVERY_S
             try:
                 async with self._looks:
@@ -171,13 +173,16 @@ class Watching:
             try:
                 status = await self._runtime.status(container_id)
             except EngineUnavailable:
-                return "its guest stopped answering, and so did the engine"
+                # The way to a guest that is attached to leads through the engine, which may come back.
+                return "" if link.attaches else "its guest stopped answering, and so did the engine"
             if status is not None and status.paused:
                 record.paused_at = asyncio.get_running_loop().time()
                 seen(record, True)
                 return ""
             if record.lock.locked() or record.paused_at >= asked_at:
                 return ""  # it was paused in between, on request
+            if await link.renewed(RECONNECT_DEADLINE_S):
+                return ""
             return f"its guest did not answer for {PING_PATIENCE_S:g} s"
         return ""
 
@@ -198,6 +203,8 @@ class Watching:
             except EngineUnavailable:
                 status = None
                 dead, away = False, True
+                if link.attaches:
+                    deadline = loop.time() + RECONNECT_DEADLINE_S
             else:
                 dead = status is None or not status.running
             if link.is_another:

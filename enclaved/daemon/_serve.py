@@ -229,6 +229,7 @@ async def _compose(
         guest_absence_s=settings.sandbox.guest_absence_s or (EMBEDDED_GUEST_ABSENCE_S if embedded else 0.0),
         may_pull=settings.engine.pull,
         guest_runtime=settings.sandbox.guest_runtime,
+        channel=settings.engine.channel,
     )
     try:
         state = State.open(state_dir / DATABASE_NAME)
@@ -236,7 +237,7 @@ async def _compose(
         state.tell(metrics.state_writable)
         stack.push_async_callback(background.close, CLOSE_BACKGROUND_S)
         ownership = Ownership.of(state_dir)
-        boot = Boot(engine, boot_settings, ownership, background)
+        boot = Boot(engine, boot_settings, ownership, background, metrics)
     except OSError as error:
         hint = "make room there, or choose another one with state.dir (--state-dir)"
         raise StartError(f"cannot write to the state directory {state_dir}: {error.strerror}; {hint}") from error
@@ -295,6 +296,7 @@ async def _compose(
         runtime=engine,
         sandboxes=sandboxes,
         executions=executions,
+        channels=boot.channels,
         metrics=metrics,
     )
     return _Core(

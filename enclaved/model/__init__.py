@@ -3,7 +3,7 @@
 No gRPC, no HTTP, no Docker: the edges map these to and from their own forms.
 """
 
-from enclaved.model.engine import EngineInfo, PullProgress, SystemInfo
+from enclaved.model.engine import Channel, EngineInfo, PullProgress, SystemInfo
 from enclaved.model.executions import (
     CHANNEL_NAMES,
     STDERR,
@@ -86,6 +86,7 @@ __all__ = [
     "Bookmark",
     "Cause",
     "ChangeKind",
+    "Channel",
     "ClaimWish",
     "Claimed",
     "CommandJob",

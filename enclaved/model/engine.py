@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,6 +20,15 @@ class PullProgress:
     """The image on the engine; only at the end."""
 
 
+class Channel(enum.StrEnum):
+    """How frames travel between daemon and guest."""
+
+    SOCKET = "socket"
+    """The guest connects to a socket in a directory that is mounted into its sandbox."""
+    ATTACH = "attach"
+    """The daemon attaches to the guest's standard streams, for engines that do not see its files."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
     """The container engine as the daemon last saw it."""
@@ -27,6 +37,8 @@ class EngineInfo:
     version: str = ""
     available: bool = False
     cgroup_version: int = 0
+    channel: str = ""
+    """How guests are reached there, a `Channel`; empty: the first sandbox will show it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +62,8 @@ class GuestSettings:
     """Largest file a program may write (RLIMIT_FSIZE); 0: no limit of its own."""
     scratch_dirs: tuple[str, ...] = ()
     """Where user code may write beside the working directory. Empty outside a container."""
+    connect_patience_s: float = 0.0
+    """The guest exits, with a code of its own, if it cannot connect for the first time so long; 0: never."""
     owns_mounts: bool = True
     """Whether the table of mounts is the sandbox's own, so that nobody else changes it."""
 
@@ -84,6 +86,9 @@ class ContainerPlan:
     labels: Mapping[str, str]
     interpreter_dir: Path | None = None
     """The guest's own interpreter on the host, for images without Python; mounted read-only. None: the image's."""
+    guest_arguments: tuple[str, ...] = ()
+    """The guest in pieces, for an engine that does not see the daemon's files: then nothing is mounted, and the frames
+    travel over `Runtime.channel`. Empty: the guest is mounted and connects to the socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,18 @@ class Counters:
     pids_limit: int = 0
 
 
+class ByteChannel(Protocol):
+    """A stream of bytes to and from a guest's standard input and output."""
+
+    async def read(self) -> bytes:
+        """Waits for the next bytes; returns none once the stream has ended."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Sends bytes, and waits while too many are on their way. What a stream that has ended is given is lost."""
+        ...
+
+
 class StderrTail(Protocol):
     """The end of what a guest wrote to its standard error while it started."""
 
@@ -202,6 +219,14 @@ class Runtime(Protocol):
 
         Raises `EngineRefused`, and `ImageUnusable` where the image cannot start ``python3``: with ``lacks_python`` if
         it has none and the plan names no ``interpreter_dir``.
+        """
+        ...
+
+    def channel(self, container_id: str) -> AbstractAsyncContextManager[ByteChannel]:
+        """Attaches to the guest of a started container whose plan has ``guest_arguments``.
+
+        Who attaches later goes on in the same stream, wherever another one stopped; output that nobody reads is lost.
+        Raises `EngineRefused`.
         """
         ...
 
@@ -263,4 +288,21 @@ class Runtime(Protocol):
 
 def guest_argv(python: str, guest_file: str, socket_path: str, settings: GuestSettings, mode: str) -> list[str]:
     """The command line of the guest. ``mode`` is ``--container``, or ``--child`` outside a PID namespace."""
-    return [python, "-I", "-S", "-E", guest_file, mode, socket_path, json.dumps(asdict(settings), sort_keys=True)]
+    return [python, *_FLAGS, guest_file, mode, socket_path, _json(settings)]
+
+
+def attached_guest_argv(python: str, pieces: Sequence[str], settings: GuestSettings, mode: str) -> list[str]:
+    """The command line of a guest that comes in pieces and speaks over its standard input and output."""
+    return [python, *_FLAGS, "-c", _UNPACK, str(len(pieces)), *pieces, mode, "-", _json(settings)]
+
+
+def _json(settings: GuestSettings) -> str:
+    return json.dumps(asdict(settings), sort_keys=True)
+
+
+_FLAGS = ("-I", "-S", "-E")
+_UNPACK = (
+    "import base64, sys, zlib; count = int(sys.argv.pop(1)); packed = ''.join(sys.argv[1:1 + count]); "
+    "del sys.argv[1:1 + count]; source = zlib.decompress(base64.b85decode(packed)); "
+    "name = '/run/enclave/guest.py'; exec(compile(source, name, 'exec'), {'__name__': '__main__', '__file__': name})"
+)

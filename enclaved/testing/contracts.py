@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import pytest
 
 from enclaved.agent.handle import RunOptions
-from enclaved.agent.install import install_guest, write_accounts
+from enclaved.agent.install import install_guest, packed_guest, write_accounts
 from enclaved.agent.jobs import encode_job, environment
 from enclaved.agent.link import GuestLink
 from enclaved.errors import EngineRefused, ImageNotFound, InvalidRequest
@@ -67,6 +67,14 @@ class Site:
 
     plan: ContainerPlan
     link: GuestLink
+    containers: list[str]
+    """Its container, once it was made by `Bench.create`."""
+
+    async def reach(self) -> None:
+        """Waits for the guest, once its container was started."""
+        if self.link.attaches:
+            await self.link.listen()
+        await self.link.wait_connected()
 
     async def run(self, job: Job) -> str:
         """Runs a job in the container's guest and returns its output; it must end well."""
@@ -90,6 +98,8 @@ class Bench:
     directory: Path
     sites: list[Site]
     owner: str
+    attached: bool = False
+    """Whether frames travel over `Runtime.channel`, without any mount."""
 
     async def site(self, guest: str | None = None) -> Site:
         """Plans a container. With ``guest``, Python source, its guest is that and not ours."""
@@ -98,8 +108,16 @@ class Bench:
         home.mkdir(mode=0o711)
         working_dir, uid = "/sandbox", _UID if os.getuid() == 0 else os.getuid()
         write_accounts(home / "accounts", uid, working_dir)
-        link = GuestLink(sandbox_id, home / "socket", group_id=os.getegid(), guest_uids={0, os.geteuid()})
-        await link.listen()
+        containers: list[str] = []
+        link = GuestLink(
+            sandbox_id,
+            home / "socket",
+            group_id=os.getegid(),
+            guest_uids={0, os.geteuid()},
+            open_channel=(lambda: self.runtime.channel(containers[0])) if self.attached else None,
+        )
+        if not self.attached:
+            await link.listen()
         plan = ContainerPlan(
             image=self.image,
             spec=_spec(self.image.name, working_dir),
@@ -116,8 +134,9 @@ class Bench:
             account_dir=home / "accounts",
             group_id=os.getegid(),
             labels={LABEL_ID: sandbox_id, LABEL_OWNER: self.owner, "enclaved.test": "a label of the test"},
+            guest_arguments=packed_guest(guest.encode() if guest is not None else None) if self.attached else (),
         )
-        site = Site(plan, link)
+        site = Site(plan, link, containers)
         self.sites.append(site)
         return site
 
@@ -129,12 +148,17 @@ class Bench:
         path.chmod(0o444)
         return path
 
+    async def create(self, site: Site) -> str:
+        """Makes its container."""
+        site.containers.append(await self.runtime.create(site.plan))
+        return site.containers[0]
+
     @contextlib.asynccontextmanager
     async def running(self, site: Site) -> AsyncIterator[str]:
         """A container whose guest has come; the block has its id, and ends with its removal."""
-        container_id = await self.runtime.create(site.plan)
+        container_id = await self.create(site)
         async with self.runtime.starting(container_id):
-            await site.link.wait_connected()
+            await site.reach()
         yield container_id
         await self.runtime.remove(container_id)
 
@@ -165,6 +189,8 @@ class RuntimeContract:
 
     image_name: ClassVar[str] = "python:3.11-slim"
     """An image that it has, with Python."""
+    attached: ClassVar[bool] = False
+    """Whether its guests are attached to, instead of connecting to a mounted socket."""
 
     @pytest.fixture
     async def bench(self, runtime: Runtime) -> AsyncIterator[Bench]:
@@ -178,6 +204,7 @@ class RuntimeContract:
             directory,
             [],
             secrets.token_hex(8),
+            self.attached,
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -224,6 +251,13 @@ class RuntimeContract:
     async def test_programs_cannot_talk_to_the_daemon(self, bench: Bench) -> None:
         site = await bench.site()
         async with bench.running(site):
+            for path in ("/proc/1/fd/0", "/proc/1/fd/1", "/proc/1/mem"):
+                if os.getuid() == 0:  # a process namespace of its own
+                    refused = f"try: open({path!r}, 'rb+')\nexcept OSError as error: print(type(error).__name__)\n"
+                    assert await site.run(PythonJob(refused)) == "PermissionError\n"
+            if site.link.attaches:
+                assert "agent.sock" not in await site.run(_sh("cat /proc/1/cmdline"))
+                return
             # Of all sockets that the program can name, the guest's is the only one with this name.
             code = (
                 "import glob, socket, sys\n"
@@ -243,6 +277,23 @@ class RuntimeContract:
             assert await one.run(_sh("ls -A")) == "mine\n"
             if os.getuid() == 0:  # a process namespace of its own: the guest is PID 1 of each
                 assert [await each.run(_sh("echo $PPID")) for each in (one, other)] == ["1\n", "1\n"]
+
+    async def test_who_attaches_again_goes_on_and_no_frame_is_lost(self, bench: Bench) -> None:
+        site = await bench.site()
+        async with bench.running(site):
+            env = environment(site.plan.image.env, {}, site.plan.spec.working_dir)
+            job = encode_job(_sh("seq 1 200000"), env)
+            handle, reader = site.link.start(secrets.token_hex(4), job, RunOptions(timeout_s=PATIENCE_S))
+            output = bytearray()
+            while (item := await reader.next()) is not None:
+                if isinstance(item, Output):
+                    assert item.offset == len(output)
+                    output += item.data
+                    handle.acknowledge({1: len(output)})
+                    if len(output) % 5 == 0:
+                        assert await site.link.renewed(PATIENCE_S) is site.link.attaches
+            assert bytes(output) == b"".join(b"%d\n" % number for number in range(1, 200_001))
+            assert (await handle.finished)["exit_code"] == 0
 
     async def test_a_guest_that_ends_leaves_its_exit_code_and_its_last_words(self, bench: Bench) -> None:
         site = await bench.site("import sys; sys.stderr.write('\\u2603 last words \\udcff'); sys.exit(7)")
@@ -274,10 +325,10 @@ class RuntimeContract:
         )
         for guest in (None, stubborn):
             site = await bench.site(guest)
-            container_id = await bench.runtime.create(site.plan)
+            container_id = await bench.create(site)
             async with bench.runtime.starting(container_id):
                 if guest is None:
-                    await site.link.wait_connected()
+                    await site.reach()
                     site.link.start("x", encode_job(_sh("trap '' TERM; sleep 600"), {}), RunOptions(600))
             await bench.runtime.remove(container_id)
             assert await bench.runtime.status(container_id) is None

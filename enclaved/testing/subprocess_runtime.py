@@ -28,6 +28,7 @@ from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     LABEL_ID,
     STDERR_TAIL_BYTES,
+    ByteChannel,
     ContainerChange,
     ContainerEvent,
     ContainerPlan,
@@ -35,12 +36,15 @@ from enclaved.runtime.base import (
     ContainerStatus,
     Counters,
     Image,
+    attached_guest_argv,
     guest_argv,
 )
 
 SOCKET_NAME = "agent.sock"
 IMAGES = ("python:3.11-slim", "ms-enclave/python:3.11")
 _DEADLINE_S = 10.0
+_UNREAD_MOST_BYTES = 1024 * 1024
+"""What waits for one who is attached and does not read, before the guest must wait."""
 _EVENTS_MOST = 1000
 _DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
@@ -63,6 +67,47 @@ class _Tail:
         return b"".join(self._chunks)[-STDERR_TAIL_BYTES:].decode("utf-8", "replace")
 
 
+class _Channel:
+    """One attach to a guest. Implements `ByteChannel`."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._unread = bytearray()
+        self._news, self._room = asyncio.Event(), asyncio.Event()
+        self._closed = False
+
+    async def read(self) -> bytes:
+        """See `ByteChannel.read`."""
+        while not self._unread and not self._closed:
+            self._news.clear()
+            await self._news.wait()
+        data = bytes(self._unread)
+        self._unread.clear()
+        self._room.set()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """See `ByteChannel.write`."""
+        if self._process.stdin is not None and not self._closed:
+            with contextlib.suppress(ConnectionError):
+                self._process.stdin.write(data)
+                await self._process.stdin.drain()
+
+    async def push(self, data: bytes) -> None:
+        """Takes what the guest has written; waits while too much is unread."""
+        self._unread += data
+        self._news.set()
+        while len(self._unread) > _UNREAD_MOST_BYTES and not self._closed:
+            self._room.clear()
+            await self._room.wait()
+
+    def close(self) -> None:
+        """Ends the stream."""
+        self._closed = True
+        self._news.set()
+        self._room.set()
+
+
 @dataclass(slots=True)
 class _Container:
     plan: ContainerPlan
@@ -70,6 +115,8 @@ class _Container:
     process: Process | None = None
     tail: _Tail = field(default_factory=_Tail)
     drain: asyncio.Task[None] | None = None
+    pump: asyncio.Task[None] | None = None
+    channels: list[_Channel] = field(default_factory=list)
     paused: bool = False
 
 
@@ -131,9 +178,12 @@ class SubprocessRuntime:
             scratch_dirs=scratch_dirs,
             owns_mounts=False,  # a copy of the host's, in which the kernel undoes what is undone there
         )
-        socket_path = str(container.plan.socket_dir / SOCKET_NAME)
         mode = "--container" if self._in_namespace else "--child"
-        argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
+        if container.plan.guest_arguments:
+            argv = attached_guest_argv(self._python, container.plan.guest_arguments, settings, mode)
+        else:
+            socket_path = str(container.plan.socket_dir / SOCKET_NAME)
+            argv = guest_argv(self._python, str(container.plan.guest_file), socket_path, settings, mode)
         if self._in_namespace:
             argv = [*_DIES_WITH_US, "unshare", "--pid", "--fork", "--mount-proc", "--kill-child=KILL", *argv]
         spawning = asyncio.create_task(self._spawn(container_id, container, argv))
@@ -145,12 +195,14 @@ class SubprocessRuntime:
         yield container.tail
 
     async def _spawn(self, container_id: str, container: _Container, argv: list[str]) -> None:
+        stream = PIPE if container.plan.guest_arguments else DEVNULL
         try:
             container.process = await asyncio.create_subprocess_exec(
-                *argv, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, start_new_session=True, cwd="/", env={}
+                *argv, stdin=stream, stdout=stream, stderr=PIPE, start_new_session=True, cwd="/", env={}
             )
         except OSError as error:
             raise EngineRefused("start the sandbox", str(error)) from error
+        container.pump = asyncio.create_task(self._pump(container))
         container.drain = asyncio.create_task(self._drain(container_id, container, container.process))
 
     async def _drain(self, container_id: str, container: _Container, process: Process) -> None:
@@ -159,6 +211,30 @@ class SubprocessRuntime:
                 container.tail.add(data)
         await process.wait()
         self._tell(container_id, ContainerChange.ENDED)
+
+    @staticmethod
+    async def _pump(container: _Container) -> None:
+        """Hands out what the guest writes; while nobody is attached, it is lost."""
+        if container.process is not None and container.process.stdout is not None:
+            while data := await container.process.stdout.read(65536):
+                for channel in list(container.channels):
+                    await channel.push(data)
+        for channel in container.channels:
+            channel.close()
+
+    @contextlib.asynccontextmanager
+    async def channel(self, container_id: str) -> AsyncIterator[ByteChannel]:
+        """Attaches to the child process."""
+        container = self._running(container_id, "attach to")
+        if container.process is None or container.process.stdin is None:
+            raise EngineRefused("attach to the sandbox", "its input is not open")
+        channel = _Channel(container.process)
+        container.channels.append(channel)
+        try:
+            yield channel
+        finally:
+            container.channels.remove(channel)
+            channel.close()
 
     async def status(self, container_id: str) -> ContainerStatus | None:
         """Looks at the child process."""
@@ -216,9 +292,10 @@ class SubprocessRuntime:
                 os.killpg(container.process.pid, signal.SIGKILL)
             async with asyncio.timeout(_DEADLINE_S):
                 await container.process.wait()
-        if container.drain is not None:
-            container.drain.cancel()
-            await asyncio.wait([container.drain], timeout=_DEADLINE_S)
+        for task in (container.drain, container.pump):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task], timeout=_DEADLINE_S)
         await asyncio.to_thread(shutil.rmtree, container.working_dir, True)
         self._tell(container_id, ContainerChange.REMOVED)
 

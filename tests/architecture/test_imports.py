@@ -236,8 +236,8 @@ def test_the_guest_imports_the_standard_library_only() -> None:
     assert {found.target.split(".")[0] for found in found} - sys.stdlib_module_names == set()
 
 
-def test_the_daemon_imports_of_the_guest_the_codec_the_journal_and_the_limits_only() -> None:
-    shared = {f"enclaved.agent.guest.{name}" for name in ("frames", "journal", "limits")}
+def test_the_daemon_imports_of_the_guest_the_codecs_the_journal_and_the_limits_only() -> None:
+    shared = {f"enclaved.agent.guest.{name}" for name in ("frames", "journal", "limits", "resync")}
     users = [name for name in MODULES if not within(name, "enclaved.agent.guest")]
     used = {found.target for name in users for found in imports(name) if within(found.target, "enclaved.agent.guest")}
     assert used == shared

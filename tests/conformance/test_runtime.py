@@ -22,6 +22,10 @@ class TestSubprocessRuntime(RuntimeContract):
         await made.close()
 
 
+class TestSubprocessRuntimeAttached(TestSubprocessRuntime):
+    attached = True
+
+
 @pytest.mark.docker
 class TestDockerRuntime(RuntimeContract):
     @pytest.fixture
@@ -29,6 +33,11 @@ class TestDockerRuntime(RuntimeContract):
         made = DockerRuntime(detect_engine_url(), image_aliases={"python:3.11-slim": "ms-enclave/python:3.11"})
         yield made
         await made.close()
+
+
+@pytest.mark.docker
+class TestDockerRuntimeAttached(TestDockerRuntime):
+    attached = True
 
 
 class TestPythonExecutor(ToolContract):

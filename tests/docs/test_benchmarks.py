@@ -1,4 +1,4 @@
-"""The benchmark runs, checks its answers and prints ratios; the figures themselves are nobody's promise."""
+"""The benchmarks run, check their answers and print ratios; the figures themselves are nobody's promise."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def test_print_one_measures_every_path_in_both_rhythms(place: Place) -> None:
     for path in PATHS:
         assert printed.count(f"| {path} | 5 | ") == 2
     assert "Docker Engine" in printed
+
+
+@pytest.mark.docker
+def test_channels_measures_every_call_over_both_channels(place: Place) -> None:
+    printed = place.run(sys.executable, ROOT / "benchmarks" / "channels.py", "--rounds", "1")
+
+    assert "| call | n | socket: median ms | attach: median ms | attach / socket |" in printed
+    for call, count in (("persistent context", 5), ("fresh interpreter", 5), ("stream of 8 MiB", 1)):
+        assert printed.count(f"| {call} | {count} | ") == 1
 
 
 @pytest.mark.docker

@@ -69,7 +69,7 @@ def filled(hint: Any, rng: random.Random) -> Any:
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         values = {field.name: filled(hints[field.name], rng) for field in dataclasses.fields(hint)}
-        if "channel" in values:
+        if hints.get("channel") is int:  # of output
             values["channel"] = rng.choice(list(model.CHANNEL_NAMES))
         return hint(**values)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

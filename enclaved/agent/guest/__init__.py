@@ -10,5 +10,5 @@ them (see `main`):
 * a standby child (`child`): waits for one job. What it says is a claim of user code; exit status and resource use come
   from ``wait4`` in the guest.
 
-The daemon imports `frames`, `journal` and `limits`, nothing else.
+The daemon imports `frames`, `journal`, `limits` and `resync`, nothing else.
 """

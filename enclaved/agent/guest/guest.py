@@ -21,7 +21,7 @@ from .idle import Idle
 from .input import Input
 from .intake import Intake
 from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl
-from .limits import PROTOCOL_VERSION
+from .limits import OLDEST_VERSION, PROTOCOL_VERSION
 from .link import Link
 from .loop import READABLE, Loop
 from .nursery import Nursery
@@ -56,7 +56,7 @@ class Guest:
             raise SystemExit("guest: --container needs to be PID 1; this is PID %d" % os.getpid())
         self.settings, self.bundle = settings, bundle
         self.loop = loop = Loop()
-        self.link = link = Link(loop, socket_path, float(settings["daemon_absence_s"]))
+        self.link = link = make_link(loop, socket_path, settings)
         self.processes = Processes(settings["uid"], owns_namespace)
         self.records = records = Records(loop, link)
         self.readers = readers = Readers(link)
@@ -210,9 +210,10 @@ class Guest:
     def greet(self) -> None:
         """Tells a daemon that has just been reached who we are and what we hold."""
         send = self.link.send
-        python = "%d.%d.%d" % sys.version_info[:3]
-        sandbox, met = self.settings["sandbox_id"], self.link.has_met
-        send({"type": "hello", "version": PROTOCOL_VERSION, "sandbox": sandbox, "python": python, "met": met})
+        hello = {"type": "hello", "version": PROTOCOL_VERSION, "oldest": OLDEST_VERSION}
+        hello.update(sandbox=self.settings["sandbox_id"], python="%d.%d.%d" % sys.version_info[:3])
+        hello["met"] = self.link.has_met
+        send(hello)
         for execution in list(self.records.by_name.values()):
             send(holds_frame(execution))
             if execution.finished is not None:
@@ -220,3 +221,13 @@ class Guest:
             elif execution.told_full:
                 self.output.tell_full(execution)
         send({"type": "ready"})
+
+
+def make_link(loop: Loop, socket_path: str, settings: Dict[str, Any]) -> Link:
+    """The way to the daemon: its socket, or (``-``) the standard input and output of this process."""
+    absence_s = float(settings["daemon_absence_s"])
+    if socket_path != "-":
+        return Link(loop, socket_path, absence_s, float(settings.get("connect_patience_s", 0)))
+    from .attached import AttachedLink  # memory counts in every sandbox
+
+    return AttachedLink(loop, absence_s)

@@ -8,6 +8,7 @@ import sys
 import time
 
 from .frames import FrameDecoder, FrameError, encode_frame
+from .limits import UNREACHABLE
 from .loop import READABLE, WRITABLE
 
 TYPE_CHECKING = False
@@ -34,14 +35,15 @@ class Link:
     on_frame: Callable[[Dict[str, Any], bytes], None]
     on_lost: Callable[[], None]
 
-    def __init__(self, loop: Loop, socket_path: str, absence_limit_s: float) -> None:
+    def __init__(self, loop: Loop, socket_path: str, absence_limit_s: float, patience_s: float = 0.0) -> None:
         self.loop = loop
         self.socket_path = socket_path
         self.absence_limit_s = absence_limit_s  # 0: none
+        self.patience_s = patience_s  # how long the first connection may take; 0: as long as it takes
         self.absent_since = time.monotonic()
         self.connected_at = 0.0
         self.has_met = False  # whether a daemon has ever said something
-        self.daemon: Optional[socket.socket] = None
+        self.daemon: Optional[Any] = None  # the connection; here a socket
         self.decoder = FrameDecoder()
         self.outgoing = bytearray()
 
@@ -51,11 +53,13 @@ class Link:
         try:
             sock.settimeout(1.0)
             sock.connect(self.socket_path)
-        except OSError:
+        except OSError as error:
             sock.close()
             absence_s = time.monotonic() - self.absent_since
-            if self.absence_limit_s and absence_s > self.absence_limit_s:
-                os._exit(0)
+            if self.patience_s and not self.connected_at and absence_s > self.patience_s:
+                os.write(2, ("guest: cannot reach the daemon's socket: %s\n" % error).encode())
+                os._exit(UNREACHABLE)
+            self.end_if_absent()
             self.loop.after(min(1.0, 0.05 + absence_s / 10), self.connect)
             return
         sock.setblocking(False)
@@ -64,6 +68,11 @@ class Link:
         self.outgoing = bytearray()
         self.loop.watch(sock.fileno(), READABLE, self.on_ready)
         self.on_connected()
+
+    def end_if_absent(self) -> None:
+        """Ends the guest if there has been no daemon for too long."""
+        if self.absence_limit_s and time.monotonic() - self.absent_since > self.absence_limit_s:
+            os._exit(0)
 
     def present_since(self, moment: float) -> Optional[float]:
         """Since when a daemon has been there that can know what was so at a moment; None while there is none."""
@@ -100,6 +109,11 @@ class Link:
         if not data:
             self.disconnect()
             return False
+        self.take(data)
+        return True
+
+    def take(self, data: bytes) -> None:
+        """Does what the frames say that these bytes complete. Nonsense ends the connection."""
         try:
             for header, payload in self.decoder.feed(data):
                 self.has_met = True
@@ -110,7 +124,6 @@ class Link:
         except NONSENSE:  # a field that is no such thing, or a mistake of ours: the log must show which
             sys.excepthook(*sys.exc_info())
             self.disconnect()
-        return True
 
     def send(self, header: Dict[str, Any], payload: bytes = b"") -> None:
         """Queues a frame for the daemon. What is queued is bounded by the credit of the readers."""

@@ -39,6 +39,8 @@ class Loop:
         self.timers_cancelled = 0
         self.still_s = 0.0  # how long the clock has stood still in all
         self.still_since: Optional[float] = None
+        self.beat: Optional[Callable[[], None]] = None
+        self.beat_every_s = self.beat_at = 0.0
 
     def now(self) -> float:
         """The time by which timers go: monotonic, less what the clock stood still. Other deadlines go by it too."""
@@ -59,11 +61,12 @@ class Loop:
     def run(self, after_each_round: Callable[[], None]) -> NoReturn:
         """Serves what is ready and what is due, round after round. Never returns."""
         while True:
-            for fd, events in self.poll.poll(self.next_timer_s()):
+            for fd, events in self.poll.poll(self.wait_s()):
                 handler = self.handlers.get(fd)
                 if handler is not None:
                     handler(events)
             self.run_timers()
+            self.run_beat()
             after_each_round()
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
@@ -89,6 +92,10 @@ class Loop:
         heapq.heappush(self.timers, timer)
         return timer
 
+    def each(self, every_s: float, call: Callable[[], None]) -> None:
+        """Calls again and again, in real time: also while the clock stands still. There is one such call."""
+        self.beat, self.beat_every_s, self.beat_at = call, every_s, time.monotonic() + every_s
+
     def cancel(self, timer: Optional[Timer]) -> None:
         """Forgets a timer. Many forgotten ones are cleared away together."""
         if timer is None or timer.call is None:
@@ -105,6 +112,20 @@ class Loop:
         if not self.timers or self.still_since is not None:
             return None
         return max(0.0, self.timers[0].deadline - self.now())
+
+    def wait_s(self) -> Optional[float]:
+        """How long to wait for descriptors at most; None: for ever."""
+        timer_s = self.next_timer_s()
+        if self.beat is None:
+            return timer_s
+        beat_s = max(0.0, self.beat_at - time.monotonic())
+        return beat_s if timer_s is None else min(beat_s, timer_s)
+
+    def run_beat(self) -> None:
+        """Makes the call of `each` if it is due: once, however long this process was frozen."""
+        if self.beat is not None and time.monotonic() >= self.beat_at:
+            self.beat_at = time.monotonic() + self.beat_every_s
+            self.beat()
 
     def run_timers(self) -> None:
         """Does what is due."""

@@ -1,7 +1,7 @@
 """Chooses which program of the guest to be.
 
 * ``--container SOCKET SETTINGS`` (PID 1, root) or ``--child SOCKET SETTINGS`` (tests without a PID namespace): the
-  guest proper.
+  guest proper. ``-`` for a socket stands for its own standard input and output.
 * ``--template FD SETTINGS``: the template, which only the guest starts.
 """
 

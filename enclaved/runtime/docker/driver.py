@@ -18,6 +18,7 @@ from enclaved.errors import EnclaveError, EngineUnavailable, InvalidRequest
 from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     LABEL_ID,
+    ByteChannel,
     ContainerEvent,
     ContainerPlan,
     ContainerRecord,
@@ -27,6 +28,7 @@ from enclaved.runtime.base import (
     StderrTail,
 )
 from enclaved.runtime.docker.cgroup import DEFAULT_ROOT, ControlGroups
+from enclaved.runtime.docker.channel import AttachedChannel
 from enclaved.runtime.docker.engine import Deadlines, Engine
 from enclaved.runtime.docker.errors import docker_errors
 from enclaved.runtime.docker.events import OPERATION, query, read_events
@@ -51,9 +53,10 @@ _log = logging.getLogger(__name__)
 class DockerRuntime:
     """Makes, starts, looks at and removes containers on one engine.
 
-    ``engine_url`` is ``unix:///path`` or ``tcp://host:port`` (see `detect_engine_url`); the engine must see the
-    daemon's files under the same paths. ``image_aliases`` names images of the engine for names that need a registry.
-    Nothing is asked of the engine before the first call, and one that was away is found again.
+    ``engine_url`` is ``unix:///path`` or ``tcp://host:port`` (see `detect_engine_url`). An engine that does not see the
+    daemon's files under the same paths needs plans with ``guest_arguments``. ``image_aliases`` names images of the
+    engine for names that need a registry. Nothing is asked of the engine before the first call, and one that was away
+    is found again.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class DockerRuntime:
     ) -> None:
         self._deadlines = deadlines or Deadlines()
         self._engine = Engine(engine_url, self._deadlines)
+        # Each channel keeps a connection for as long as its sandbox runs.
+        self._channels = Engine(engine_url, self._deadlines, connections_max=0)
         self._images = Images(self._engine, image_aliases)
         self._groups = ControlGroups(cgroup_root)
         self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
@@ -115,6 +120,19 @@ class DockerRuntime:
             finally:
                 self._tails.pop(container_id, None)
                 await attachment.close()
+
+    @asynccontextmanager
+    async def channel(self, container_id: str) -> AsyncIterator[ByteChannel]:
+        """See `Runtime.channel`."""
+        _check_id(container_id)
+        async with self._channels.using() as docker:
+            channel = AttachedChannel(docker.containers.container(container_id))
+            try:
+                async with self._channels.calling("attach to a container", self._deadlines.query_s):
+                    await channel.open()
+                yield channel
+            finally:
+                await channel.close()
 
     async def status(self, container_id: str) -> ContainerStatus | None:
         """See `Runtime.status`. In a `starting` block, one that ended has no more to say on standard error."""
@@ -224,6 +242,7 @@ class DockerRuntime:
         if self._background:
             await asyncio.wait(self._background, timeout=self._deadlines.remove_s)
         await self._images.close()
+        await self._channels.close()
         await self._engine.close()
         self._groups.close()
 

@@ -60,11 +60,15 @@ class _Client:
 
 
 class Engine:
-    """One engine. Survives its restarts: after a failed call the next one makes a new client."""
+    """One engine. Survives its restarts: after a failed call the next one makes a new client.
 
-    def __init__(self, url: str, deadlines: Deadlines) -> None:
+    ``connections_max``: how many connections it may have open at once; more wait. 0: any number.
+    """
+
+    def __init__(self, url: str, deadlines: Deadlines, *, connections_max: int = 100) -> None:
         self.url = checked_engine_url(url)
         self.deadlines = deadlines
+        self._connections_max = connections_max
         self._client: _Client | None = None
 
     @asynccontextmanager
@@ -96,7 +100,10 @@ class Engine:
 
     def _connected(self) -> aiodocker.Docker:
         try:
-            return aiodocker.Docker(self.url)
+            docker = aiodocker.Docker(self.url)
+            # The library takes a number only with a connector that is made by hand, certificates included.
+            docker.connector._limit = self._connections_max  # noqa: SLF001
+            return docker
         except (ValueError, OSError) as error:  # For tcp:// it reads certificates.
             raise EngineUnavailable(
                 self.url,

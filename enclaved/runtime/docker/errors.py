@@ -25,6 +25,9 @@ NO_PYTHON = (
 )
 _PYTHON_MISSING = re.compile(r'exec: \\?"python3\\?": .*not found|stat python3: no such file|`python3` not found')
 _PYTHON_BROKEN = re.compile(r'exec: \\?"[^"]*python3[^"]*\\?": permission denied|exec [^ ]*python3[^ ]*: ')
+_FILES_UNSEEN = re.compile(
+    r"bind source path does not exist|mounts denied|is not shared from the host|statfs /\S+: no such"
+)
 _ENGINE_TROUBLE = ("context deadline exceeded", "transport is closing", "error while dialing", "containerd.sock")
 
 
@@ -68,7 +71,7 @@ def _translated(error: aiodocker.DockerError, operation: str, engine_url: str, i
         return ImageNotFound(image, "it was removed from the engine; build or pull it again")
     if error.status == 503 or any(trouble in text.lower() for trouble in _ENGINE_TROUBLE):
         return EngineUnavailable(engine_url, f"the container engine at {engine_url} is in trouble: {text}")
-    return EngineRefused(operation, text)
+    return EngineRefused(operation, text, files_unseen=bool(_FILES_UNSEEN.search(text)))
 
 
 def is_no_space(error: aiodocker.DockerError) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 from enclaved.errors import ImageUnusable, InvalidRequest
 from enclaved.model import SandboxSpec
-from enclaved.runtime.base import HOST_NAME, LABEL_OWNER, ContainerPlan, guest_argv
+from enclaved.runtime.base import HOST_NAME, LABEL_OWNER, ContainerPlan, attached_guest_argv, guest_argv
 from enclaved.runtime.docker.facts import EngineFacts
 
 GUEST_FILE = "/run/enclave/guest.py"
@@ -106,7 +106,7 @@ def create_body(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "Image": plan.image.id,
         # Uid 0 inside, and the group under which the daemon's socket can be reached. Programs give up both.
         "User": f"0:{_at_least('group_id', plan.group_id, 0)}",
-        "Entrypoint": guest_argv(_python(plan), GUEST_FILE, SOCKET_PATH, plan.settings, "--container"),
+        "Entrypoint": _entrypoint(plan),
         "Cmd": [],
         "Env": _guest_env(plan),
         "WorkingDir": "/",
@@ -116,7 +116,9 @@ def create_body(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "Hostname": HOST_NAME,
         "NetworkDisabled": True,
         "Tty": False,
-        "OpenStdin": False,
+        # Open without "once": who attaches later goes on where another one stopped.
+        "OpenStdin": bool(plan.guest_arguments),
+        "StdinOnce": False,
         "AttachStdin": False,
         "AttachStdout": False,
         "AttachStderr": False,
@@ -203,6 +205,12 @@ def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
     }
 
 
+def _entrypoint(plan: ContainerPlan) -> list[str]:
+    if plan.guest_arguments:
+        return attached_guest_argv(_python(plan), plan.guest_arguments, plan.settings, "--container")
+    return guest_argv(_python(plan), GUEST_FILE, SOCKET_PATH, plan.settings, "--container")
+
+
 def _python(plan: ContainerPlan) -> str:
     """What runs the guest: the image's own Python, found by the image's PATH, or the one that comes along."""
     return "python3" if plan.interpreter_dir is None else f"{INTERPRETER_DIR}/bin/python3"
@@ -253,11 +261,13 @@ def _tmpfs_options(execution: str, size_bytes: int, owner: str, inodes: int | No
 
 
 def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
-    """Our own mounts, all read-only.
+    """Our own mounts, all read-only; none where the engine does not see our files.
 
     In the long form, because a source that does not exist is then an error; the short form would create it on the
     host, and would trip over colons in paths.
     """
+    if plan.guest_arguments:
+        return []
     sources = {
         "/etc/group": plan.account_dir / "group",
         "/etc/hosts": plan.account_dir / "hosts",

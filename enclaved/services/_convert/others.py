@@ -37,6 +37,7 @@ def system_info(found: model.SystemInfo) -> system_service_pb2.GetInfoResponse:
             version=found.engine.version,
             available=found.engine.available,
             cgroup_version=found.engine.cgroup_version,
+            channel=found.engine.channel,
         ),
         active_sandboxes=found.active_sandboxes,
         active_executions=found.active_executions,

@@ -28,6 +28,7 @@ def health(message: system_pb.GetInfoResponse) -> HealthCheckResult:
             "engine": message.engine.name,
             "engine_version": message.engine.version,
             "cgroup_version": message.engine.cgroup_version,
+            "channel": message.engine.channel,
             "active_executions": message.active_executions,
             "guest_protocol_version": message.guest_protocol_version,
         },

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ms_enclave/v1/system_service.proto\x12\rms_enclave.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetInfoRequest\"\xe4\x01\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65mbedded\x18\x03 \x01(\x08\x12)\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x19.ms_enclave.v1.EngineInfo\x12\x18\n\x10\x61\x63tive_sandboxes\x18\x05 \x01(\x05\x12\x19\n\x11\x61\x63tive_executions\x18\x06 \x01(\x05\x12\x1e\n\x16guest_protocol_version\x18\x07 \x01(\x05\"V\n\nEngineInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x16\n\x0e\x63group_version\x18\x04 \x01(\x05\x32Y\n\rSystemService\x12H\n\x07GetInfo\x12\x1d.ms_enclave.v1.GetInfoRequest\x1a\x1e.ms_enclave.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ms_enclave/v1/system_service.proto\x12\rms_enclave.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetInfoRequest\"\xe4\x01\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65mbedded\x18\x03 \x01(\x08\x12)\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x19.ms_enclave.v1.EngineInfo\x12\x18\n\x10\x61\x63tive_sandboxes\x18\x05 \x01(\x05\x12\x19\n\x11\x61\x63tive_executions\x18\x06 \x01(\x05\x12\x1e\n\x16guest_protocol_version\x18\x07 \x01(\x05\"g\n\nEngineInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x16\n\x0e\x63group_version\x18\x04 \x01(\x05\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t2Y\n\rSystemService\x12H\n\x07GetInfo\x12\x1d.ms_enclave.v1.GetInfoRequest\x1a\x1e.ms_enclave.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFORESPONSE']._serialized_start=105
   _globals['_GETINFORESPONSE']._serialized_end=333
   _globals['_ENGINEINFO']._serialized_start=335
-  _globals['_ENGINEINFO']._serialized_end=421
-  _globals['_SYSTEMSERVICE']._serialized_start=423
-  _globals['_SYSTEMSERVICE']._serialized_end=512
+  _globals['_ENGINEINFO']._serialized_end=438
+  _globals['_SYSTEMSERVICE']._serialized_start=440
+  _globals['_SYSTEMSERVICE']._serialized_end=529
 # @@protoc_insertion_point(module_scope)

@@ -94,6 +94,7 @@ class EngineInfo(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
     CGROUP_VERSION_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Which kind of runtime the daemon uses: "docker", or "subprocess" in the project's own tests."""
     version: _builtins.str
@@ -102,6 +103,10 @@ class EngineInfo(_message.Message):
     """Whether it answered the last call."""
     cgroup_version: _builtins.int
     """Version of the control groups: 1 or 2; 0 if unknown."""
+    channel: _builtins.str
+    """How sandboxes are reached through this engine: "socket", or "attach" where the engine does not see the daemon's
+    files. Empty until the first sandbox has shown it.
+    """
     def __init__(
         self,
         *,
@@ -109,10 +114,11 @@ class EngineInfo(_message.Message):
         version: _builtins.str = ...,
         available: _builtins.bool = ...,
         cgroup_version: _builtins.int = ...,
+        channel: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "cgroup_version", b"cgroup_version", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "cgroup_version", b"cgroup_version", "channel", b"channel", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,14 +82,16 @@ class Laboratory:
 
 
 @asynccontextmanager
-async def laboratory(runtime: SubprocessRuntime | None = None, *, most: int = 100) -> AsyncIterator[Laboratory]:
+async def laboratory(
+    runtime: SubprocessRuntime | None = None, *, most: int = 100, channel: str = "auto"
+) -> AsyncIterator[Laboratory]:
     """Sets a core up, and takes it down with all that it made."""
     # A short path that other users may pass: sockets have room for 107 bytes, and the guest's file is read by all.
     state_dir = Path(tempfile.mkdtemp(prefix="lab"))
     state_dir.chmod(0o711)
     runtime, background, metrics = runtime or SubprocessRuntime(), Background(), Metrics(version="0")
     tools, ownership = ToolRegistry.built_in(), Ownership.of(state_dir)
-    boot = Boot(runtime, BootSettings(state_dir, may_pull=False), ownership, background)
+    boot = Boot(runtime, BootSettings(state_dir, may_pull=False, channel=channel), ownership, background)
     state = State.open(state_dir / DATABASE_NAME)
     sandboxes = Sandboxes(
         boot=boot,

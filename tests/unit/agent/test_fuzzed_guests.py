@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from enclaved.agent import link as link_module
+from enclaved.agent import peer as peer_module
 from enclaved.agent.guest.frames import encode_frame
 from enclaved.agent.guest.journal import cost_bytes
 from enclaved.agent.guest.limits import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, PROTOCOL_VERSION
 from enclaved.agent.handle import RunOptions
 from enclaved.agent.jobs import WireJob
-from enclaved.agent.link import HELD_MOST, GuestLink, _Peer
+from enclaved.agent.link import HELD_MOST, GuestLink
+from enclaved.agent.peer import SocketPeer
 from enclaved.agent.reader import CREDIT_BYTES
 from enclaved.core.verdicts import Evidence, conclude
 from enclaved.model import Output, TerminalSize
@@ -36,7 +37,7 @@ class Wire:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self.peer: _Peer | None = None
+        self.peer: SocketPeer | None = None
         self.closed = False
 
     def get_extra_info(self, name: str) -> socket.socket:
@@ -63,9 +64,9 @@ def sock() -> Iterator[socket.socket]:
         yield ours
 
 
-def connected(link: GuestLink, sock: socket.socket) -> tuple[_Peer, Wire]:
+def connected(link: GuestLink, sock: socket.socket) -> tuple[SocketPeer, Wire]:
     wire = Wire(sock)
-    wire.peer = _Peer(link)
+    wire.peer = SocketPeer(link)
     wire.peer.connection_made(wire)  # type: ignore[arg-type]
     return wire.peer, wire
 
@@ -117,7 +118,7 @@ def conversation(chance: random.Random) -> list[Frame]:
 async def test_no_conversation_harms_the_daemon(
     sock: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module.log, "disabled", True)  # it tells of every guest that is dropped
+    monkeypatch.setattr(peer_module.log, "disabled", True)  # it tells of every guest that is dropped
     for seed in range(cases(3000)):
         try:
             await survive(random.Random(seed), sock, tmp_path)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import base64
 import os
 import pwd
 import stat
+import zlib
 from pathlib import Path
 
 from enclaved.agent import guest
-from enclaved.agent.install import bundled_guest, install_guest, write_accounts
+from enclaved.agent.install import bundled_guest, install_guest, packed_guest, write_accounts
 
 
 def mode(path: Path) -> int:
@@ -25,6 +27,13 @@ def test_the_guest_lies_where_anybody_can_read_and_nobody_can_write_it(tmp_path:
     assert path.read_bytes() == bundled_guest()
     assert (mode(path), mode(path.parent)) == (0o444, 0o755)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_packed_guest_fits_into_arguments_that_linux_takes() -> None:
+    pieces = packed_guest()
+    assert all(len(piece) < 128 * 1024 for piece in pieces)
+    assert sum(map(len, pieces)) < 512 * 1024  # of 2 MiB for all
+    assert zlib.decompress(base64.b85decode("".join(pieces))) == bundled_guest()
 
 
 def test_the_installed_guest_is_all_modules_as_they_are_and_the_same_each_time() -> None:

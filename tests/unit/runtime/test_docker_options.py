@@ -210,3 +210,13 @@ def test_an_interpreter_of_the_guests_own_is_mounted_read_only_and_runs_it(plan,
     assert body["Entrypoint"][0] == "/run/enclave/rt/bin/python3"
     mount = {"Type": "bind", "Source": "/srv/guest-runtime-1", "Target": "/run/enclave/rt", "ReadOnly": True}
     assert mount in body["HostConfig"]["Mounts"]
+
+
+def test_a_guest_that_is_attached_to_has_its_input_open_and_nothing_mounted(plan, facts):
+    body = create_body(replace(plan, guest_arguments=("first", "second")), facts)
+    assert (body["OpenStdin"], body["StdinOnce"], body["Tty"]) == (True, False, False)
+    assert body["HostConfig"]["Mounts"] == []
+    command = body["Entrypoint"]
+    assert command[:5] == ["python3", "-I", "-S", "-E", "-c"]
+    assert command[6:11] == ["2", "first", "second", "--container", "-"]
+    assert "/run/enclave/socket" not in str(command[:5] + command[6:])

@@ -118,12 +118,14 @@ def assert_profile(body: dict[str, Any], plan: ContainerPlan, facts: EngineFacts
             "NetworkDisabled",
             "Tty",
             "OpenStdin",
+            "StdinOnce",
             "AttachStdin",
             "AttachStdout",
             "AttachStderr",
             "HostConfig",
         ),
     }
+    assert (body["OpenStdin"], body["StdinOnce"], body["Tty"]) == (False, False, False)
     assert re.fullmatch(r"0:\d+", body["User"])
     assert body["Entrypoint"][0] == "python3"
     assert body["Entrypoint"][4] == "/run/enclave/guest.py"
