@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,8 @@ from enclaved.runtime.base import LABEL_HMAC, LABEL_ID, LABEL_OWNER, LABEL_UID
 
 KEY_NAME = "key"
 LOCK_NAME = "lock"
+EMBEDDED_NAME = re.compile(r"(\d+)-(\d+)(-[0-9a-f]+)?")
+"""How programs name the directories of their daemons: process id and start time, which no later process has."""
 
 
 class Ownership:
@@ -67,13 +70,14 @@ class Ownership:
 
 
 def abandoned(base: Path, own: Path) -> Iterator[tuple[Path, Ownership]]:
-    """Finds state directories of embedded daemons that are gone: below a base, with a free lock and a key.
+    """Finds state directories, with a key, of embedded daemons that are gone with their programs, below a base.
 
-    Holds each one's lock while it is looked at, so that two daemons do not clean the same directory.
+    Holds each one's lock while it is looked at, so that two daemons do not clean the same directory. A program that
+    runs may start its daemon again there, and have its sandboxes back.
     """
     for lock in sorted(base.glob(f"*/state/{LOCK_NAME}")):
         state_dir = lock.parent
-        if state_dir.resolve() == own.resolve():
+        if state_dir.resolve() == own.resolve() or owner_of_embedded(state_dir.parent) is not None:
             continue
         try:
             with lock.open("rb") as file:
@@ -81,6 +85,19 @@ def abandoned(base: Path, own: Path) -> Iterator[tuple[Path, Ownership]]:
                 yield state_dir, Ownership((state_dir / KEY_NAME).read_bytes())
         except (BlockingIOError, FileNotFoundError, PermissionError):
             continue  # alive, or being made or removed, or not ours
+
+
+def owner_of_embedded(directory: Path) -> int | None:
+    """The process whose embedded daemon uses a directory, by its name; ``None`` if that process is gone."""
+    name = EMBEDDED_NAME.fullmatch(directory.name)
+    if name is None:
+        return None
+    pid, started = int(name[1]), int(name[2])
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return pid if int(fields[19]) == started else None
 
 
 def remove_state(state_dir: Path) -> None:

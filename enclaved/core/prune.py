@@ -11,7 +11,6 @@ import asyncio
 import enum
 import fcntl
 import os
-import re
 import socket
 import sqlite3
 import stat
@@ -24,13 +23,11 @@ from typing import Final
 from urllib.parse import quote
 
 from enclaved.core import strays
-from enclaved.core.ownership import KEY_NAME, LOCK_NAME, Ownership
+from enclaved.core.ownership import EMBEDDED_NAME, KEY_NAME, LOCK_NAME, Ownership, owner_of_embedded
 from enclaved.core.state import DATABASE_NAME
 from enclaved.errors import EnclaveError
 from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, ContainerRecord, Runtime
 
-_EMBEDDED: Final = re.compile(r"(\d+)-(\d+)(-[0-9a-f]+)?")
-"""How programs name the directories of their daemons: process id and start time, which no later process has."""
 _NO_DAEMON: Final = "no daemon uses it, and no sandbox that is written down"
 _ALL: Final = "everything of this state directory was asked for"
 _CONNECT_S: Final = 1.0
@@ -81,9 +78,9 @@ class Prune:
     async def run(self, state_dir: Path, bases: Sequence[Path], sockets: Sequence[Path]) -> Pruned:
         """Looks at a state directory, at those of embedded daemons below bases, and at sockets of the first."""
         self._containers = {container.id: container for container in await self._runtime.list_records()}
-        with _locked(state_dir) as holder:
-            if holder is not None:
-                self._keep_state(state_dir, f"a daemon ({holder}) uses it, and looks for leftovers itself")
+        with _locked(state_dir) as obstacle:
+            if obstacle:
+                self._keep_state(state_dir, obstacle)
             else:
                 await self._prune(state_dir, everything=self._everything)
                 for path in sockets:
@@ -116,13 +113,12 @@ class Prune:
 
     async def _prune_embedded(self, directory: Path) -> None:
         state_dir = directory / "state"
-        name = _EMBEDDED.fullmatch(directory.name)
-        if name and _runs(int(name[1]), int(name[2])):
-            self._keep_state(state_dir, f"its program (process {name[1]}) runs and may start its daemon again")
+        if (owner := owner_of_embedded(directory)) is not None:
+            self._keep_state(state_dir, f"its program (process {owner}) runs and may start its daemon again")
             return
-        with _locked(state_dir) as holder:
-            if holder is not None:
-                self._keep_state(state_dir, f"a daemon ({holder}) uses it")
+        with _locked(state_dir) as obstacle:
+            if obstacle:
+                self._keep_state(state_dir, obstacle)
                 return
             reason = "its daemon and its program are gone"
             before = len(self._found.failed)
@@ -173,20 +169,23 @@ class Prune:
 
 
 @contextmanager
-def _locked(state_dir: Path) -> Iterator[str | None]:
-    """Holds the lock of a state directory, if it has one; gives who else holds it, or ``None``."""
+def _locked(state_dir: Path) -> Iterator[str]:
+    """Holds the lock of a state directory, if it has one; gives what is in the way of pruning it, or nothing."""
     try:
         fd = os.open(state_dir / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        yield None
+        yield ""
+        return
+    except OSError as error:
+        yield f"its lock cannot be opened ({error.strerror}); prune it as the user to whom it belongs"
         return
     with os.fdopen(fd, "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield f"process {file.read(32).strip() or 'unknown'}"
+            yield f"a daemon (process {file.read(32).strip() or 'unknown'}) uses it, and looks for leftovers itself"
         else:
-            yield None
+            yield ""
 
 
 def _ownership(state_dir: Path) -> Ownership | None:
@@ -215,7 +214,7 @@ def _embedded(base: Path) -> list[Path]:
     """Directories of embedded daemons of this user. What others could have made or changed is not looked at."""
     if not _is_private(base):
         return []
-    return [entry for entry in base.iterdir() if _EMBEDDED.fullmatch(entry.name) and _is_private(entry)]
+    return [entry for entry in base.iterdir() if EMBEDDED_NAME.fullmatch(entry.name) and _is_private(entry)]
 
 
 def _is_private(directory: Path) -> bool:
@@ -224,15 +223,6 @@ def _is_private(directory: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
-
-
-def _runs(pid: int, started: int) -> bool:
-    """Whether this very process is there."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return int(fields[19]) == started
 
 
 def _is_dead_socket(path: Path) -> bool:

@@ -232,3 +232,17 @@ def test_the_command_says_what_it_does_and_fails_without_an_engine(place: Place)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("enclaved: ")
     assert "no-engine.sock" in done.stderr
+
+
+async def test_a_directory_that_one_may_not_open_is_kept_and_the_others_are_pruned(place: Place) -> None:
+    place.state_dir.mkdir()
+    (place.state_dir / LOCK_NAME).symlink_to("elsewhere")  # as forbidden to root as another user's is to others
+    gone = place.base / NOBODY / "state"
+    gone.mkdir(parents=True)
+    Ownership.of(gone)
+    (gone / LOCK_NAME).touch()
+    pruned = await place.prune()
+    assert [(thing.sort, "prune it as the user to whom it belongs" in thing.reason) for thing in pruned.kept] == [
+        (Sort.STATE, True)
+    ]
+    assert not gone.exists()

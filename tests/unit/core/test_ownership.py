@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,15 @@ def test_a_directory_whose_lock_is_held_is_left_alone(tmp_path: Path) -> None:
     with held(alive / LOCK_NAME):
         assert list(abandoned(tmp_path, own)) == []
     assert [directory for directory, _ in abandoned(tmp_path, own)] == [alive]
+
+
+def test_the_directory_of_a_program_that_runs_is_left_alone(tmp_path: Path) -> None:
+    own = directory_of_a_daemon(tmp_path, "own")
+    started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    directory_of_a_daemon(tmp_path, f"{os.getpid()}-{started}")
+    directory_of_a_daemon(tmp_path, f"{os.getpid()}-{started}-0a")
+    another_of_the_id = directory_of_a_daemon(tmp_path, f"{os.getpid()}-{int(started) + 1}")
+    assert [directory for directory, _ in abandoned(tmp_path, own)] == [another_of_the_id]
 
 
 def test_a_directory_is_locked_while_it_is_looked_at(tmp_path: Path) -> None:
