@@ -179,7 +179,8 @@ def show(file: Path | None, as_json: bool) -> None:
         click.echo(f"enclaved: not used: {problem}", err=True)
     if as_json:
         shown: dict[str, Any] = {key: {"value": values[key], "origin": origin} for key, origin in origins.items()}
-        shown["pools"] = {"value": [pool.model_dump(exclude_unset=True) for pool in settings.pools]}
+        if settings.pools:
+            shown["pools"] = {"value": [pool.model_dump(exclude_unset=True) for pool in settings.pools]}
         click.echo(json.dumps(shown, indent=2))
         return
     lines = [(f"{key} = {_toml(values[key])}", origin) for key, origin in origins.items()]

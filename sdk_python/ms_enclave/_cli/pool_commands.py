@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 import click
-from pydantic import ValidationError
 
 from ms_enclave._cli import listing
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
@@ -111,8 +110,9 @@ def init(
     asked = {"image": image, "memory_limit": memory, "cpu_limit": cpu}
     try:
         config = DockerSandboxConfig.model_validate({key: value for key, value in asked.items() if value is not None})
-    except ValidationError as error:
-        raise click.UsageError(error.errors()[0]["msg"].removeprefix("Value error, "), context) from None
+        memory_bytes(config.memory_limit)
+    except ValueError as error:
+        raise click.UsageError(" ".join(str(error).split())[:300], context) from None
     plan = SandboxPlan("", config, None)
     options = PoolOptions(tuple(contexts), tuple(preload), max_age, refill)
     ids = _asked(address, lambda transport: transport.initialize_pool(name, size, plan, options))
