@@ -56,7 +56,7 @@ def file_info(row: Any) -> FileInfo:
         FileType(kind),
         _number(size, 2**63),
         _number(mode, 0o10000),
-        _number(modified, 2**63, -(2**63)),
+        _number(modified, 2**95, -(2**95)),  # files may have times that no message can carry
         _number(uid, 2**32),
         _text(target)[:LINK_BYTES_MAX],
     )

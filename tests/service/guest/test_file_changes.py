@@ -10,6 +10,7 @@ import pytest
 
 from enclaved.errors import InvalidRequest, NoSpace, PathExists, PathNotFound, PathUnusable, UploadGap
 from enclaved.model import ChangeKind, FileChange, FileType, SearchMatch
+from enclaved.services._convert.files import file_info
 from tests.service.guest.laboratory import PATIENCE_S, Box, Laboratory, printed
 
 MIB = 1024 * 1024
@@ -390,3 +391,16 @@ async def test_a_killed_job_has_not_succeeded(box: Box) -> None:
     whole = await names(box, "d")
     for copy in [name for name in await names(box) if name.startswith("c")]:
         assert await names(box, copy) == whole
+
+
+async def test_a_time_beyond_what_messages_carry_hides_no_file(box: Box) -> None:
+    await box.shell(
+        "mkdir times; touch -d @-99999999999 times/early; touch -d @999999999999 times/late; touch times/now"
+    )
+    async with box.lab.files.list(box.id, "times") as pages:
+        found = {
+            info.path.rpartition("/")[2]: file_info(info) for page in [page async for page in pages] for info in page
+        }
+    assert sorted(found) == ["early", "late", "now"]
+    assert found["late"].modify_time.ToDatetime().year > 2262  # as late as the file system can
+    assert found["early"].modify_time.ToDatetime().year <= 1901
