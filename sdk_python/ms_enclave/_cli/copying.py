@@ -22,6 +22,7 @@ from ms_enclave.errors import InvalidRequest, PathNotFound
 from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox import _uploads as uploads
 from ms_enclave.sandbox._directories import Progress
+from ms_enclave.sandbox._landing import save
 
 STDIN, STDOUT = 0, 1
 STREAM: Final = "-"
@@ -154,16 +155,19 @@ async def _out(calls: FileCalls, source: End, target: End, as_tar: bool, copied:
         return
     info = await _followed(calls, source)
     local = Path(target.path)
-    if target.path.endswith("/") or local.is_dir():
-        local = local / _local_name(source, info)
+    inside = _local_name(source, info) if target.path.endswith("/") or local.is_dir() else ""
     if info.type is FileType.DIRECTORY:
         listed = [found async for found in calls.list(source.sandbox, info.path, recursive=True)]
-        copied.files = await directories.get(calls, source.sandbox, info.path, listed, local, progress)
+        copied.files = await directories.get(calls, source.sandbox, info.path, listed, local, progress, inside=inside)
         return
     async with contextlib.aclosing(calls.read(source.sandbox, source.path)) as pieces:
         total = info.size_bytes
-        copied.size_bytes = await directories.save(pieces, local, lambda moved: progress(moved, max(total, moved)))
-    local.chmod(uploads.harmless_mode(info.mode))
+        copied.size_bytes = await save(
+            pieces,
+            local / inside,
+            lambda moved: progress(moved, max(total, moved)),
+            mode=uploads.harmless_mode(info.mode),
+        )
     copied.files = 1
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import tarfile
-import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +14,7 @@ from ms_enclave._model.files import FileInfo, FileType
 from ms_enclave._transports.base import FileCalls
 from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound, PathUnusable
 from ms_enclave.sandbox import _uploads as uploads
+from ms_enclave.sandbox._landing import Landing, write
 from ms_enclave.sandbox._received import Received
 
 Progress = Callable[[int, int], object]
@@ -108,41 +107,55 @@ async def get(
     listed: Iterable[FileInfo],
     target: Path,
     progress: Progress | None = None,
+    *,
+    inside: str = "",
 ) -> int:
     """Fetches the files of a directory that are not here yet; returns how many.
 
-    What the sandbox lists is a stranger's: its names are checked before anything is made of them.
+    What the sandbox lists is a stranger's: its names are checked before anything is made of them, and nothing is
+    written through a link of this machine. ``inside``: a directory in ``target`` to put them in, by a stranger's name.
     """
-    await asyncio.to_thread(target.mkdir, parents=True, exist_ok=True)
-    wanted: list[tuple[FileInfo, Path]] = []
-    for info in listed:
-        name = _inner_name(info.path, top)
-        if name is None:
-            continue
-        local = target / name
-        if info.type is FileType.DIRECTORY:
-            await asyncio.to_thread(local.mkdir, parents=True, exist_ok=True)
-        elif info.type is FileType.REGULAR and not await asyncio.to_thread(_is_same, local, info):
-            wanted.append((info, local))
+    landing = Landing(target)
+    wanted = await asyncio.to_thread(_wanted, landing, target, top, listed, inside)
     moved, total = 0, sum(info.size_bytes for info, _ in wanted)
     count = 0
     for batch in _batches(wanted, top):
         async with contextlib.aclosing(_fetched(calls, sandbox_id, top, batch)) as found:
             async for info, local, pieces in found:
-                await asyncio.to_thread(local.parent.mkdir, parents=True, exist_ok=True)
-                moved += await save(pieces, local)
-                time_s = info.modified_at.timestamp()
-                await asyncio.to_thread(os.utime, local, (time_s, time_s))
-                await asyncio.to_thread(local.chmod, uploads.harmless_mode(info.mode))
+                mode, time_s = uploads.harmless_mode(info.mode), info.modified_at.timestamp()
+                with landing.written(local, mode=mode, time_s=time_s) as file:
+                    moved += await write(pieces, file)
                 count += 1
                 if progress is not None:
                     progress(moved, max(total, moved))
     return count
 
 
-def _batches(wanted: Iterable[tuple[FileInfo, Path]], top: str) -> Iterator[dict[str, tuple[FileInfo, Path]]]:
+def _wanted(
+    landing: Landing, target: Path, top: str, listed: Iterable[FileInfo], inside: str
+) -> list[tuple[FileInfo, str]]:
+    """Makes the directories, and finds the files that are not here yet, with their names below the target."""
+    target.mkdir(parents=True, exist_ok=True)
+    if inside:
+        landing.make_directory(inside)
+    wanted = []
+    for info in listed:
+        name = _inner_name(info.path, top)
+        if name is None:
+            continue
+        local = f"{inside}/{name}" if inside else name
+        if info.type is FileType.DIRECTORY:
+            landing.make_directory(local)
+        elif info.type is FileType.REGULAR and not landing.has(
+            local, info.size_bytes, int(info.modified_at.timestamp())
+        ):
+            wanted.append((info, local))
+    return wanted
+
+
+def _batches(wanted: Iterable[tuple[FileInfo, str]], top: str) -> Iterator[dict[str, tuple[FileInfo, str]]]:
     """Puts files together by their names below the top, as many as one call should bring."""
-    batch: dict[str, tuple[FileInfo, Path]] = {}
+    batch: dict[str, tuple[FileInfo, str]] = {}
     size = names = 0
     for info, local in wanted:
         name = info.path.removeprefix(f"{top}/")
@@ -159,8 +172,8 @@ def _batches(wanted: Iterable[tuple[FileInfo, Path]], top: str) -> Iterator[dict
 
 
 async def _fetched(
-    calls: FileCalls, sandbox_id: str, top: str, batch: dict[str, tuple[FileInfo, Path]]
-) -> AsyncGenerator[tuple[FileInfo, Path, AsyncIterator[bytes]], None]:
+    calls: FileCalls, sandbox_id: str, top: str, batch: dict[str, tuple[FileInfo, str]]
+) -> AsyncGenerator[tuple[FileInfo, str, AsyncIterator[bytes]], None]:
     """Fetches files, many by one call. One that is gone by now is left out."""
     if len(batch) == 1:
         ((info, local),) = batch.values()
@@ -185,30 +198,3 @@ def _inner_name(path: str, top: str) -> str | None:
     if any(part in ("", ".", "..") for part in parts) or PurePosixPath(name).is_absolute():
         return None
     return name
-
-
-def _is_same(local: Path, info: FileInfo) -> bool:
-    try:
-        found = local.lstat()
-    except OSError:
-        return False
-    return found.st_size == info.size_bytes and int(found.st_mtime) == int(info.modified_at.timestamp())
-
-
-async def save(pieces: AsyncIterator[bytes], target: Path, report: Callable[[int], object] | None = None) -> int:
-    """Writes pieces into a file that appears when it is complete; returns its size."""
-    size = 0
-    fd, temporary = await asyncio.to_thread(tempfile.mkstemp, dir=target.parent, prefix=f".{target.name[:100]}.")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            async for piece in pieces:
-                await asyncio.to_thread(file.write, piece)
-                size += len(piece)
-                if report is not None:
-                    report(size)
-        Path(temporary).chmod(0o644)
-        await asyncio.to_thread(os.replace, temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return size

@@ -16,6 +16,7 @@ from ms_enclave._transports.base import FileCalls
 from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound
 from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox import _uploads as uploads
+from ms_enclave.sandbox._landing import save
 
 if TYPE_CHECKING:
     from ms_enclave.sandbox.boxes.base import Sandbox
@@ -88,7 +89,7 @@ class Files:
         calls = await self._calls()
         async with contextlib.aclosing(calls.read(self._sandbox.id, path)) as pieces:
             report = None if progress is None else functools.partial(_report, progress, total)
-            return await directories.save(pieces, Path(target), report)
+            return await save(pieces, Path(target), report)
 
     # -- looking and changing ------------------------------------------------------------------------------------
 
@@ -209,7 +210,7 @@ class Files:
         calls = await self._calls()
         async with contextlib.aclosing(calls.read_archive(self._sandbox.id, source, gzip=gzip)) as pieces:
             if target is not None:
-                await directories.save(pieces, Path(target))
+                await save(pieces, Path(target))
                 return b""
             data = bytearray()
             async for piece in pieces:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +15,7 @@ from ms_enclave._model.files import FileInfo, FileType
 from ms_enclave.errors import InvalidRequest, PathNotFound
 from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox import _uploads as uploads
+from ms_enclave.sandbox._landing import save
 
 
 class FakeFiles:
@@ -36,6 +37,14 @@ class FakeFiles:
 
     async def read(self, sandbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
         yield self.contents[path]
+
+    async def read_archive(self, sandbox_id: str, path: str, *, names: Collection[str]) -> AsyncGenerator[bytes, None]:
+        for name in names:
+            data = self.contents[f"{path}/{name}"]
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            yield member.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+        yield bytes(1024)
 
     async def write_archive(
         self, sandbox_id: str, path: str, content: Callable[[], AsyncIterator[bytes]]
@@ -128,7 +137,7 @@ async def test_a_download_that_breaks_off_leaves_nothing(tmp_path: Path) -> None
         raise InvalidRequest("cut")
 
     with pytest.raises(InvalidRequest):
-        await directories.save(breaks(), tmp_path / "file")
+        await save(breaks(), tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
 
 
