@@ -213,7 +213,7 @@ async def test_a_cut_upload_is_removed_when_its_time_is_over(lab: Laboratory) ->
         sending = files.write(box.id, "d/file", held_up(b"x"), create_parents=True, upload_id="u1")
         writing = asyncio.create_task(sending)
         async with asyncio.timeout(30):
-            while ".upload-u1" not in await listed(box, "d"):
+            while ".ms-enclave-upload-u1" not in await listed(box, "d"):
                 pass
         await left(writing)
         async with asyncio.timeout(30):
@@ -227,23 +227,24 @@ async def test_a_cut_upload_is_removed_when_its_time_is_over(lab: Laboratory) ->
 async def test_what_has_arrived_is_removed_only_if_nobody_writes_to_it(box: Box) -> None:
     writing = asyncio.create_task(box.lab.files.write(box.id, "file", held_up(b"x"), upload_id="u"))
     async with asyncio.timeout(30):
-        while ".upload-u" not in await listed(box):
+        while ".ms-enclave-upload-u" not in await listed(box):
             pass
     upload = CutUpload(box.id, "file", "u")
     await box.lab.files._forget(upload)
-    assert ".upload-u" in await listed(box)
+    assert ".ms-enclave-upload-u" in await listed(box)
     await left(writing)
+    await is_clean(box, ".ms-enclave-upload-u")
     await box.lab.files._forget(upload)
     await is_clean(box)
 
 
 async def test_a_directory_keeps_few_cut_uploads(box: Box) -> None:
-    await box.shell("for n in 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29; do touch .upload-u$n; done")
-    await box.shell("touch -d '1 minute ago' .upload-u29")
+    await box.shell("for n in 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29; do touch .ms-enclave-upload-u$n; done")
+    await box.shell("touch -d '1 minute ago' .ms-enclave-upload-u29")
     await box.lab.files.write(box.id, "file", pieces(b"x"), upload_id="new")
-    found = [name for name in await listed(box) if name.startswith(".upload-")]
+    found = [name for name in await listed(box) if name.startswith(".ms-enclave-upload-")]
     assert len(found) == 15
-    assert ".upload-u29" not in found
+    assert ".ms-enclave-upload-u29" not in found
 
 
 async def test_the_daemon_remembers_few_cut_uploads(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

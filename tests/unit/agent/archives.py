@@ -8,7 +8,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from enclaved.agent.guest.expanding import Archive
@@ -16,9 +16,21 @@ from enclaved.agent.guest.unpacking import Unpacking, members
 
 
 @contextmanager
+def closing() -> Iterator[None]:
+    """Closes what the block leaves open: the guest's own code runs in processes that end when it is done."""
+    before = set(os.listdir("/proc/self/fd"))
+    try:
+        yield
+    finally:
+        for fd in set(os.listdir("/proc/self/fd")) - before:
+            with suppress(OSError):  # that of the listing
+                os.close(int(fd))
+
+
+@contextmanager
 def directory() -> Iterator[Path]:
     """A directory with a target in it, and something outside the target that must stay as it is."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+    with closing(), tempfile.TemporaryDirectory(dir="/tmp") as folder:
         (Path(folder) / "target").mkdir()
         (Path(folder) / "outside").write_bytes(b"kept")
         yield Path(folder)

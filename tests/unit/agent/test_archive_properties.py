@@ -10,17 +10,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from enclaved.agent.guest.packing import pack
 from enclaved.agent.guest.paths import PathRefused, find
-from tests.unit.agent.archives import check_outside, directory, member, packed, unpack
+from tests.unit.agent.archives import check_outside, closing, directory, member, packed, unpack
 
 NAMES = st.lists(st.sampled_from(["a", "b", "..", ".", "", "c\n", "l", "\udcff"]), min_size=1, max_size=5)
 KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
 ENTRIES = st.tuples(NAMES.map("/".join), KINDS, NAMES.map("/".join), st.binary(max_size=700))
 
+
+pytestmark = pytest.mark.timeout(900)
+"""A full run takes longer than one test may otherwise."""
 
 MANY = settings(max_examples=6 * settings().max_examples)
 """300 here, 12 000 in a full run."""
@@ -138,7 +142,7 @@ def test_any_tree_comes_back_as_it_went(tree: dict[bytes, Any], packed_small: bo
 )
 def test_no_path_leads_out(links: list[tuple[str, str]], path: str, follow: bool) -> None:
     """With /tmp itself allowed, the directories lie in another file system."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+    with closing(), tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         top = os.path.realpath(folder)
         os.makedirs(os.path.join(top, "a/b"))
         for name, target in links:
@@ -153,4 +157,3 @@ def test_no_path_leads_out(links: list[tuple[str, str]], path: str, follow: bool
         assert place.path == top or place.path.startswith((f"{top}/", "/tmp/"))
         opened = os.path.realpath(f"/proc/self/fd/{place.folder}")
         assert "/".join([opened, *place.missing, place.name]) == place.path or place.path == top
-        os.close(place.folder)
