@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final, TypeVar
 
 from enclaved.errors import PathUnusable
@@ -15,6 +15,8 @@ PAGE_ENTRIES_MAX: Final = 256
 PAGE_BYTES_MAX: Final = 1024 * 1024
 LINE_CHARS_MAX: Final = 1000
 LINK_BYTES_MAX: Final = 4096
+_NUMBERS_BYTES: Final = 64
+"""What a row has beside its texts."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -89,13 +91,18 @@ def unpacked(answer: bytes) -> Unpacked:
     return Unpacked(_number(found.get("entries"), 2**63), _number(found.get("size_bytes"), 2**63))
 
 
-async def pages(found: AsyncIterator[RowT], size_bytes: Any) -> AsyncGenerator[tuple[RowT, ...], None]:
-    """Puts rows together, as many as one message may carry. ``size_bytes``: about how large one is."""
+def size_bytes(*texts: str) -> int:
+    """How large a row of these texts is in a message, at most: a path may have many kilobytes."""
+    return 4 * sum(map(len, texts)) + _NUMBERS_BYTES
+
+
+async def pages(found: AsyncIterator[RowT], size_of: Callable[[RowT], int]) -> AsyncGenerator[tuple[RowT, ...], None]:
+    """Puts rows together, as many as one message may carry. ``size_of``: how many bytes one has at most."""
     page: list[RowT] = []
     size = 0
     async for row in found:
         page.append(row)
-        size += size_bytes(row)
+        size += size_of(row)
         if len(page) >= PAGE_ENTRIES_MAX or size >= PAGE_BYTES_MAX:
             yield tuple(page)
             page, size = [], 0

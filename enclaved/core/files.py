@@ -118,7 +118,7 @@ class Files:
         job = FileJob(FileOperation.SCAN, _checked(path), recursive=recursive, glob=_checked_glob(glob))
         async with (
             self._rows(sandbox_id, job, file_rows.file_info) as found,
-            aclosing(file_rows.pages(found, lambda info: 4 * (len(info.path) + len(info.link_target)))) as pages,
+            aclosing(file_rows.pages(found, lambda info: file_rows.size_bytes(info.path, info.link_target))) as pages,
         ):
             yield pages
 
@@ -187,7 +187,7 @@ class Files:
         )
         async with (
             self._rows(sandbox_id, job, file_rows.search_match) as found,
-            aclosing(file_rows.pages(found, lambda match: 8000)) as pages,
+            aclosing(file_rows.pages(found, _match_bytes)) as pages,
         ):
             yield pages
 
@@ -241,6 +241,10 @@ class Files:
             return
         job = FileJob(FileOperation.FORGET_UPLOAD, upload.path, upload_id=upload.upload_id)
         await self._jobs.do(upload.sandbox_id, job)
+
+
+def _match_bytes(match: SearchMatch | None) -> int:
+    return 0 if match is None else file_rows.size_bytes(match.path, match.text)
 
 
 def _checked(path: str, field: str = "path") -> str:
