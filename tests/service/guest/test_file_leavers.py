@@ -239,7 +239,7 @@ async def test_what_has_arrived_is_removed_only_if_nobody_writes_to_it(box: Box)
 
 
 async def test_a_directory_keeps_few_cut_uploads(box: Box) -> None:
-    await box.shell("for n in 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29; do touch .ms-enclave-upload-u$n; done")
+    await box.shell("for n in $(seq 10 29); do touch .ms-enclave-upload-u$n; done")
     await box.shell("touch -d '1 minute ago' .ms-enclave-upload-u29")
     await box.lab.files.write(box.id, "file", pieces(b"x"), upload_id="new")
     found = [name for name in await listed(box) if name.startswith(".ms-enclave-upload-")]

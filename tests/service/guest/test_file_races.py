@@ -145,7 +145,7 @@ async def test_what_would_block_is_refused_or_passed_over(box: Box) -> None:
                     await call
         with pytest.raises(PathUnusable):
             await files.copy(box.id, "d", "e", recursive=True)
-        await box.isolated("import os\nos.mkfifo('.upload-trap')")
+        await box.isolated("import os\nos.mkfifo('.ms-enclave-upload-trap')")
         with pytest.raises(PathUnusable):
             await files.write(box.id, "up", pieces(b"x"), upload_id="trap")
         await files.move(box.id, "d/pipe", "pipe")
