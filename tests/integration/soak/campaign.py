@@ -28,7 +28,9 @@ from tests.scripts.loading import load
 SANDBOXES = 1000
 IN_FLIGHT = 8
 WARM = 8
-"""Sandboxes before the first look: one of each life."""
+"""Sandboxes before the first look in a short soak: one of each life."""
+WARM_LONG = 500
+"""The same in a long one. Until then caches fill (the database's, gRPC's), and memory is taken in large pieces."""
 SLOPE_MOST_MIB = 1.0
 REAP_EVERY_S = "5"
 GONE_S = 120.0
@@ -72,7 +74,8 @@ async def soak(
         manager = LocalSandboxManager(address=daemon.address)
         await manager.start()
         lives = Lives(manager, daemon.address, found.tally)
-        await _work(lives, range(WARM), in_flight, found, lambda: None)
+        warm = WARM if sandboxes < SANDBOXES else WARM_LONG
+        await _work(lives, range(warm), in_flight, found, lambda: None)
         assert not found.tally.errors, "\n".join(found.tally.errors)
         await _emptied(daemon, manager)
         descriptors, threads = leaks.descriptors(daemon.process.pid), leaks.threads(daemon.process.pid)
@@ -83,7 +86,7 @@ async def soak(
             found.seconds = time.monotonic() - began
             heard(found)
 
-        await _work(lives, range(WARM, WARM + sandboxes), in_flight, found, ended)
+        await _work(lives, range(warm, warm + sandboxes), in_flight, found, ended)
         tables = ("sandboxes", "executions") if patient else ("sandboxes",)
         found.left += await _what_stays(daemon, manager, ground, descriptors, threads, tables)
         found.database_bytes = sum(file.stat().st_size for file in (ground.folder / "e").glob("state.db*"))

@@ -12,8 +12,6 @@ from tests import leaks
 
 MIB = 1024 * 1024
 ENGINE_PID_FILE = Path("/run/docker.pid")
-WARM_UP = 0.3
-"""Of all samples this part, the first, tells nothing of a leak: caches fill, and memory is taken in large pieces."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,10 @@ def sample(pid: int, sandboxes: int, began: float) -> Sample:
 
 
 def slope_mib_per_1000(samples: Sequence[Sample]) -> float:
-    """How much memory grows with each 1,000 sandboxes, by least squares, without the warm-up."""
-    warm = samples[int(len(samples) * WARM_UP) :]
-    if len(warm) < 3:
+    """How much memory grows with each 1,000 sandboxes, by least squares."""
+    if len(samples) < 3:
         return 0.0
-    found = statistics.linear_regression([s.sandboxes for s in warm], [s.memory_bytes for s in warm])
+    found = statistics.linear_regression([s.sandboxes for s in samples], [s.memory_bytes for s in samples])
     return float(found.slope) * 1000 / MIB
 
 
