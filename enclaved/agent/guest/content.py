@@ -166,12 +166,12 @@ def _go_on(place: Place, job: Dict[str, Any]) -> None:
     """Takes up an upload where it was cut. What arrives has a name of its own until it is complete."""
     name = UPLOAD_PREFIX + job["upload_id"]
     _forget_old_uploads(place.folder, name)
-    fd = os.open(
-        name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=place.folder
-    )
+    fd, is_complete = _take_up(place, name, job["offset"])
+    if is_complete:
+        _repeat(fd, job["offset"])
+        write_all(1, job["report"].encode())
+        return
     try:
-        check_regular(os.fstat(fd).st_mode)
-        _lock(fd)
         os.utime(fd)
         arrived, offset = os.fstat(fd).st_size, job["offset"]
         if offset > arrived:
@@ -199,19 +199,66 @@ def _go_on(place: Place, job: Dict[str, Any]) -> None:
     write_all(1, job["report"].encode())
 
 
-def _lock(fd: int) -> None:
+def _take_up(place: Place, name: str, offset: int) -> Tuple[int, bool]:
+    """Opens and locks what has arrived of an upload; also says whether it is the file itself by now.
+
+    The call that was cut may complete the upload while we wait for it: then what we have opened is the file.
+    """
+    deadline = time.monotonic() + UPLOAD_LOCK_S
+    while True:
+        fd = os.open(
+            name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=place.folder
+        )
+        try:
+            check_regular(os.fstat(fd).st_mode)
+            _lock(fd, deadline)
+            if _has_name(fd, place.folder, name):
+                return fd, False
+            if offset and _has_name(fd, place.folder, place.name):
+                return fd, True
+            _check_time(deadline)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # it is gone, so this begins anew
+
+
+def _has_name(fd: int, folder: int, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(name, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _repeat(fd: int, offset: int) -> None:
+    """Reads what is sent again of an upload that is complete. If it is something else, all of it must come again."""
+    while True:
+        data = os.read(0, INPUT_BYTES)
+        if not data:
+            break
+        if os.pread(fd, len(data), offset) != data:
+            raise UploadGap(errno.ERANGE, "0")
+        offset += len(data)
+    if offset != os.fstat(fd).st_size:
+        raise UploadGap(errno.ERANGE, "0")
+
+
+def _lock(fd: int, deadline: float) -> None:
     """Waits until the call that was cut has let go."""
     import fcntl
 
-    deadline = time.monotonic() + UPLOAD_LOCK_S
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise BlockingIOError(errno.EBUSY, "another call writes to this upload") from None
+            _check_time(deadline)
             time.sleep(0.02)
+
+
+def _check_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise BlockingIOError(errno.EBUSY, "another call writes to this upload")
 
 
 def _forget_old_uploads(folder: int, ours: str) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from enclaved.errors import InvalidRequest, NoSpace, PathExists, PathNotFound, PathUnusable, UploadGap
 from enclaved.model import ChangeKind, FileChange, FileType, SearchMatch
 from enclaved.services._convert.files import file_info
-from tests.service.guest.laboratory import PATIENCE_S, Box, Laboratory, printed
+from tests.service.guest.laboratory import PATIENCE_S, Box, Laboratory, printed, until
 
 MIB = 1024 * 1024
 
@@ -250,6 +253,57 @@ async def test_an_upload_that_nobody_finished_is_removed_by_a_later_one(box: Box
     await box.shell("touch -d '11 minutes ago' .ms-enclave-upload-old .upload-notes; ls -A")
     await box.lab.files.write(box.id, "file", chunks(b"y"), upload_id="new")
     assert await names(box) == [".upload-notes", "file"]  # what others call that is theirs
+
+
+def holders(upload_id: str) -> int:
+    """How many processes have what arrived of an upload open."""
+    found = 0
+    for fds in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):  # the process is gone
+            found += any(os.readlink(fd).endswith(f"-upload-{upload_id}") for fd in fds.iterdir())
+    return found
+
+
+async def overtaken(box: Box, data: bytes, again: bytes, offset: int) -> int | BaseException:
+    """Sends ``again`` from ``offset`` on as the same upload, which waits while the first call completes ``data``."""
+    upload_id = uuid.uuid4().hex
+    complete = asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield data
+        await complete.wait()
+
+    first = asyncio.create_task(box.lab.files.write(box.id, "file", slowly(), mode=0o640, upload_id=upload_id))
+    await until(lambda: holders(upload_id) == 1)
+    second = asyncio.create_task(
+        box.lab.files.write(box.id, "file", chunks(again), mode=0o640, upload_id=upload_id, offset=offset)
+    )
+    await until(lambda: holders(upload_id) == 2)
+    complete.set()
+    assert await first == len(data)
+    (result,) = await asyncio.gather(second, return_exceptions=True)
+    assert holders(upload_id) == 0
+    return result
+
+
+async def test_an_upload_that_comes_again_while_it_is_completed_is_complete(box: Box) -> None:
+    data = bytes(range(256)) * 20
+    assert await overtaken(box, data, data[5000:], 5000) == len(data)
+    assert await read(box, "file") == data
+    assert await overtaken(box, data, data, 0) == len(data)
+    assert await read(box, "file") == data
+    assert await names(box) == ["file"]
+    assert (await box.lab.files.stat(box.id, "file")).mode == 0o640
+
+
+@pytest.mark.parametrize("again", [b"other", b"a", b"a" * 6])
+async def test_an_upload_that_is_complete_is_not_written_to_by_what_comes_after_it(box: Box, again: bytes) -> None:
+    data = b"a" * 5005
+    gap = await overtaken(box, data, again, 5000)
+    assert isinstance(gap, UploadGap)
+    assert gap.arrived_bytes == 0
+    assert await read(box, "file") == data
+    assert await names(box) == ["file"]
 
 
 # -- searching
