@@ -189,7 +189,7 @@ class SandboxServiceServicer(object):
     def UpdateSandbox(self, request, context):
         """Changes a sandbox: its time to live, its labels, and its limits while it runs. All that is asked for, or nothing.
         Errors: INVALID_ARGUMENT, PERMISSION_DENIED (more than policy grants), NOT_FOUND, FAILED_PRECONDITION (it was lost,
-        or more memory is in use than there is to be), UNAVAILABLE.
+        is a member of a pool, or more memory is in use than there is to be), UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

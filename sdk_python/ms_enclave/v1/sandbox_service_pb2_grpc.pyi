@@ -94,7 +94,7 @@ class SandboxServiceStub:
     UpdateSandbox: _grpc.UnaryUnaryMultiCallable[_sandbox_service_pb2.UpdateSandboxRequest, _sandbox_service_pb2.UpdateSandboxResponse]
     """Changes a sandbox: its time to live, its labels, and its limits while it runs. All that is asked for, or nothing.
     Errors: INVALID_ARGUMENT, PERMISSION_DENIED (more than policy grants), NOT_FOUND, FAILED_PRECONDITION (it was lost,
-    or more memory is in use than there is to be), UNAVAILABLE.
+    is a member of a pool, or more memory is in use than there is to be), UNAVAILABLE.
     """
 
 @_typing.type_check_only
@@ -163,7 +163,7 @@ class SandboxServiceAsyncStub(SandboxServiceStub):
     UpdateSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_service_pb2.UpdateSandboxRequest, _sandbox_service_pb2.UpdateSandboxResponse]  # type: ignore[assignment]
     """Changes a sandbox: its time to live, its labels, and its limits while it runs. All that is asked for, or nothing.
     Errors: INVALID_ARGUMENT, PERMISSION_DENIED (more than policy grants), NOT_FOUND, FAILED_PRECONDITION (it was lost,
-    or more memory is in use than there is to be), UNAVAILABLE.
+    is a member of a pool, or more memory is in use than there is to be), UNAVAILABLE.
     """
 
 class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -289,7 +289,7 @@ class SandboxServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sandbox_service_pb2.UpdateSandboxResponse, _abc.Awaitable[_sandbox_service_pb2.UpdateSandboxResponse]]:
         """Changes a sandbox: its time to live, its labels, and its limits while it runs. All that is asked for, or nothing.
         Errors: INVALID_ARGUMENT, PERMISSION_DENIED (more than policy grants), NOT_FOUND, FAILED_PRECONDITION (it was lost,
-        or more memory is in use than there is to be), UNAVAILABLE.
+        is a member of a pool, or more memory is in use than there is to be), UNAVAILABLE.
         """
 
 def add_SandboxServiceServicer_to_server(servicer: SandboxServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import subprocess
@@ -94,7 +95,7 @@ async def test_a_daemon_on_a_disk_that_became_read_only_does_not_start_and_says_
     first.process.terminate()
     assert await first.ended() == 0
     if os.geteuid() == 0:
-        subprocess.run(["mount", "-o", "remount,ro", state], check=True)
+        await asyncio.to_thread(subprocess.run, ["mount", "-o", "remount,ro", state], check=True)
     else:
         (state / "lock").chmod(0o400)
     daemon = ground.start_daemon(state_dir=state)

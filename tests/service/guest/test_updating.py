@@ -11,7 +11,7 @@ import pytest
 
 from enclaved.core.policy import MIB
 from enclaved.errors import EnclaveError, EngineRefused, InvalidRequest, PolicyDenied, SandboxNotFound, WrongState
-from enclaved.model import SandboxState, SandboxUpdate
+from enclaved.model import SandboxRequest, SandboxState, SandboxUpdate
 from tests.service.guest.laboratory import Box, Laboratory, printed, until
 
 
@@ -98,3 +98,11 @@ async def test_a_stopped_one_is_changed_and_one_that_was_lost_keeps_its_limits(l
     await lab.sandboxes.delete(box.id)
     with pytest.raises(SandboxNotFound):
         await lab.sandboxes.update(box.id, SandboxUpdate(ttl_s=60))
+
+
+@pytest.mark.parametrize("change", [SandboxUpdate(pids_limit=40), SandboxUpdate(labels={}), SandboxUpdate(ttl_s=60)])
+async def test_a_member_of_a_pool_is_not_changed(lab: Laboratory, change: SandboxUpdate) -> None:
+    before = await lab.sandboxes.create(SandboxRequest(), pool_id="p")
+    with pytest.raises(WrongState, match="is a member of pool 'p'; change the pool, or claim the sandbox"):
+        await lab.sandboxes.update(before.id, change)
+    assert lab.sandboxes.get(before.id).spec == before.spec
