@@ -7,8 +7,8 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 import pytest
+from grpc import aio
 from ms_enclave.v1 import execution_service_pb2 as pb
 from ms_enclave.v1 import pool_service_pb2 as pool_pb
 from ms_enclave.v1 import pool_service_pb2_grpc as pool_grpc
@@ -92,7 +92,7 @@ async def test_a_run_that_was_cut_is_found_by_its_id_and_its_member_is_reset(wor
         (member,) = await make(running, 1)
         cut = asyncio.create_task(shell(running, "touch left; sleep 1; echo done", execution_id="cut"))
         await until(lambda: is_busy(running))
-    with pytest.raises(grpc.RpcError):
+    with pytest.raises(aio.AioRpcError):
         await cut
     async with world.daemon() as running:
         again = await shell(running, "touch left; sleep 1; echo done", execution_id="cut")
@@ -105,7 +105,7 @@ async def test_a_run_that_nobody_can_ask_for_ends_with_its_daemon(world: World) 
         await make(running, 1)
         cut = asyncio.create_task(shell(running, "touch left; sleep 600", timeout_s=900.0))
         await until(lambda: is_busy(running))
-    with pytest.raises(grpc.RpcError):
+    with pytest.raises(aio.AioRpcError):
         await cut
     async with world.daemon() as running:
         assert (await shell(running, "ls -A")).run.stdout == b""
@@ -145,7 +145,7 @@ async def test_a_pool_of_which_nobody_was_told_is_removed(world: World) -> None:
         (row,) = state.pools.load()
         state.pools.save(type(row)(row.id, row.origin, row.plan, False, row.created_at))
     async with world.daemon() as running:
-        with pytest.raises(grpc.RpcError) as caught:
+        with pytest.raises(aio.AioRpcError) as caught:
             await show(running)
         assert reason(caught.value) == "POOL_NOT_FOUND"
         await until(lambda: none_left(running))
@@ -192,7 +192,7 @@ async def test_the_operators_pools_follow_the_configuration_from_start_to_start(
     async with daemon(two, runtime=world.engine) as running:
         first = await all_idle(running)
         assert (first.origin, len(first.members)) == (pool_pb.Pool.ORIGIN_OPERATOR, 2)
-        with pytest.raises(grpc.RpcError) as caught:
+        with pytest.raises(aio.AioRpcError) as caught:
             await pools_of(running).DeletePool(pool_pb.DeletePoolRequest(pool_id="p"))
         assert reason(caught.value) == "POLICY_DENIED"
     three = base.model_copy(update={"pools": (PoolSettings(id="p", size=3),)})
