@@ -137,7 +137,7 @@ class Outside:
                 await self._boot.watching.look(record, self._sandboxes.lose, self._sandboxes.seen)
             if signalled and record in self._sandboxes.with_containers():
                 self._note(record, Intervention.SIGNALLED)
-        except EngineUnavailable as error:  # when it is back, everything is looked through
+        except (EngineUnavailable, EngineRefused) as error:  # everything is looked through from time to time
             log.info("could not look at a container", extra={"sandbox_id": record.id, "reason": str(error)})
         finally:
             self._looking.discard(record.id)

@@ -48,7 +48,8 @@ class Updating:
         if update.labels is not None:
             check_labels(update.labels)
         if record.pool_id:
-            text = f"sandbox {record.id!r} is a member of pool {record.pool_id!r}; change the pool, or claim the sandbox"
+            pool = f"is a member of pool {record.pool_id!r}; change the pool, or claim the sandbox"
+            text = f"sandbox {record.id!r} {pool}"
             raise WrongState(f"sandbox/{record.id}", record.state.value, "no member of a pool", text)
         granted = self._policy.change(record.spec, update)
         limited = any(getattr(update, name) is not None for name in LIMITS)
