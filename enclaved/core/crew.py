@@ -102,9 +102,9 @@ class Crew:
             return False
 
     async def remove(self, record: SandboxRecord) -> None:
-        """Deletes a sandbox; one that is gone is fine. Raises `EngineUnavailable`."""
+        """Deletes a sandbox; one that is gone, or was claimed, is fine. Raises `EngineUnavailable`."""
         try:
-            if self.is_known(record):
+            if self.is_known(record) and record.pool_id == self.pool_id:
                 await self._parts.sandboxes.delete(record.id)
         except SandboxNotFound:
             pass

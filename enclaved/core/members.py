@@ -184,7 +184,11 @@ class Members:
         if member in self.slots:
             self._drop(member)
             self._parts.pools.forget_member(self.pool_id, member.slot)
+            if (made := member.successor) is not None:
+                member.successor = None
+                self._settle(self._add(), made)
             self.fill()
+        member.is_retired = True  # what is being made to succeed it has no place any more
         self.counters.claims += 1
         self._book.note(member, use, LeaseOutcome.CLAIMED)
 
@@ -332,9 +336,12 @@ class Members:
             return
         async with self.crew.turn(paced=True):
             member.successor = await self.crew.make()
+        if member.is_retired:
+            await self._succeed(member)
+            return
         log.info("member is renewed", extra={"pool_id": self.pool_id, "sandbox_id": member.sandbox_id})
         self._replaced()
-        if self.lending.withdraw(member) or member.is_retired:
+        if self.lending.withdraw(member):
             await self._succeed(member)
 
     # -- what is told of them
