@@ -238,6 +238,8 @@ class Sandboxes:
             await self._pausing.resume(record)  # its guest is to end what runs
         if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
             await self._switching.stop(record)
+        elif record.state is SandboxState.STOPPING:
+            await self._switching.finish(record)
 
     async def pause(self, sandbox_id: str) -> Sandbox:
         """Freezes a running sandbox. Raises `SandboxNotFound`, and what `Pausing.pause` raises."""

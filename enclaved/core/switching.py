@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -64,6 +65,8 @@ class Switching:
         """
         if record.state is SandboxState.RUNNING:
             return
+        if record.state is SandboxState.STOPPING:
+            await self.finish(record)
         if record.state is not SandboxState.STOPPED:
             text = f"sandbox {record.id!r} is {record.state.value}: {record.state_reason}; delete it"
             raise WrongState(f"sandbox/{record.id}", record.state.value, SandboxState.STOPPED.value, text)
@@ -94,6 +97,20 @@ class Switching:
         self._unwatch(record)
         await self._finish(record)
 
+    async def finish(self, record: SandboxRecord) -> None:
+        """Brings the stop of a sandbox to its end, whose lock the caller holds, that an earlier daemon has begun.
+
+        Raises `EngineUnavailable` and `GuestUnavailable`; it can be tried again.
+        """
+        if not record.spec.remove_on_exit and record.link is not None:
+            record.link.check_ready()
+        await self._go_on_to_stop(record)
+
+    async def _go_on_to_stop(self, record: SandboxRecord) -> None:
+        if record.spec.remove_on_exit or record.link is None:
+            await self._boot.down(record)
+        await self._finish(record)
+
     async def _finish(self, record: SandboxRecord) -> None:
         try:
             if record.spec.remove_on_exit or record.link is None:
@@ -114,12 +131,7 @@ class Switching:
             async with record.lock:
                 if record.state is not SandboxState.STOPPING:
                     return
-                try:
-                    if record.spec.remove_on_exit or record.link is None:
-                        await self._boot.down(record)
-                except EngineUnavailable:
-                    pass
-                else:
-                    await self._finish(record)
+                with contextlib.suppress(EngineUnavailable):
+                    await self._go_on_to_stop(record)
                     return
             await asyncio.sleep(RETRY_S)

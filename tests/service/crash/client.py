@@ -275,6 +275,7 @@ class Client:
                         if not is_cut_off(error):
                             is_over = kind == "delete" and error.code() is grpc.StatusCode.NOT_FOUND
                             operation.outcome = "done" if is_over else "refused"
+                            operation.refusal = f"{error.code().name}: {error.details()}"
                             if error.code() in _SENSELESS:
                                 return None
                             raise

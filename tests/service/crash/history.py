@@ -39,6 +39,8 @@ class Operation:
     ended: int | None = None
     outcome: Outcome = "unknown"
     answer: Any = None
+    refusal: str = ""
+    """What the daemon said when it refused."""
 
 
 @dataclass
@@ -203,6 +205,13 @@ class History:
                 for channel, expected in run.expected.items():
                     if (got := bytes(run.got[channel])) != expected:
                         yield f"{name}: channel {channel} has {len(got)} bytes, its program wrote {len(expected)}"
+
+    def refused(self, *but: str) -> list[str]:
+        """What was refused, except for some kinds of operations."""
+        found = [
+            each for each in self.operations if each.outcome == "refused" and each.refusal and each.kind not in but
+        ]
+        return [f"{each.client} was refused to {each.kind} {each.subject}: {each.refusal}" for each in found]
 
     def summary(self) -> Counter[str]:
         """How many operations of each kind there were, with those that had to be tried again."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.service.crash.client import Client, blob, program
 from tests.service.crash.fuse import Point
-from tests.service.crash.history import History
+from tests.service.crash.history import CHANGES, History, state_of
 from tests.service.crash.world import World, until
 
 BOX_REQUEST = "box"
@@ -124,6 +124,9 @@ def changed(kind: str) -> Callable[[World], Awaitable[None]]:
 
     async def change(world: World) -> None:
         assert await world.client.change(kind, world.box)
+        found = await world.client.look(world.box)
+        assert found is not None
+        assert state_of(found) == CHANGES[kind]  # at once, also where the daemon before had begun it
 
     return change
 
