@@ -73,7 +73,7 @@ class Claims:
             use = members.begin_use(LeaseKind.CLAIM, time.monotonic() - began)
             record_id = member.sandbox_id
             handed: asyncio.Future[Sandbox | None] = asyncio.get_running_loop().create_future()
-            work = self._hand_over(members, member, use, wish, digest)
+            work = self._give(members, member, use, wish, digest)
             try:  # to the end, even if the caller leaves in between: either the pool has it, or somebody else
                 sandbox: Sandbox | None = await self._background.finish(
                     _tell(work, handed), f"claim {member.sandbox_id}"
@@ -91,6 +91,10 @@ class Claims:
         if sandbox is not None:
             with contextlib.suppress(SandboxNotFound):
                 await self._sandboxes.delete(sandbox.id)
+
+    async def _give(self, members: Members, member: Member, use: Use, wish: ClaimWish, digest: str) -> Sandbox | None:
+        with members.handing_over():
+            return await self._hand_over(members, member, use, wish, digest)
 
     async def _hand_over(
         self, members: Members, member: Member, use: Use, wish: ClaimWish, digest: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -47,6 +48,9 @@ class Members:
         self._parts = parts
         self._work: set[asyncio.Task[None]] = set()
         self._book = LeaseBook(pool_id, parts.leases)
+        self._in_hand = 0
+        self._none_in_hand = asyncio.Event()
+        self._none_in_hand.set()
 
     @property
     def plan(self) -> PoolPlan:
@@ -85,8 +89,8 @@ class Members:
             log.error("member left behind", extra={"pool_id": self.pool_id, "reason": str(error)})
 
     def fill(self) -> None:
-        """Begins to make what is missing to the size of the plan."""
-        while len(self.slots) < self.plan.size:
+        """Begins to make what is missing to the size of the plan, unless the pool is closed."""
+        while self.closed is None and len(self.slots) < self.plan.size:
             self.spawn(self._replace(self._add()), "fill")
 
     def adopt(self, member: Member) -> None:
@@ -108,7 +112,8 @@ class Members:
         member = Member(next(number for number in range(len(taken) + 1) if number not in taken))
         self.slots.append(member)
         self.slots.sort(key=lambda each: each.slot)
-        self._parts.metrics.pool_member_moved(None, member.state)
+        if self.closed is None:
+            self._parts.metrics.pool_member_moved(None, member.state)
         return member
 
     def close(self, why: EnclaveError) -> None:
@@ -126,6 +131,7 @@ class Members:
         """Deletes the members of a closed pool. Raises what keeps one from being deleted; can be repeated."""
         if self._work:
             await asyncio.wait(self._work)
+        await self._none_in_hand.wait()
         records = [member.record for member in self.slots if member.record is not None]
         records += [member.successor.record for member in self.slots if member.successor is not None]
         errors = await self.crew.remove_all(records)
@@ -178,6 +184,23 @@ class Members:
         """Takes a member back that is not what it should be. It is reset, or replaced, before anybody gets it."""
         if self.closed is None:
             self._recycle_later(member, None)
+
+    @contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """A member becomes a sandbox of somebody's own, or does not: until that is clear, none is removed.
+
+        Raises why the pool is closed.
+        """
+        if self.closed is not None:
+            raise self.closed
+        self._in_hand += 1
+        self._none_in_hand.clear()
+        try:
+            yield
+        finally:
+            self._in_hand -= 1
+            if not self._in_hand:
+                self._none_in_hand.set()
 
     def part_with(self, member: Member, use: Use) -> None:
         """Lets go of a member whose sandbox is somebody's own from now on. Its slot is filled again."""
@@ -324,7 +347,8 @@ class Members:
             self._recycle_later(member, None)
 
     def _drop(self, member: Member) -> None:
-        self._parts.metrics.pool_member_moved(member.state, None)
+        if self.closed is None:  # else that was told when it closed
+            self._parts.metrics.pool_member_moved(member.state, None)
         self.slots.remove(member)
 
     async def renew(self, member: Member) -> None:

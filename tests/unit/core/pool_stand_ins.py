@@ -51,6 +51,8 @@ class FakeSandboxes:
     """By the number of the creation, from 1."""
     delete_errors: list[BaseException] = field(default_factory=list)
     update_errors: list[BaseException] = field(default_factory=list)
+    may_update: asyncio.Event = field(default_factory=asyncio.Event)
+    updating: int = 0
     created: list[str] = field(default_factory=list)
     creations: int = 0
     now: int = 0
@@ -58,6 +60,7 @@ class FakeSandboxes:
 
     def __post_init__(self) -> None:
         self.hold.set()
+        self.may_update.set()
 
     def check_room(self, count: int, field: str) -> None:
         self.asked = (count, field)
@@ -96,6 +99,9 @@ class FakeSandboxes:
 
     async def update(self, sandbox_id: str, update: SandboxUpdate) -> FakeRecord:
         record = self.record(sandbox_id)
+        self.updating += 1
+        await self.may_update.wait()
+        self.updating -= 1
         if self.update_errors:
             raise self.update_errors.pop()
         record.labels = update.labels or EMPTY

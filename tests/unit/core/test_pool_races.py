@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from enclaved.errors import EngineUnavailable, PoolNotFound
 from enclaved.model import ClaimWish, MemberState
 from tests.unit.core.pool_stand_ins import World, pool_world, settle
 
@@ -50,3 +51,65 @@ async def test_a_successor_that_is_ready_takes_the_place_of_the_member_that_is_c
     await settle(lambda: members.slots[0].state is MemberState.IDLE)
     assert members.slots[0].record is ahead
     assert of_the_pool(world) == {ahead.id}
+
+
+# -- claims and the end of a pool
+
+
+async def test_a_claim_in_hand_is_kept_when_its_pool_is_deleted(world: World) -> None:
+    members = await world.pool(2)
+    world.sandboxes.may_update.clear()
+    claim = asyncio.create_task(world.pools.claim("p", ClaimWish()))
+    await settle(lambda: world.sandboxes.updating == 1)
+    deletion = asyncio.create_task(world.pools.delete("p"))
+    await settle(lambda: members.closed is not None)
+    world.sandboxes.may_update.set()
+    claimed = await claim
+    await deletion
+    assert set(world.sandboxes.records) == {claimed.sandbox.id}
+    assert (world.tables.members, world.pools.stats()) == ({}, {})
+    assert [world.count(state) for state in ("idle", "busy", "resetting", "replacing")] == [0, 0, 0, 0]
+
+
+async def test_a_claim_that_fails_while_its_pool_is_deleted_leaves_the_member_to_the_deletion(world: World) -> None:
+    members = await world.pool()
+    world.sandboxes.may_update.clear()
+    world.sandboxes.update_errors.append(EngineUnavailable("unix:///x", "away"))
+    claim = asyncio.create_task(world.pools.claim("p", ClaimWish()))
+    await settle(lambda: world.sandboxes.updating == 1)
+    deletion = asyncio.create_task(world.pools.delete("p"))
+    await settle(lambda: members.closed is not None)
+    world.sandboxes.may_update.set()
+    with pytest.raises(EngineUnavailable):
+        await claim
+    await deletion
+    assert world.sandboxes.records == {}
+
+
+async def test_a_successor_goes_with_the_pool_whose_member_is_being_claimed(world: World) -> None:
+    members = await world.pool(refill_per_s=100.0)
+    member = await members.lease(0)
+    await members.renew(member)
+    members.give_back(member)
+    world.sandboxes.may_update.clear()
+    claim = asyncio.create_task(world.pools.claim("p", ClaimWish()))
+    await settle(lambda: world.sandboxes.updating == 1)
+    deletion = asyncio.create_task(world.pools.delete("p"))
+    await settle(lambda: members.closed is not None)
+    world.sandboxes.may_update.set()
+    claimed = await claim
+    await deletion
+    assert set(world.sandboxes.records) == {claimed.sandbox.id}
+
+
+async def test_a_claim_that_gets_its_member_as_the_pool_closes_hears_that_it_is_gone(world: World) -> None:
+    members = await world.pool()
+    member = await members.lease(0)
+    claim = asyncio.create_task(world.pools.claim("p", ClaimWish()))
+    await settle(lambda: members.lending.waiting == 1)
+    members.give_back(member)
+    members.close(PoolNotFound("p"))
+    with pytest.raises(PoolNotFound):
+        await claim
+    await world.pools.delete("p")
+    assert world.sandboxes.records == {}
