@@ -44,6 +44,16 @@ class Made:
 
     record: SandboxRecord
     baseline: Baseline
+    clean_at: int
+    """`SandboxRecord.executions_started` when it was as new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What was shown of a sandbox that is as new, and `SandboxRecord.executions_started` at that time."""
+
+    shown: Shown
+    clean_at: int
 
 
 class Crew:
@@ -72,7 +82,8 @@ class Crew:
         sandbox = await sandboxes.create(plan.request, sandbox_id=sandbox_id, labels=plan.labels, pool_id=self.pool_id)
         record = sandboxes.record(sandbox.id)
         try:
-            return Made(record, (await self._ready(record, None)).baseline)
+            ready = await self._ready(record, None)
+            return Made(record, ready.shown.baseline, ready.clean_at)
         except (ResetFailed, WarmingFailed) as error:
             await self.remove(record)
             raise EngineRefused(
@@ -82,17 +93,21 @@ class Crew:
             await self._parts.background.finish(self.remove(record), f"undo {record.id}")
             raise
 
-    async def clean(self, record: SandboxRecord, baseline: Baseline) -> Shown:
+    async def clean(self, record: SandboxRecord, baseline: Baseline) -> Ready:
         """Makes a sandbox as new and warm again. Raises `ResetFailed`."""
         try:
             return await self._ready(record, baseline)
         except (WarmingFailed, EnclaveError) as error:
             raise ResetFailed(f"it cannot be warmed again: {error}") from error
 
-    async def _ready(self, record: SandboxRecord, baseline: Baseline | None) -> Shown:
+    async def _ready(self, record: SandboxRecord, baseline: Baseline | None) -> Ready:
+        """Resets and warms. Whatever others run meanwhile would be warm with it, so nobody gets it then."""
         shown = await reset(record, self._parts.executions, baseline)
-        await warm(record, self.plan, self._parts.executions)
-        return shown
+        before = record.executions_started
+        clean_at = before + await warm(record, self.plan, self._parts.executions)
+        if record.executions_started != clean_at:
+            raise ResetFailed("something was run in it while it was warmed", shown.proof)
+        return Ready(shown, clean_at)
 
     def is_known(self, record: SandboxRecord) -> bool:
         """Whether a sandbox is still there, and not another one of the same id."""

@@ -239,15 +239,15 @@ class Members:
             return
         fields = {"pool_id": self.pool_id, "sandbox_id": member.sandbox_id}
         try:
-            shown = await self.crew.clean(record, baseline)
+            ready = await self.crew.clean(record, baseline)
         except ResetFailed as error:
             log.warning("member is replaced", extra={**fields, "reason": str(error)})
             if use is not None:
                 self._book.note(member, use, LeaseOutcome.REPLACED, str(error), error.proof, began)
             await self._replace(member)
             return
-        proof = shown.proof
-        member.clean_at = record.executions_started
+        proof = ready.shown.proof
+        member.clean_at = ready.clean_at
         self.counters.resets += 1
         self._parts.metrics.pool_reset(ResetOutcome.CLEAN, time.monotonic() - began)
         self.lending.offer(member)
@@ -313,7 +313,7 @@ class Members:
     def _settle(self, member: Member, made: Made) -> None:
         """A slot has a sandbox that is ready."""
         member.record, member.baseline = made.record, made.baseline
-        member.clean_at, member.calls, member.is_stale = made.record.executions_started, 0, False
+        member.clean_at, member.calls, member.is_stale = made.clean_at, 0, False
         self._see_trouble("")
         if member.is_retired:
             self._recycle_later(member, None)

@@ -30,8 +30,8 @@ class WarmingFailed(Exception):
     """A sandbox could not be made ready. The text says why; another one may fare better."""
 
 
-async def warm(record: SandboxRecord, plan: PoolPlan, executions: Executions) -> None:
-    """Opens the contexts of a plan in a sandbox that is as new, and imports its modules there.
+async def warm(record: SandboxRecord, plan: PoolPlan, executions: Executions) -> int:
+    """Opens the contexts of a plan in a sandbox that is as new, and imports its modules there, in so many executions.
 
     Raises `InvalidRequest` for a module that cannot be imported, which it names, and `WarmingFailed`.
     """
@@ -44,6 +44,7 @@ async def warm(record: SandboxRecord, plan: PoolPlan, executions: Executions) ->
             raise WarmingFailed(f"its context {name!r} cannot be opened: {str(answer.get('message', ''))[:300]}")
         if plan.preload:
             await _preload(record, plan, name, executions)
+    return len(plan.warm_contexts) if plan.preload else 0
 
 
 async def _preload(record: SandboxRecord, plan: PoolPlan, context: str, executions: Executions) -> None:

@@ -47,6 +47,8 @@ class FakeSandboxes:
 
     records: dict[str, FakeRecord] = field(default_factory=dict)
     hold: asyncio.Event = field(default_factory=asyncio.Event)
+    hold_from: int = 1
+    """Number of the first creation that waits for it."""
     create_errors: dict[int, BaseException] = field(default_factory=dict)
     """By the number of the creation, from 1."""
     delete_errors: list[BaseException] = field(default_factory=list)
@@ -84,7 +86,8 @@ class FakeSandboxes:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            await self.hold.wait()
+            if number >= self.hold_from:
+                await self.hold.wait()
             await asyncio.sleep(0)
             if number in self.create_errors:
                 raise self.create_errors[number]
@@ -203,8 +206,8 @@ async def pool_world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     sandboxes, resets, tables = FakeSandboxes(), Resets(), FakeTables()
     metrics, background = Metrics(version="0"), Background()
 
-    async def warm(*_: object) -> None:
-        return
+    async def warm(*_: object) -> int:
+        return 0
 
     monkeypatch.setattr("enclaved.core.crew.reset", resets)
     monkeypatch.setattr("enclaved.core.crew.warm", warm)

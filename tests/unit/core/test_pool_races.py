@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from enclaved.core.leases import Use
 from enclaved.errors import EngineUnavailable, PoolNotFound
-from enclaved.model import ClaimWish, MemberState
-from tests.unit.core.pool_stand_ins import World, pool_world, settle
+from enclaved.model import ClaimWish, LeaseKind, LeaseOutcome, MemberState, PoolPlan
+from tests.unit.core.pool_stand_ins import LONG_S, FakeRecord, World, pool_world, settle
 
 
 @pytest.fixture
@@ -113,3 +114,37 @@ async def test_a_claim_that_gets_its_member_as_the_pool_closes_hears_that_it_is_
         await claim
     await world.pools.delete("p")
     assert world.sandboxes.records == {}
+
+
+# -- what others run in a member
+
+
+async def test_what_is_run_in_a_member_before_the_last_one_is_made_is_reset_before_it_is_lent(world: World) -> None:
+    world.sandboxes.hold_from = 2
+    world.sandboxes.hold.clear()
+    making = asyncio.create_task(world.pools.initialize(PoolPlan(2), pool_id="p"))
+    await settle(lambda: "box-1" in world.sandboxes.records)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    world.sandboxes.records["box-1"].executions_started += 1
+    world.sandboxes.hold.set()
+    await making
+    await settle(lambda: world.count("idle") == 2)
+    assert world.resets.done == ["box-1"]
+
+
+async def test_a_member_in_which_something_is_run_while_it_is_warmed_is_never_lent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = await world.pool()
+    old = members.slots[0].record
+
+    async def warm(record: FakeRecord, *_: object) -> int:
+        await asyncio.sleep(0)
+        record.executions_started += 1 if record is not old else 2  # one of ours, and one past the pool
+        return 1
+
+    monkeypatch.setattr("enclaved.core.crew.warm", warm)
+    members.give_back(await members.lease(0), Use.begins(LeaseKind.RUN, 0.0))
+    assert (await members.lease(LONG_S)).record is not old
+    assert [lease.outcome for lease in world.tables.leases] == [LeaseOutcome.REPLACED]
