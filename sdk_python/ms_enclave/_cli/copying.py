@@ -160,7 +160,7 @@ async def _out(calls: FileCalls, source: End, target: End, as_tar: bool, copied:
         listed = [found async for found in calls.list(source.sandbox, info.path, recursive=True)]
         copied.files = await directories.get(calls, source.sandbox, info.path, listed, local, progress, inside=inside)
         return
-    async with contextlib.aclosing(calls.read(source.sandbox, source.path)) as pieces:
+    async with contextlib.aclosing(calls.read(source.sandbox, info.path, seen=info)) as pieces:
         total = info.size_bytes
         copied.size_bytes = await save(
             pieces,
@@ -187,7 +187,7 @@ async def _between(calls: FileCalls, source: End, target: End, copied: Copied, s
         return
 
     async def content(offset: int) -> AsyncIterator[bytes]:
-        async with contextlib.aclosing(calls.read(source.sandbox, info.path, offset=offset)) as pieces:
+        async with contextlib.aclosing(calls.read(source.sandbox, info.path, offset=offset, seen=info)) as pieces:
             async for data in _counted(pieces, seen, offset):
                 yield data
 

@@ -249,8 +249,14 @@ class FileCalls(Protocol):
         """Looks for lines in files."""
         ...
 
-    def read(self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0) -> AsyncGenerator[bytes, None]:
-        """Reads a file, or ``length`` bytes of it (0: to its end)."""
+    def read(
+        self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0, seen: FileInfo | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Reads a file, or ``length`` bytes of it (0: to its end).
+
+        ``seen``: what it was before; if it still is, reading goes on after a lost connection. Raises `PathUnusable` if
+        it is not, `Unavailable` without ``seen``.
+        """
         ...
 
     async def upload(

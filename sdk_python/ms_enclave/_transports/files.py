@@ -11,10 +11,10 @@ import grpc.aio
 
 from ms_enclave import _convert as convert
 from ms_enclave._convert.files import file_change, file_info, search_match
-from ms_enclave._model.files import FileChange, FileInfo, SearchResult
+from ms_enclave._model.files import FileChange, FileInfo, FileType, SearchResult
 from ms_enclave._transports.calls import Calls, DaemonStatus
 from ms_enclave._transports.channels import Stubs
-from ms_enclave.errors import InvalidRequest, PathExists, PathNotFound, Unavailable, UploadGap
+from ms_enclave.errors import InvalidRequest, PathExists, PathNotFound, PathUnusable, Unavailable, UploadGap
 from ms_enclave.v1 import file_service_pb2 as pb
 
 FILE_S: Final = 600.0
@@ -123,13 +123,35 @@ class Files:
         return SearchResult(tuple(matches), truncated)
 
     async def read(
-        self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0
+        self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0, seen: FileInfo | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Reads a file or a part of it."""
+        """Reads a file or a part of it. After a lost connection it goes on, if the file is as it was ``seen``."""
         request = pb.ReadFileRequest(**_named(sandbox_id, path), offset=offset, length=length)
-        async with contextlib.aclosing(self._stream(lambda s: s.files.ReadFile, request, FILE_S)) as pieces:
-            async for piece in pieces:
-                yield piece.data
+        interrupted = False
+        while True:
+            begun = False
+            try:
+                async with contextlib.aclosing(self._stream(lambda s: s.files.ReadFile, request, FILE_S)) as pieces:
+                    async for piece in pieces:
+                        begun = True
+                        request.offset += len(piece.data)
+                        request.length -= min(request.length, len(piece.data))
+                        yield piece.data
+                break
+            except Unavailable as error:
+                if not begun or seen is None or seen.type is not FileType.REGULAR:
+                    raise
+                await self._calls.wait(self._calls.retries(), error)
+                await self._check_unchanged(sandbox_id, path, seen)
+                interrupted = True
+                if length and not request.length:  # 0 would be all the rest
+                    break
+        if interrupted and seen is not None:
+            await self._check_unchanged(sandbox_id, path, seen)
+
+    async def _check_unchanged(self, sandbox_id: str, path: str, seen: FileInfo) -> None:
+        if await self.stat(sandbox_id, path) != seen:
+            raise PathUnusable(f"{path!r} changed while it was read and the connection was lost; read it again")
 
     async def read_archive(
         self, sandbox_id: str, path: str, *, gzip: bool = False, names: Sequence[str] = ()
@@ -151,7 +173,8 @@ class Files:
     ) -> int:
         """Writes a file; after a lost connection it goes on with what has not arrived.
 
-        ``content`` yields the bytes from an offset on, asked anew for each attempt.
+        ``content`` yields the bytes from an offset on, asked anew for each attempt; without an ``upload_id`` always
+        from 0 on.
         """
         opening = pb.OpenFile(**_named(sandbox_id, path), mode=_mode(mode), create_parents=True, upload_id=upload_id)
         retries = self._calls.retries()
@@ -177,7 +200,8 @@ class Files:
                 opening.offset = int(arrived)
             except Unavailable as error:
                 await self._calls.wait(retries, error)
-                opening.offset = sent  # the answer says if less of it has arrived
+                if upload_id:  # otherwise nothing of it is kept, and all of it is sent again
+                    opening.offset = sent  # the answer says if less of it has arrived
 
     async def write_archive(
         self, sandbox_id: str, path: str, content: Callable[[], AsyncIterator[bytes]]

@@ -81,7 +81,7 @@ class HttpFiles:
         raise no_files()
 
     async def read(
-        self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0
+        self, sandbox_id: str, path: str, *, offset: int = 0, length: int = 0, seen: FileInfo | None = None
     ) -> AsyncGenerator[bytes, None]:
         raise no_files()
         yield b""

@@ -12,7 +12,7 @@ from typing import Final
 
 from ms_enclave._model.files import FileInfo, FileType
 from ms_enclave._transports.base import FileCalls
-from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound, PathUnusable
+from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound, PathUnusable, Unavailable
 from ms_enclave.sandbox import _uploads as uploads
 from ms_enclave.sandbox._landing import Landing, write
 from ms_enclave.sandbox._received import Received
@@ -24,6 +24,8 @@ BATCH_FILES: Final = 1000
 BATCH_BYTES: Final = 64 * 1024 * 1024
 BATCH_NAMES_CHARS: Final = 256 * 1024
 """What one call brings at most, unless it is one file."""
+BATCH_ATTEMPTS: Final = 3
+"""How often files are asked for of which some have come when the connection is lost."""
 
 _BLOCK: Final = 512
 
@@ -120,14 +122,23 @@ async def get(
     moved, total = 0, sum(info.size_bytes for info, _ in wanted)
     count = 0
     for batch in _batches(wanted, top):
-        async with contextlib.aclosing(_fetched(calls, sandbox_id, top, batch)) as found:
-            async for info, local, pieces in found:
-                mode, time_s = uploads.harmless_mode(info.mode), info.modified_at.timestamp()
-                with landing.written(local, mode=mode, time_s=time_s) as file:
-                    moved += await write(pieces, file)
-                count += 1
-                if progress is not None:
-                    progress(moved, max(total, moved))
+        for attempts_left in reversed(range(BATCH_ATTEMPTS)):
+            begun = False
+            try:
+                async with contextlib.aclosing(_fetched(calls, sandbox_id, top, dict(batch))) as found:
+                    async for info, local, pieces in found:
+                        begun = True
+                        mode, time_s = uploads.harmless_mode(info.mode), info.modified_at.timestamp()
+                        with landing.written(local, mode=mode, time_s=time_s) as file:
+                            moved += await write(pieces, file)
+                        del batch[_below(info, top)]
+                        count += 1
+                        if progress is not None:
+                            progress(moved, max(total, moved))
+                break
+            except Unavailable:
+                if not begun or not attempts_left:
+                    raise
     return count
 
 
@@ -158,7 +169,7 @@ def _batches(wanted: Iterable[tuple[FileInfo, str]], top: str) -> Iterator[dict[
     batch: dict[str, tuple[FileInfo, str]] = {}
     size = names = 0
     for info, local in wanted:
-        name = info.path.removeprefix(f"{top}/")
+        name = _below(info, top)
         if batch and (
             len(batch) >= BATCH_FILES or names + len(name) > BATCH_NAMES_CHARS or size + info.size_bytes > BATCH_BYTES
         ):
@@ -177,7 +188,7 @@ async def _fetched(
     """Fetches files, many by one call. One that is gone by now is left out."""
     if len(batch) == 1:
         ((info, local),) = batch.values()
-        async with contextlib.aclosing(calls.read(sandbox_id, info.path)) as pieces:
+        async with contextlib.aclosing(calls.read(sandbox_id, info.path, seen=info)) as pieces:
             yield info, local, pieces
         return
     async with contextlib.aclosing(calls.read_archive(sandbox_id, top, names=list(batch))) as pieces:
@@ -187,6 +198,10 @@ async def _fetched(
             asked = batch.pop(name, None)
             if asked is not None:
                 yield *asked, received.content(size)
+
+
+def _below(info: FileInfo, top: str) -> str:
+    return info.path.removeprefix(f"{top}/")
 
 
 def _inner_name(path: str, top: str) -> str | None:

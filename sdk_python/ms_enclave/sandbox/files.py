@@ -7,13 +7,13 @@ import contextlib
 import functools
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from ms_enclave._model.files import FileChange, FileInfo, FileType, SearchResult
 from ms_enclave._transports.base import FileCalls
-from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound
+from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound, Unavailable
 from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox import _uploads as uploads
 from ms_enclave.sandbox._landing import save
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ms_enclave.sandbox.boxes.base import Sandbox
 
 READ_BYTES_MAX: Final = 1024**3
+READ_ATTEMPTS: Final = 3
+"""How often what is returned as a whole is asked for, if the connection is lost in the middle."""
 
 Progress = directories.Progress
 
@@ -40,14 +42,9 @@ class Files:
 
     async def read(self, path: str, *, offset: int = 0, length: int = 0) -> bytes:
         """Reads a file, or ``length`` bytes of it (0: to its end) from ``offset`` on; at most 1 GiB."""
-        data = bytearray()
         calls = await self._calls()
-        async with contextlib.aclosing(calls.read(self._sandbox.id, path, offset=offset, length=length)) as pieces:
-            async for piece in pieces:
-                data += piece
-                if len(data) > READ_BYTES_MAX:
-                    raise InvalidRequest(f"{path!r} has more than {READ_BYTES_MAX} bytes; use download()")
-        return bytes(data)
+        hint = f"{path!r} has more than {READ_BYTES_MAX} bytes; use download()"
+        return await _whole(lambda: calls.read(self._sandbox.id, path, offset=offset, length=length), hint)
 
     async def write(self, path: str, content: str | bytes, *, encoding: str = "utf-8", mode: int = 0o644) -> int:
         """Writes a file, with missing directories above it, and returns its size. It appears whole or not at all."""
@@ -84,11 +81,14 @@ class Files:
         return await calls.upload(self._sandbox.id, path, content, mode=mode, upload_id=uuid.uuid4().hex)
 
     async def download(self, path: str, target: str | os.PathLike[str], *, progress: Progress | None = None) -> int:
-        """Copies a file of the sandbox to this machine, and returns its size. It appears whole or not at all."""
-        total = (await self.stat(path)).size_bytes
+        """Copies a file of the sandbox to this machine, and returns its size. It appears whole or not at all.
+
+        After a lost connection it goes on where it was cut; a file that changed meanwhile is `PathUnusable`.
+        """
+        info = await self.stat(path)
         calls = await self._calls()
-        async with contextlib.aclosing(calls.read(self._sandbox.id, path)) as pieces:
-            report = None if progress is None else functools.partial(_report, progress, total)
+        async with contextlib.aclosing(calls.read(self._sandbox.id, path, seen=info)) as pieces:
+            report = None if progress is None else functools.partial(_report, progress, info.size_bytes)
             return await save(pieces, Path(target), report)
 
     # -- looking and changing ------------------------------------------------------------------------------------
@@ -208,16 +208,12 @@ class Files:
     ) -> bytes:
         """Packs a directory or a file into a tar archive: into the file ``target``, or returned, at most 1 GiB."""
         calls = await self._calls()
+        if target is None:
+            hint = f"the archive of {source!r} has more than {READ_BYTES_MAX} bytes; name a file"
+            return await _whole(lambda: calls.read_archive(self._sandbox.id, source, gzip=gzip), hint)
         async with contextlib.aclosing(calls.read_archive(self._sandbox.id, source, gzip=gzip)) as pieces:
-            if target is not None:
-                await save(pieces, Path(target))
-                return b""
-            data = bytearray()
-            async for piece in pieces:
-                data += piece
-                if len(data) > READ_BYTES_MAX:
-                    raise InvalidRequest(f"the archive of {source!r} has more than {READ_BYTES_MAX} bytes; name a file")
-            return bytes(data)
+            await save(pieces, Path(target))
+        return b""
 
     async def _calls(self) -> FileCalls:
         transport = await self._sandbox.transport()
@@ -233,6 +229,23 @@ async def _changes(found: AsyncIterator[FileChange | None]) -> AsyncGenerator[Fi
     async for change in found:
         if change is not None:
             yield change
+
+
+async def _whole(read: Callable[[], AsyncGenerator[bytes, None]], hint: str) -> bytes:
+    """Reads all there is, anew if the connection is lost in the middle. Raises `InvalidRequest` for too much."""
+    for attempts_left in reversed(range(READ_ATTEMPTS)):
+        data = bytearray()
+        try:
+            async with contextlib.aclosing(read()) as pieces:
+                async for piece in pieces:
+                    data += piece
+                    if len(data) > READ_BYTES_MAX:
+                        raise InvalidRequest(hint)
+            break
+        except Unavailable:
+            if not data or not attempts_left:
+                raise
+    return bytes(data)
 
 
 def _open(path: Path) -> IO[bytes]:

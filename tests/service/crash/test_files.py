@@ -96,17 +96,69 @@ async def test_what_a_killed_daemon_had_begun_is_whole_or_not_there(what: str) -
         await made.end()
 
 
-async def test_a_download_that_a_killed_daemon_cut_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+async def download_over_a_kill(made: World, target: Path, meanwhile: Callable[[], object]) -> bytes:
+    """Downloads a file during which the daemon is killed once; returns what it was."""
+    sandbox, folder = await sandbox_in(made)
+    data = os.urandom(16 * MIB)
+    (folder / "big").write_bytes(data)
+    (folder / "big").chmod(0o644)
+    restarts: list[asyncio.Task[None]] = []
+
+    def kill(moved: int, total: int) -> None:
+        assert made.daemon is not None
+        if not restarts:
+            made.daemon.kill()
+            meanwhile()
+            restarts.append(asyncio.create_task(made.up()))
+
+    try:
+        assert await sandbox.files.download("big", target, progress=kill) == len(data)
+    finally:
+        await asyncio.gather(*restarts)
+    return data
+
+
+async def test_a_download_goes_on_over_a_daemon_that_is_killed(tmp_path: Path) -> None:
+    async with world() as made:
+        data = await download_over_a_kill(made, tmp_path / "big", lambda: None)
+        assert (tmp_path / "big").read_bytes() == data
+        await made.end()
+
+
+async def test_a_file_that_changed_while_there_was_no_daemon_is_not_mixed_with_what_it_was(tmp_path: Path) -> None:
+    async with world() as made:
+
+        def change() -> None:
+            (container,) = made.engine._containers.values()
+            os.utime(container.working_dir / "big", (1, 1))
+
+        with pytest.raises(errors.PathUnusable, match="changed while it was read"):
+            await download_over_a_kill(made, tmp_path / "big", change)
+        assert list(tmp_path.iterdir()) == []
+        await made.end()
+
+
+async def test_directories_and_whole_files_come_over_a_daemon_that_is_killed(tmp_path: Path) -> None:
     async with world() as made:
         sandbox, folder = await sandbox_in(made)
-        with (folder / "big").open("wb") as file:
-            file.truncate(64 * MIB)
-        (folder / "big").chmod(0o644)
-        assert made.daemon is not None
-        kill = made.daemon.kill
-        with pytest.raises(errors.DaemonUnavailable):
-            await sandbox.files.download("big", tmp_path / "big", progress=lambda moved, total: kill())
-        assert list(tmp_path.iterdir()) == []
-        await made.up()
-        assert await sandbox.files.download("big", tmp_path / "big") == 64 * MIB
+        contents = {f"{number:02}": os.urandom(MIB) for number in range(20)}
+        (folder / "d").mkdir()
+        for name, content in contents.items():
+            (folder / "d" / name).write_bytes(content)
+            (folder / "d" / name).chmod(0o644)
+        (folder / "d").chmod(0o755)
+        restarts: list[asyncio.Task[None]] = []
+        seen: list[int] = []
+
+        def kill(moved: int, total: int) -> None:
+            assert made.daemon is not None
+            seen.append(moved)
+            if not restarts:
+                made.daemon.kill()
+                restarts.append(asyncio.create_task(made.up()))
+
+        assert await sandbox.files.get_dir("d", tmp_path / "d", progress=kill) == len(contents)
+        await asyncio.gather(*restarts)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()} == contents
+        assert seen == [MIB * number for number in range(1, 21)]  # nothing twice
         await made.end()

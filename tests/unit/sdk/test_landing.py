@@ -30,7 +30,7 @@ class Stranger:
         self._meanwhile = meanwhile
         self._found = found
 
-    async def read(self, sandbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
+    async def read(self, sandbox_id: str, path: str, *, seen: FileInfo) -> AsyncGenerator[bytes, None]:
         if self._meanwhile is not None:
             self._meanwhile()
         yield BAD

@@ -35,7 +35,7 @@ class FakeFiles:
         for one in self.found.values():
             yield one
 
-    async def read(self, sandbox_id: str, path: str) -> AsyncGenerator[bytes, None]:
+    async def read(self, sandbox_id: str, path: str, *, seen: FileInfo) -> AsyncGenerator[bytes, None]:
         yield self.contents[path]
 
     async def read_archive(self, sandbox_id: str, path: str, *, names: Collection[str]) -> AsyncGenerator[bytes, None]:
