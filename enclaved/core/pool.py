@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from enclaved.core.pool_runs import run_in
 from enclaved.core.state import PoolRow
 from enclaved.core.upkeep import keep
 from enclaved.errors import (
-    EngineUnavailable,
+    EnclaveError,
     InvalidRequest,
     NoSpace,
     PolicyDenied,
@@ -59,6 +60,8 @@ class _Pool:
     """Set once all members were made, or what was made of them is gone again."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by whoever deletes it."""
+    is_ending: bool = False
+    """Whether its deletion is tried until it is done."""
 
     @property
     def id(self) -> str:
@@ -68,9 +71,9 @@ class _Pool:
     def info(self) -> PoolInfo:
         return PoolInfo(self.id, tuple(member.sandbox_id for member in self.members.slots))
 
-    def row(self, *, made: bool = True) -> PoolRow:
+    def row(self, *, made: bool = True, deleting: bool = False) -> PoolRow:
         """The pool as it is written down."""
-        return PoolRow(self.id, self.origin, self.members.plan, made, self.created_at)
+        return PoolRow(self.id, self.origin, self.members.plan, made, self.created_at, deleting)
 
 
 class Pools:
@@ -99,7 +102,8 @@ class Pools:
             if self._pools.get(pool_id) is known:
                 if known.members.closed is None:
                     return known.info
-                await self._finish_deleting(known)  # an earlier try failed
+                with contextlib.suppress(PoolNotFound):  # that was done meanwhile
+                    await self._finish_deleting(known)  # an earlier try failed
         if self._closing:
             raise ShuttingDown
         self._parts.sandboxes.check_room(plan.size, "size")
@@ -223,8 +227,8 @@ class Pools:
     async def delete(self, pool_id: str) -> None:
         """Deletes a pool with its members; calls that run are lost, those that wait hear `PoolNotFound`.
 
-        Raises `PoolNotFound`, `PolicyDenied` for one that the operator defines, `EngineUnavailable` (it can be tried
-        again).
+        That is certain from the call on, also over the end of the daemon. Raises `PoolNotFound`, `PolicyDenied` for one
+        that the operator defines, and `EngineUnavailable` where members are left, which go as soon as that is possible.
         """
         pool = self._pools.get(pool_id)
         if pool is None:
@@ -239,11 +243,19 @@ class Pools:
         await self._parts.background.finish(self._delete(pool), f"delete pool {pool.id}")
 
     async def _delete(self, pool: _Pool) -> None:
+        if self._pools.get(pool.id) is not pool:
+            raise PoolNotFound(pool.id)
+        if not isinstance(pool.members.closed, PoolNotFound):
+            self._parts.pools.note(pool.row(deleting=True))
         pool.members.close(PoolNotFound(pool.id))
         async with pool.lock:
             if self._pools.get(pool.id) is not pool:
                 raise PoolNotFound(pool.id)
-            await pool.members.remove()
+            try:
+                await pool.members.remove()
+            except EnclaveError:
+                self._end_later(pool, DELETE_RETRY_S)
+                raise
             del self._pools[pool.id]
             self._parts.pools.forget(pool.id)
         log.info("pool deleted", extra={"pool_id": pool.id})
@@ -268,7 +280,7 @@ class Pools:
                 log.info("pool changed", extra={"pool_id": pool_id, "size": plan.size})
         for pool in [*self._pools.values()]:
             if pool.origin is PoolOrigin.OPERATOR and pool.id not in plans:
-                self._parts.background.spawn(self._delete_for_certain(pool), f"delete pool {pool.id}")
+                self._end_later(pool)
 
     def _note(self, pool: _Pool) -> None:
         try:
@@ -276,21 +288,28 @@ class Pools:
         except NoSpace as error:  # its members are not to be had either, which is told there
             log.error("pool not written down", extra={"pool_id": pool.id, "reason": str(error)})
 
-    async def _delete_for_certain(self, pool: _Pool) -> None:
+    def _end_later(self, pool: _Pool, delay_s: float = 0.0) -> None:
+        if not pool.is_ending:
+            pool.is_ending = True
+            self._parts.background.spawn(self._delete_for_certain(pool, delay_s), f"delete pool {pool.id}")
+
+    async def _delete_for_certain(self, pool: _Pool, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
         while self._pools.get(pool.id) is pool and not self._closing:
             try:
                 await self._delete(pool)
-            except EngineUnavailable:
-                await asyncio.sleep(DELETE_RETRY_S)
             except PoolNotFound:
                 return
+            except EnclaveError as error:
+                log.warning("pool not deleted yet", extra={"pool_id": pool.id, "reason": str(error)})
+                await asyncio.sleep(DELETE_RETRY_S)
 
     def take_up(self, kept: KeptMembers) -> None:
         """Goes on with the pools of an earlier daemon, whose sandboxes were taken up before."""
         of_pool = {row.id: [member for member in kept.members if member.pool_id == row.id] for row in kept.pools}
         for row in kept.pools:
-            if not row.made:
-                self._parts.pools.forget(row.id)  # nobody was told of it
+            if not kept.goes_on(row):
+                self._parts.pools.forget(row.id)  # its sandboxes go, too
                 continue
             pool = self._enter(row.id, row.plan, row.origin)
             pool.created_at = row.created_at

@@ -21,11 +21,16 @@ class KeptMembers:
 
     def __init__(self, pools: Iterable[PoolRow], members: Iterable[MemberRow]) -> None:
         self.pools = tuple(pools)
-        known = {row.id for row in self.pools if row.made or row.origin is PoolOrigin.OPERATOR}
+        known = {row.id for row in self.pools if self.goes_on(row)}
         self.members = tuple(row for row in members if row.pool_id in known)
         self._numbers: Mapping[tuple[str, str], int] = {
             (row.pool_id, row.sandbox_id): row.number for row in self.members
         }
+
+    @staticmethod
+    def goes_on(row: PoolRow) -> bool:
+        """Whether somebody knows of a pool, and nobody has asked for its end."""
+        return (row.made or row.origin is PoolOrigin.OPERATOR) and not row.deleting
 
     def has(self, pool_id: str, sandbox_id: str, number: int) -> bool:
         """Whether a sandbox is a member that was made to the end. Others were half made, and nobody has used them."""

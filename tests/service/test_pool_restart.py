@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,6 +150,27 @@ async def test_a_pool_of_which_nobody_was_told_is_removed(world: World) -> None:
             await show(running)
         assert reason(caught.value) == "POOL_NOT_FOUND"
         await until(lambda: none_left(running))
+
+
+async def test_a_deletion_that_a_daemon_began_is_finished_by_the_next(world: World) -> None:
+    async with world.daemon() as running:
+        await make(running)
+        claimed = (await pools_of(running).Claim(pool_pb.ClaimRequest(pool_id="p"))).sandbox.id
+        await all_idle(running)
+    async with world.state() as state:
+        (row,) = state.pools.load()
+        state.pools.save(replace(row, deleting=True))
+    async with world.daemon() as running:
+        with pytest.raises(aio.AioRpcError) as caught:
+            await show(running)
+        assert reason(caught.value) == "POOL_NOT_FOUND"
+
+        async def only_the_claimed_one() -> bool:
+            return [sandbox.id for sandbox in await sandboxes(running)] == [claimed]
+
+        await until(only_the_claimed_one)
+    async with world.state() as state:
+        assert state.pools.load() == []
 
 
 async def test_a_claimed_sandbox_stays_its_owners_and_asking_again_finds_it(world: World) -> None:

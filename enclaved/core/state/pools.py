@@ -34,6 +34,8 @@ class PoolRow:
     made: bool
     """Whether whoever asked for it was told so; else nobody knows of it."""
     created_at: datetime
+    deleting: bool = False
+    """Whether somebody has asked for its end; it is then finished, by this daemon or the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,14 @@ class PoolTable:
 
     def forget(self, pool_id: str) -> None:
         """Drops a pool, its members and its leases; what is left of its sandboxes is then of no pool."""
-        for table in ("pool_members", "leases"):
-            sql = f"DELETE FROM {table} WHERE pool_id = :id"  # noqa: S608 - the names stand above
-            self._database.write_surely(f"{table} of {pool_id}", sql, {"id": pool_id})
-        self._database.write_surely(f"pool {pool_id}", "DELETE FROM pools WHERE id = :id", {"id": pool_id})
+        values = {"id": pool_id}
+        self._database.write_all_surely(
+            {
+                f"pool {pool_id}": ("DELETE FROM pools WHERE id = :id", values),
+                f"members of {pool_id}": ("DELETE FROM pool_members WHERE pool_id = :id", values),
+                f"leases of {pool_id}": ("DELETE FROM leases WHERE pool_id = :id", values),
+            }
+        )
 
     def note_member(self, row: MemberRow) -> None:
         """Writes down that a slot has a sandbox, at once or as soon as the disk allows."""

@@ -148,3 +148,36 @@ async def test_a_member_in_which_something_is_run_while_it_is_warmed_is_never_le
     members.give_back(await members.lease(0), Use.begins(LeaseKind.RUN, 0.0))
     assert (await members.lease(LONG_S)).record is not old
     assert [lease.outcome for lease in world.tables.leases] == [LeaseOutcome.REPLACED]
+
+
+# -- deletions that are interrupted
+
+
+async def test_a_deletion_that_fails_half_way_is_written_down_and_finished_by_itself(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enclaved.core.pool.DELETE_RETRY_S", 0.0)
+    await world.pool(3)
+    away = [EngineUnavailable("unix:///x", "away") for _ in range(4)]
+    world.sandboxes.delete_errors.extend(away)
+    with pytest.raises(EngineUnavailable):
+        await world.pools.delete("p")
+    assert world.tables.pools["p"].deleting
+    await settle(lambda: not world.tables.pools)
+    assert (world.sandboxes.records, world.pools.stats()) == ({}, {})
+
+
+async def test_a_deletion_is_written_down_before_the_first_member_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.pool(2)
+    seen: list[bool] = []
+    delete = world.sandboxes.delete
+
+    async def look(sandbox_id: str) -> None:
+        seen.append(world.tables.pools["p"].deleting)
+        await delete(sandbox_id)
+
+    monkeypatch.setattr(world.sandboxes, "delete", look)
+    await world.pools.delete("p")
+    assert seen == [True, True]

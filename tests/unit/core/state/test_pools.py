@@ -62,6 +62,12 @@ def state(tmp_path: Path) -> Iterator[State]:
     opened.close()
 
 
+def test_of_a_pool_whose_deletion_began_the_next_daemon_knows_so(state: State) -> None:
+    row = PoolRow("p", PoolOrigin.CALLER, PLAN, True, MOMENT, deleting=True)
+    state.pools.note(row)
+    assert state.pools.load() == [row]
+
+
 @pytest.mark.parametrize("plan", [PLAN, PoolPlan(1)])
 def test_a_pool_is_there_again_as_it_was(state: State, plan: PoolPlan) -> None:
     row = PoolRow("p", PoolOrigin.CALLER, plan, True, MOMENT)
