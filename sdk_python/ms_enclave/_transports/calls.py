@@ -12,12 +12,20 @@ import grpc.aio
 from ms_enclave import _status as status
 from ms_enclave._transports.channels import Channels, Stubs
 from ms_enclave._transports.retry import Retries
-from ms_enclave.errors import DaemonUnavailable, DeadlineExceeded, EnclaveError, Unavailable
+from ms_enclave.errors import (
+    DaemonUnavailable,
+    DeadlineExceeded,
+    EnclaveError,
+    EngineUnavailable,
+    ShuttingDown,
+    Unavailable,
+)
 
 REQUEST_S: Final = 60.0
 """How long a call may take that neither runs a program nor makes a sandbox."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_NOT_SENT = "failed to connect"
 _CORE_ERROR = "Internal error from Core"
 _STATUS_LOOKS = 100
 _STATUS_LOOK_S = 0.01
@@ -76,6 +84,7 @@ class Calls:
         wait_s = left.wait_s(error)
         if wait_s is None:
             raise left.last_word(error) from None
+        left.may_be_done = left.may_be_done or _may_be_done(error)
         await asyncio.sleep(wait_s)
         if self._revive is not None and isinstance(error, DaemonUnavailable):
             await self._revive()
@@ -116,6 +125,13 @@ class Calls:
         if _NO_PERMISSION in found.message:
             return DaemonUnavailable(f"no permission on the daemon's socket at {self.address}: {_PERMISSION_HINT}")
         return DaemonUnavailable(f"no daemon answers at {self.address} ({found.message}); {_HINT}")
+
+
+def _may_be_done(error: EnclaveError) -> bool:
+    """Whether a call that failed so may have been done: not if nobody got it, and not if the daemon refused it."""
+    if isinstance(error, DaemonUnavailable):
+        return _NOT_SENT not in error.message
+    return not isinstance(error, ShuttingDown | EngineUnavailable)
 
 
 def is_core_error(error: grpc.aio.AioRpcError) -> bool:

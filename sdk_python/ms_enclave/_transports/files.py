@@ -59,7 +59,9 @@ class Files:
         try:
             await self._calls.unary(lambda s: s.files.MoveFile, request, timeout_s=FILE_S, retries=retries)
         except PathNotFound:
-            if not retries.used:  # otherwise an earlier attempt did it, and its answer was lost
+            if not retries.may_be_done or await self._found(sandbox_id, path) is not None:
+                raise
+            if await self._found(sandbox_id, target_path) is None:  # otherwise an earlier attempt moved it there
                 raise
 
     async def copy(self, sandbox_id: str, path: str, target_path: str, *, replace: bool, recursive: bool) -> None:
@@ -72,7 +74,10 @@ class Files:
         try:
             await self._calls.unary(lambda s: s.files.CopyFile, request, timeout_s=FILE_S, retries=retries)
         except PathExists:
-            if not retries.used:
+            if not retries.may_be_done:
+                raise
+            source, made = await self._found(sandbox_id, path), await self._found(sandbox_id, target_path)
+            if source is None or made is None or not _is_copy(made, source):
                 raise
 
     async def remove(self, sandbox_id: str, path: str, *, recursive: bool, missing_ok: bool) -> None:
@@ -82,8 +87,14 @@ class Files:
         try:
             await self._calls.unary(lambda s: s.files.RemoveFile, request, timeout_s=FILE_S, retries=retries)
         except PathNotFound:
-            if not retries.used:
+            if not retries.may_be_done:
                 raise
+
+    async def _found(self, sandbox_id: str, path: str) -> FileInfo | None:
+        try:
+            return await self.stat(sandbox_id, path)
+        except PathNotFound:
+            return None
 
     async def watch(
         self, sandbox_id: str, path: str, *, recursive: bool = False
@@ -263,6 +274,16 @@ async def _sent(call: Any, messages: AsyncIterator[Any]) -> Any:
 
 def _named(sandbox_id: str, path: str) -> dict[str, Any]:
     return {"sandbox_id": convert.text(sandbox_id, "sandbox_id"), "path": convert.text(path, "path")}
+
+
+def _is_copy(made: FileInfo, source: FileInfo) -> bool:
+    """Whether something is what a copy of ``source`` would be, as far as a look can tell."""
+    if made.type is not source.type or made.link_target != source.link_target:
+        return False
+    if source.type is not FileType.REGULAR:
+        return True
+    moments = [info.modified_at.replace(microsecond=0) for info in (made, source)]
+    return made.size_bytes == source.size_bytes and moments[0] == moments[1]
 
 
 def _mode(mode: int) -> int:

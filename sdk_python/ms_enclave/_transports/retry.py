@@ -39,6 +39,8 @@ class Retries:
         self._asked_left = _ASKED_WAITS if allowed else 0
         self.used = False
         """Whether there was more than one attempt."""
+        self.may_be_done = False
+        """Whether an attempt that failed may have done what was asked for, and only its answer is missing."""
 
     def wait_s(self, error: EnclaveError) -> float | None:
         """Returns the seconds to wait before the next attempt; ``None`` to give up."""
