@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import click
-from pydantic import ValidationError
 
 from ms_enclave import __version__
 from ms_enclave._cli import (
@@ -19,8 +18,10 @@ from ms_enclave._cli import (
     file_commands,
     lifecycle_commands,
     looking_commands,
+    making_commands,
     programs,
     streams,
+    wishes,
 )
 from ms_enclave._cli.context_commands import context
 from ms_enclave._cli.exits import ExitCode
@@ -33,7 +34,7 @@ from ms_enclave._model import DockerSandboxConfig
 from ms_enclave.errors import EnclaveError, Unavailable
 
 RUN = "run"
-LIKE_PROGRAMS = (RUN, "exec", "attach", "wait")
+LIKE_PROGRAMS = (RUN, "exec", "attach", "wait", "pool run")
 """Commands that end as a program did, so that their own failures have a code of their own."""
 API_KEY_VARIABLE = "MS_ENCLAVE_API_KEY"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _is_like_a_program(arguments: Sequence[str]) -> bool:
-    return any(arguments[:1] == [name] for name in LIKE_PROGRAMS)
+    return any(" ".join(arguments[:length]) in LIKE_PROGRAMS for length in (1, 2))
 
 
 def _exit(code: int, line: str) -> NoReturn:
@@ -84,6 +85,7 @@ def ms_enclave() -> None:
       ms-enclave run script.py                run a file, with its output live
       ms-enclave run -c 'print(40 + 2)'       run a line
       sort -u words | ms-enclave run -c 'print(len(list(open(0))))'
+      ms-enclave create box                   make a sandbox that stays
       ms-enclave ps                           list sandboxes
       ms-enclave exec -it box -- bash         a shell in one of them
       ms-enclave logs -f EXECUTION            watch what runs there
@@ -95,7 +97,7 @@ def ms_enclave() -> None:
       1    it failed; the last line says why
       2    the command line is wrong
       130  interrupted
-    "run", "exec", "attach" and "wait" have those of the program; see "ms-enclave run --help".
+    "run", "exec", "attach", "wait" and "pool run" have those of the program; see "ms-enclave run --help".
     """
 
 
@@ -187,28 +189,17 @@ def _config(
     cpu: float | None,
     env: Sequence[str],
 ) -> DockerSandboxConfig:
-    wanted = {"image": image, "timeout": timeout, "memory_limit": memory, "cpu_limit": cpu, "env_vars": _variables(env)}
+    wanted = {
+        "image": image,
+        "timeout": timeout,
+        "memory_limit": memory,
+        "cpu_limit": cpu,
+        "env_vars": wishes.variables(env),
+    }
     asked: dict[str, Any] = {name: value for name, value in wanted.items() if value not in (None, {})}
     if timeout:
         asked["resource_limits"] = {"ttl": timeout + LIFE_MARGIN_S}
-    try:
-        return DockerSandboxConfig(**asked)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = {"memory_limit": "memory", "cpu_limit": "cpu", "env_vars": "env"}.get(
-            str(first["loc"][0]), first["loc"][0]
-        )
-        message = first["msg"].removeprefix("Value error, ")
-        raise click.UsageError(f"--{option}: {message}", context) from None
-
-
-def _variables(texts: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        name, given, value = text.partition("=")
-        if given or name in os.environ:
-            found[name] = value if given else os.environ[name]
-    return found
+    return wishes.config(context, asked)
 
 
 @ms_enclave.command()
@@ -353,6 +344,7 @@ for _command in (
     *file_commands.COMMANDS,
     *lifecycle_commands.COMMANDS,
     *looking_commands.COMMANDS,
+    *making_commands.COMMANDS,
     context,
     pool,
     top,

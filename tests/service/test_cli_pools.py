@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -95,3 +97,35 @@ async def test_a_manager_claims_what_is_warm_and_removes_it_at_its_end(command: 
     left = {each["id"] for each in await command.json("ps")}
     assert box.id not in left
     assert len(left) == 1
+
+
+async def test_a_program_runs_in_a_pool_as_if_it_ran_here(command: Command) -> None:
+    code = "import sys; print('json' in sys.modules, file=sys.stderr); print(42); raise SystemExit(3)"
+    done = await command.run("pool", "run", "ops", "-c", code)
+    assert (done.code, done.out, done.err) == (3, "42\n", "True\n")
+    done = await command.run("pool", "run", "ops", "--", "sh", "-c", "echo out; echo no >&2; exit 4")
+    assert (done.code, done.out, done.err) == (4, "out\n", "no\n")
+    done = await command.run("pool", "run", "ops", "--timeout", "0.3", "--", "sleep", "60")
+    assert (done.code, done.out, done.err) == (124, "", "ms-enclave: Command timed out after 0.3 seconds\n")
+    raised = await command.run("pool", "run", "ops", "--json", "-c", "1/0")
+    found = json.loads(raised.out)
+    assert (raised.code, raised.err, found["verdict"], found["pool_id"]) == (1, "", "EXCEPTION", "ops")
+    assert found["stderr"].endswith("ZeroDivisionError: division by zero\n")
+
+
+async def test_what_did_not_run_in_a_pool_says_so_by_its_exit_code(command: Command) -> None:
+    for arguments in (("nobody", "-c", "1"), ("ops",), ("ops", "-c", "1", "--", "ls"), ("ops", "-c", "")):
+        done = await command.run("pool", "run", *arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (125, "", 1), arguments
+
+
+async def test_ctrl_c_kills_what_runs_in_a_pool(command: Command) -> None:
+    await all_idle(command, "ops")
+    process = await command.start("pool", "run", "ops", "--", "sleep", "600")
+    while not await command.json("executions", "--running"):
+        pass
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await process.communicate(), process.returncode) == ((b"", b""), 130)
+    await all_idle(command, "ops")
+    assert await command.json("executions", "--running") == []

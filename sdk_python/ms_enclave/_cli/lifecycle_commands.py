@@ -28,7 +28,7 @@ def pause(ids: Sequence[str], address: str | None, as_json: bool) -> None:
     Example:
       ms-enclave pause box
     """
-    _change(ids, lambda transport, sandbox_id: transport.lifecycle.pause(sandbox_id), address, as_json)
+    change(ids, lambda transport, sandbox_id: transport.lifecycle.pause(sandbox_id), address, as_json)
 
 
 @click.command()
@@ -42,7 +42,7 @@ def resume(ids: Sequence[str], address: str | None, as_json: bool) -> None:
     Example:
       ms-enclave resume box
     """
-    _change(ids, lambda transport, sandbox_id: transport.lifecycle.resume(sandbox_id), address, as_json)
+    change(ids, lambda transport, sandbox_id: transport.lifecycle.resume(sandbox_id), address, as_json)
 
 
 @click.command()
@@ -75,25 +75,27 @@ def update(
       ms-enclave update box --memory 1g --cpu 2
     """
     try:
-        change = SandboxChange(ttl, None, None if memory is None else memory_bytes(memory), cpu, pids, idle_timeout)
+        wanted = SandboxChange(ttl, None, None if memory is None else memory_bytes(memory), cpu, pids, idle_timeout)
     except ValueError as error:
         raise click.UsageError(f"--memory: {error}", context) from None
-    if change == SandboxChange():
+    if wanted == SandboxChange():
         raise click.UsageError("name what to change: --ttl, --idle-timeout, --memory, --cpu, --pids", context)
-    _change(ids, lambda transport, sandbox_id: transport.lifecycle.update(sandbox_id, change), address, as_json)
+    change(ids, lambda transport, sandbox_id: transport.lifecycle.update(sandbox_id, wanted), address, as_json)
 
 
-def _change(
+def change(
     ids: Sequence[str],
-    change: Callable[[Transport, str], Awaitable[SandboxInfo]],
+    make: Callable[[Transport, str], Awaitable[SandboxInfo]],
     address: str | None,
     as_json: bool,
 ) -> None:
+    """Does one thing to each sandbox, in this order, and prints the ids, or as JSON what became of them."""
+
     async def changed() -> list[dict[str, Any]]:
         transport = await running_daemon(address)
         found = []
         for sandbox_id in dict.fromkeys(ids):
-            found.append(listing.as_json(await change(transport, sandbox_id)))
+            found.append(listing.as_json(await make(transport, sandbox_id)))
             if not as_json:
                 click.echo(sandbox_id)
         return found

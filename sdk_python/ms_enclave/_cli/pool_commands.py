@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-from ms_enclave._cli import listing
+from ms_enclave._cli import listing, wishes
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
+from ms_enclave._cli.pool_run import run
 from ms_enclave._model import DockerSandboxConfig
 from ms_enclave._model.config import memory_bytes
 from ms_enclave._model.pools import Lease, PoolChange, PoolClaim, PoolOptions, PoolStats
@@ -27,7 +28,7 @@ def pool() -> None:
     \b
     Examples:
       ms-enclave pool init py --size 4 --preload json
-      ms-enclave pool list
+      ms-enclave pool run py -c 'print(1)'
       ms-enclave pool claim py
     """
 
@@ -164,16 +165,14 @@ def claim(
     \b
     Examples:
       box=$(ms-enclave pool claim py --ttl 600)
-      ms-enclave exec "$box" -- 'print(1)'
+      ms-enclave exec "$box" -- python3 -c 'print(1)'
     """
-    pairs = [label.partition("=") for label in labels]
-    if not all(key and equals for key, equals, _ in pairs):
-        raise click.UsageError("--label: must look like NAME=VALUE", context)
+    pairs = wishes.labels(context, labels)
     try:
         memory_limit_bytes = None if memory is None else memory_bytes(memory)
     except ValueError as error:
         raise click.UsageError(f"--memory: {error}", context) from None
-    wanted = PoolClaim(ttl, {key: value for key, _, value in pairs}, memory_limit_bytes, cpu)
+    wanted = PoolClaim(ttl, pairs, memory_limit_bytes, cpu)
     info = _asked(address, lambda transport: transport.pools.claim(name, wanted, wait))
     if as_json:
         print_json(listing.as_json(info))
@@ -254,3 +253,6 @@ def _left(lease: Lease) -> str:
     if lease.proof is None:
         return ""
     return str(sum(count for name, count in lease.proof.items() if name.endswith(("_left", "_changed"))))
+
+
+pool.add_command(run)

@@ -69,15 +69,21 @@ class GrpcTransport:
 
     # -- sandboxes -----------------------------------------------------------------------------------------------
 
-    async def create_sandbox(self, plan: SandboxPlan) -> SandboxInfo:
+    async def create_sandbox(self, plan: SandboxPlan, *, request_id: str = "") -> SandboxInfo:
+        """Creates a sandbox. Whoever gives a ``request_id`` may ask again: the same id is the same sandbox."""
         spec = convert.spec(plan.config, plan.tools)
         # Every attempt is the same request, and so the same sandbox: whatever became of the ones before.
         request = sandbox_pb.CreateSandboxRequest(
-            sandbox_id=_id(plan.sandbox_id), spec=spec, labels=plan.labels, request_id=uuid.uuid4().hex
+            sandbox_id=_id(plan.sandbox_id),
+            spec=spec,
+            labels=plan.labels,
+            request_id=convert.text(request_id, "request_id") or uuid.uuid4().hex,
         )
         try:
             answer = await self._calls.unary(lambda stubs: stubs.sandboxes.CreateSandbox, request, timeout_s=CREATE_S)
         except asyncio.CancelledError:
+            if request_id:
+                raise  # it may be the sandbox of an earlier call, and who asks again has it
             with contextlib.suppress(EnclaveError, TimeoutError):
                 async with asyncio.timeout(DELETE_QUIETLY_S):
                     await self.delete_sandbox(plan.sandbox_id)

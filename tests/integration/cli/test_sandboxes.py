@@ -1,4 +1,4 @@
-"""``ms-enclave ps``, ``rm`` and ``version``."""
+"""``ms-enclave create``, ``stop``, ``start``, ``ps``, ``rm`` and ``version``."""
 
 from __future__ import annotations
 
@@ -64,3 +64,29 @@ def test_an_image_that_the_engine_has_is_not_pulled_again(command: Command, defa
     done = command.run("pull", "Not An Image")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.splitlines()[-1].startswith(b"ms-enclave: ")
+
+
+def test_one_that_was_created_outlives_the_command_and_a_stop_keeps_its_files(command: Command) -> None:
+    ways = ("--memory", "128m", "--label", "job=17", "--env", "NAME=a b", "--keep", "--request-id", "cli-job-17")
+    for _ in range(2):
+        made = command.run("create", "made", *ways)
+        assert (made.returncode, made.stdout, made.stderr) == (0, b"made\n", b"")
+    (found,) = command.json("ps")
+    assert (found["id"], found["status"], found["memory_limit"]) == ("made", "running", "128m")
+    assert found["labels"] == {"job": "17"}
+    assert command.run("exec", "made", "--", "sh", "-c", 'echo "$NAME" > kept').returncode == 0
+    assert command.run("stop", "made").stdout == b"made\n"
+    assert command.json("ps")[0]["status"] == "stopped"
+    assert command.run("start", "made").stdout == b"made\n"
+    assert command.run("exec", "made", "--", "cat", "kept").stdout == b"a b\n"
+    assert command.run("rm", "made").stdout == b"made\n"
+    again = command.run("create", "made", *ways)
+    assert (again.returncode, again.stdout, again.stderr.count(b"\n")) == (1, b"", 1)
+
+
+def test_a_sandbox_without_a_name_gets_one(command: Command) -> None:
+    made = command.run("create", "--memory", "128m", "--ttl", "600")
+    (found,) = command.json("ps")
+    assert (made.returncode, made.stdout.decode()) == (0, found["id"] + "\n")
+    assert found["expires_at"]
+    assert command.run("rm", found["id"]).returncode == 0
