@@ -33,7 +33,7 @@ from enclaved.errors import (
 )
 from enclaved.metrics import Metrics
 from enclaved.model import Channel, SandboxState
-from enclaved.runtime.base import ByteChannel, ContainerPlan, GuestSettings, Runtime, StderrTail
+from enclaved.runtime.base import LABEL_ID, ByteChannel, ContainerPlan, GuestSettings, Runtime, StderrTail
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Boot:
         record.env = environment(image.env, spec.env_vars, spec.working_dir)
         accounts = record.directory / "accounts"
         if record.directory.exists():  # a daemon was killed while it started this sandbox again
-            await asyncio.to_thread(shutil.rmtree, record.directory, True)
+            await self._clear_away(record)
         try:
             record.directory.mkdir(mode=0o711, parents=True)
             write_accounts(accounts, record.uid, spec.working_dir)
@@ -203,6 +203,14 @@ class Boot:
         else:
             await link.listen()
         await self._start(record, plan, link)
+
+    async def _clear_away(self, record: SandboxRecord) -> None:
+        """Removes what a daemon that was killed left of a start: it would be in the way of another one."""
+        for container in await self._runtime.list_records():
+            if container.labels.get(LABEL_ID) == record.id and self._ownership.proves(container.labels):
+                await self._runtime.remove(container.id)
+                log.info("leftover removed", extra={"container_id": container.id, "sandbox_id": record.id})
+        await asyncio.to_thread(shutil.rmtree, record.directory, True)
 
     async def _start(self, record: SandboxRecord, plan: ContainerPlan, link: GuestLink) -> None:
         """Starts the guest with the image's Python, or if the image has none, with the one that it brings along."""

@@ -43,6 +43,12 @@ class Engine(SubprocessRuntime):
                 await asyncio.wait(self._working, timeout=_ANSWER_S)
             await self.close()
 
+    async def create(self, plan: ContainerPlan) -> str:
+        """As a real engine, has one container of a name."""
+        if plan.settings.sandbox_id in self.containers().values():
+            raise EngineRefused("create a container", f"the name of {plan.settings.sandbox_id} is in use")
+        return await super().create(plan)
+
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             name, arguments = await _read(reader)
