@@ -1,16 +1,51 @@
-"""Files that come out of a sandbox in an archive. All of it is a stranger's: only what was asked for is taken."""
+"""What comes out of a sandbox: as a whole, or file by file in an archive, of which only what was asked for is taken."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Final
 
-from ms_enclave.errors import DaemonUnavailable, InvalidRequest
+from ms_enclave.errors import DaemonUnavailable, InvalidRequest, Unavailable
 
 NAME_BYTES_MAX: Final = 64 * 1024
+ATTEMPTS: Final = 3
+"""How often something is asked for as a whole, if the connection is lost in the middle."""
 _BLOCK: Final = 512
+
+
+async def anew(fetch: Callable[[Callable[[int], object]], Awaitable[bytes]]) -> bytes:
+    """Fetches something, and again from its beginning if the connection is lost in the middle.
+
+    ``fetch`` gets what it is to call with the bytes that have come. If none have, it has tried again itself.
+    """
+    for attempts_left in reversed(range(ATTEMPTS)):
+        come: list[int] = []
+        try:
+            return await fetch(come.append)
+        except Unavailable:
+            if not any(come) or not attempts_left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def whole(read: Callable[[], AsyncGenerator[bytes, None]], bytes_max: int, hint: str) -> bytes:
+    """Reads all there is. Raises `InvalidRequest` with ``hint`` for more than so many bytes."""
+
+    async def fetch(began: Callable[[int], object]) -> bytes:
+        data = bytearray()
+        async with contextlib.aclosing(read()) as pieces:
+            async for piece in pieces:
+                if not data:
+                    began(len(piece))
+                data += piece
+                if len(data) > bytes_max:
+                    raise InvalidRequest(hint)
+        return bytes(data)
+
+    return await anew(fetch)
 
 
 class Received:

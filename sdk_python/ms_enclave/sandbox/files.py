@@ -13,17 +13,16 @@ from typing import IO, TYPE_CHECKING, Final
 
 from ms_enclave._model.files import FileChange, FileInfo, FileType, SearchResult
 from ms_enclave._transports.base import FileCalls
-from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound, Unavailable
+from ms_enclave.errors import InvalidRequest, NotServed, PathNotFound
 from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox import _uploads as uploads
 from ms_enclave.sandbox._landing import save
+from ms_enclave.sandbox._received import anew, whole
 
 if TYPE_CHECKING:
     from ms_enclave.sandbox.boxes.base import Sandbox
 
 READ_BYTES_MAX: Final = 1024**3
-READ_ATTEMPTS: Final = 3
-"""How often what is returned as a whole is asked for, if the connection is lost in the middle."""
 
 Progress = directories.Progress
 
@@ -44,7 +43,9 @@ class Files:
         """Reads a file, or ``length`` bytes of it (0: to its end) from ``offset`` on; at most 1 GiB."""
         calls = await self._calls()
         hint = f"{path!r} has more than {READ_BYTES_MAX} bytes; use download()"
-        return await _whole(lambda: calls.read(self._sandbox.id, path, offset=offset, length=length), hint)
+        return await whole(
+            lambda: calls.read(self._sandbox.id, path, offset=offset, length=length), READ_BYTES_MAX, hint
+        )
 
     async def write(self, path: str, content: str | bytes, *, encoding: str = "utf-8", mode: int = 0o644) -> int:
         """Writes a file, with missing directories above it, and returns its size. It appears whole or not at all."""
@@ -210,10 +211,14 @@ class Files:
         calls = await self._calls()
         if target is None:
             hint = f"the archive of {source!r} has more than {READ_BYTES_MAX} bytes; name a file"
-            return await _whole(lambda: calls.read_archive(self._sandbox.id, source, gzip=gzip), hint)
-        async with contextlib.aclosing(calls.read_archive(self._sandbox.id, source, gzip=gzip)) as pieces:
-            await save(pieces, Path(target))
-        return b""
+            return await whole(lambda: calls.read_archive(self._sandbox.id, source, gzip=gzip), READ_BYTES_MAX, hint)
+
+        async def into(began: Callable[[int], object]) -> bytes:
+            async with contextlib.aclosing(calls.read_archive(self._sandbox.id, source, gzip=gzip)) as pieces:
+                await save(pieces, Path(target), began)
+            return b""
+
+        return await anew(into)
 
     async def _calls(self) -> FileCalls:
         transport = await self._sandbox.transport()
@@ -229,23 +234,6 @@ async def _changes(found: AsyncIterator[FileChange | None]) -> AsyncGenerator[Fi
     async for change in found:
         if change is not None:
             yield change
-
-
-async def _whole(read: Callable[[], AsyncGenerator[bytes, None]], hint: str) -> bytes:
-    """Reads all there is, anew if the connection is lost in the middle. Raises `InvalidRequest` for too much."""
-    for attempts_left in reversed(range(READ_ATTEMPTS)):
-        data = bytearray()
-        try:
-            async with contextlib.aclosing(read()) as pieces:
-                async for piece in pieces:
-                    data += piece
-                    if len(data) > READ_BYTES_MAX:
-                        raise InvalidRequest(hint)
-            break
-        except Unavailable:
-            if not data or not attempts_left:
-                raise
-    return bytes(data)
 
 
 def _open(path: Path) -> IO[bytes]:

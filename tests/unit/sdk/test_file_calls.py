@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 from ms_enclave import errors
 from ms_enclave._transports import retry
 from ms_enclave._transports.grpc import GrpcTransport
-from ms_enclave.sandbox.files import _whole
+from ms_enclave.sandbox._landing import save
+from ms_enclave.sandbox._received import anew, whole
 from ms_enclave.v1 import file_service_pb2 as pb
 from ms_enclave.v1 import file_service_pb2_grpc as file_grpc
 
@@ -229,8 +230,21 @@ async def test_a_file_is_read_on_where_the_connection_was_lost(tree: Tree, files
 
 async def test_what_is_read_as_a_whole_is_read_anew(tree: Tree, files: Any) -> None:
     tree.first = [LOST]
-    assert await _whole(lambda: files.read("box", "f"), "too much") == bytes(range(10))
+    assert await whole(lambda: files.read("box", "f"), 10, "too much") == bytes(range(10))
     assert tree.reads == [(0, 0), (0, 0)]
     tree.first = [LOST] * 3
     with pytest.raises(errors.DaemonUnavailable):
-        await _whole(lambda: files.read("box", "f"), "too much")
+        await whole(lambda: files.read("box", "f"), 10, "too much")
+    with pytest.raises(errors.InvalidRequest, match="too much"):
+        await whole(lambda: files.read("box", "f"), 9, "too much")
+
+
+async def test_what_goes_into_a_file_as_a_whole_begins_anew(tree: Tree, files: Any, tmp_path: Path) -> None:
+    async def into(began: Callable[[int], object]) -> bytes:
+        await save(files.read("box", "f"), tmp_path / "f", began)
+        return b""
+
+    tree.first = [LOST]
+    await anew(into)
+    assert (tmp_path / "f").read_bytes() == bytes(range(10))
+    assert tree.reads == [(0, 0), (0, 0)]

@@ -31,6 +31,7 @@ from ms_enclave._transports.base import SandboxChange, SandboxPlan, Transport
 from ms_enclave.errors import EnclaveError, InvalidRequest, NotServed, SandboxNotFound
 from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox import _uploads as uploads
+from ms_enclave.sandbox._received import whole
 from ms_enclave.sandbox.boxes.base import register_sandbox
 from ms_enclave.sandbox.boxes.executing import ExecutingSandbox
 from ms_enclave.sandbox.tools.base import Tool, ToolFactory
@@ -297,13 +298,9 @@ class DockerSandbox(ExecutingSandbox):
 
     async def read_file(self, path: str) -> bytes:
         """Reads a file of at most 1 GiB. Raises `PathNotFound`, `PathUnusable`, `InvalidRequest`."""
-        data = bytearray()
-        async with contextlib.aclosing((await self._running()).read_file(self.id, path)) as pieces:
-            async for piece in pieces:
-                data += piece
-                if len(data) > READ_FILE_BYTES_MAX:
-                    raise InvalidRequest(f"{path!r} has more than {READ_FILE_BYTES_MAX} bytes")
-        return bytes(data)
+        transport = await self._running()
+        hint = f"{path!r} has more than {READ_FILE_BYTES_MAX} bytes"
+        return await whole(lambda: transport.read_file(self.id, path), READ_FILE_BYTES_MAX, hint)
 
     async def put_dir(self, source: str | os.PathLike[str], target: str) -> None:
         """Copies a directory of this machine, with everything below it, into ``target``.
