@@ -101,24 +101,20 @@ class Claims:
     ) -> Sandbox | None:
         """Makes a member a sandbox of its own; ``None`` if it was lost in this moment."""
         record = member.record
-        if record is None:
+        if record is None or record.is_forgotten:
             members.give_back_unfit(member)
             return None
-        before = record.pool_id, record.request_id, record.request_digest
         try:
-            # One write says all of it, so that a daemon that is killed leaves it on the one side or on the other.
-            record.pool_id, record.request_id, record.request_digest = "", wish.request_id, digest
-            sandbox = await self._sandboxes.update(record.id, _with_life(wish, record))
+            request = wish.request_id, digest
+            sandbox = await self._sandboxes.hand_over(record, _with_life(wish, record), request)
         except (SandboxNotFound, SandboxLost, WrongState):
             members.give_back_unfit(member)
             return None
         except BaseException as error:
             if not isinstance(error, InvalidRequest | PolicyDenied):  # the engine may have heard of other limits
                 member.baseline = None
-            record.pool_id, record.request_id, record.request_digest = before
             members.give_back_unfit(member)
             raise
-        self._sandboxes.claimed(record)
         members.part_with(member, use)
         return sandbox
 

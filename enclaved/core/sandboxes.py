@@ -194,11 +194,11 @@ class Sandboxes:
         """The sandbox that a request made, if it came before; see `Creation.asked_before`."""
         return await self._creation.asked_before(request_id, digest)
 
-    def claimed(self, record: SandboxRecord) -> None:
-        """A member of a pool has become a sandbox of somebody's own."""
+    async def hand_over(self, record: SandboxRecord, update: SandboxUpdate, request: tuple[str, str]) -> Sandbox:
+        """Makes a member of a pool somebody's own sandbox; raises `SandboxNotFound`, and as `Updating.hand_over`."""
+        found = await self._changed(record.id, lambda known: self._updating.hand_over(known, update, *request))
         self._creation.claimed(record)
-        record.touch()
-        self._idling.watch(record)
+        return found
 
     def check_room(self, count: int, field: str) -> None:
         """Looks before ``count`` sandboxes are made whether there may be so many.

@@ -82,6 +82,32 @@ class Updating:
             self._boot.tell_expiry(record)
         log.info("sandbox updated", extra={"sandbox_id": record.id, "ttl_s": update.ttl_s, "limits": limited})
 
+    async def hand_over(self, record: SandboxRecord, update: SandboxUpdate, request_id: str, digest: str) -> None:
+        """Makes a member of a pool, whose lock the caller holds, a sandbox of somebody's own that lives anew.
+
+        ``update`` has a time to live. One write says all of it, so that a daemon that is killed leaves it on the one
+        side or on the other. Raises as `update`, and `WrongState` for one that does not run; then it is the pool's as
+        it was before.
+        """
+        before = record.pool_id, record.request_id, record.request_digest
+        self._check_runs(record)
+        record.pool_id, record.request_id, record.request_digest = "", request_id, digest
+        try:
+            record.touch()
+            await self.update(record, update)
+            self._check_runs(record)  # it may have been lost while the engine was asked
+        except BaseException:
+            record.pool_id, record.request_id, record.request_digest = before
+            if not record.is_forgotten:
+                self._changes.settled(record)
+            raise
+
+    @staticmethod
+    def _check_runs(record: SandboxRecord) -> None:
+        if record.state is not SandboxState.RUNNING:
+            text = f"sandbox {record.id!r} is {record.state.value}: {record.state_reason}"
+            raise WrongState(f"sandbox/{record.id}", record.state.value, SandboxState.RUNNING.value, text)
+
     async def _limit(self, record: SandboxRecord, before: tuple[SandboxSpec, Mapping[str, str]]) -> None:
         """Brings new limits to the engine, or takes everything back."""
         try:

@@ -9,8 +9,9 @@ import pytest
 
 from enclaved.core import crew
 from enclaved.core.pool import Pools
-from enclaved.model import PoolPlan, SandboxRequest, ToolCall
-from tests.service.guest.laboratory import Box, Laboratory
+from enclaved.errors import EngineUnavailable, PoolBusy
+from enclaved.model import ClaimWish, PoolPlan, SandboxRequest, SandboxState, SandboxUpdate, ToolCall
+from tests.service.guest.laboratory import Box, Laboratory, until
 from tests.service.test_pool import all_idle, lab, pools, shell
 
 __all__ = ["lab", "pools"]
@@ -36,3 +37,51 @@ async def test_what_is_run_past_the_pool_while_a_member_is_warmed_is_not_there_f
     _, result = await pools.run("p", ToolCall("", "shell_executor", {"command": "cat planted"}))
     assert b"poison" not in result.stdout
     await all_idle(lab, 1)
+
+
+async def test_a_member_that_is_lost_as_it_is_claimed_is_not_handed_over(lab: Laboratory, pools: Pools) -> None:
+    (member,) = (await pools.initialize(PoolPlan(1, SandboxRequest()), pool_id="p")).sandbox_ids
+    record = lab.sandboxes.record(member)
+    async with record.lock:
+        claim = asyncio.create_task(pools.claim("p", ClaimWish(request_id="once")))
+        await until(lambda: pools.role(member) == "busy")
+        lab.sandboxes.lose(record, "its container was removed")
+    claimed = (await claim).sandbox
+    assert (claimed.state, lab.sandboxes.record(claimed.id) is record) == (SandboxState.RUNNING, False)
+    assert (record.pool_id, record.request_id) == ("p", "")
+
+
+async def test_a_claim_that_comes_to_nothing_leaves_no_trace_of_its_request(lab: Laboratory, pools: Pools) -> None:
+    (member,) = (await pools.initialize(PoolPlan(1, SandboxRequest()), pool_id="p")).sandbox_ids
+    record = lab.sandboxes.record(member)
+    wish = ClaimWish(request_id="once")
+    async with record.lock:
+        claim = asyncio.create_task(pools.claim("p", wish, 0.0))
+        await until(lambda: pools.role(member) == "busy")
+        lab.sandboxes.lose(record, "its container was removed")
+    with pytest.raises(PoolBusy):
+        await claim
+    await until(lambda: record.is_forgotten)
+    assert (await pools.claim("p", wish)).sandbox.state is SandboxState.RUNNING
+
+
+async def test_a_claim_that_the_engine_fails_leaves_the_member_to_the_pool_also_for_the_next_daemon(
+    lab: Laboratory, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (member,) = (await pools.initialize(PoolPlan(1, SandboxRequest()), pool_id="p")).sandbox_ids
+
+    async def away(*_: Any) -> None:
+        raise EngineUnavailable("unix:///x", "away")
+
+    monkeypatch.setattr(lab.runtime, "update", away)
+    rows: list[tuple[str, str]] = []
+    give_back = pools._pools["p"].members.give_back_unfit
+
+    def look(given: Any) -> None:
+        rows.extend((row.pool_id, row.request_id) for row in lab.state.sandboxes.load() if row.id == member)
+        give_back(given)
+
+    monkeypatch.setattr(pools._pools["p"].members, "give_back_unfit", look)
+    with pytest.raises(EngineUnavailable):
+        await pools.claim("p", ClaimWish(SandboxUpdate(pids_limit=40), request_id="once"))
+    assert rows == [("p", "")]

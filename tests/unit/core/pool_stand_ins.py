@@ -100,13 +100,14 @@ class FakeSandboxes:
         self.created.append(record.id)
         return record
 
-    async def update(self, sandbox_id: str, update: SandboxUpdate) -> FakeRecord:
-        record = self.record(sandbox_id)
+    async def hand_over(self, record: FakeRecord, update: SandboxUpdate, request: tuple[str, str]) -> FakeRecord:
+        assert self.record(record.id) is record
         self.updating += 1
         await self.may_update.wait()
         self.updating -= 1
         if self.update_errors:
             raise self.update_errors.pop()
+        record.pool_id, (record.request_id, record.request_digest) = "", request
         record.labels = update.labels or EMPTY
         record.spec = SimpleNamespace(ttl_s=update.ttl_s)
         return record
@@ -114,9 +115,6 @@ class FakeSandboxes:
     async def asked_before(self, request_id: str, digest: str) -> FakeRecord | None:
         found = [record for record in self.records.values() if record.request_id == request_id]
         return found[0] if found else None
-
-    def claimed(self, record: FakeRecord) -> None:
-        assert record.pool_id == ""
 
     async def delete(self, sandbox_id: str) -> None:
         record = self.record(sandbox_id)

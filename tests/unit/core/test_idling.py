@@ -89,8 +89,7 @@ async def test_one_without_an_idle_timeout_and_one_of_a_pool_stay(
     record = await make(hall, idle_timeout_s, pool_id)
     assert record.idle_timer is None
     if pool_id:
-        record.pool_id = ""
-        hall.sandboxes.claimed(record)
+        await hall.sandboxes.hand_over(record, SandboxUpdate(idle_timeout_s=60.0), ("", ""))
         assert record.idle_timer is not None
         record.pool_id = pool_id
         pass_s(hall, record, 1000)
