@@ -90,7 +90,16 @@ class Crew:
                 f"make a member of pool {self.pool_id!r}", f"it is not as it should be: {error}"
             ) from error
         except BaseException:
-            await self._parts.background.finish(self.remove(record), f"undo {record.id}")
+            await self._undo(record)
+            raise
+
+    async def _undo(self, record: SandboxRecord) -> None:
+        """Removes a sandbox, and waits for the end of that also if nobody wants another one any more."""
+        removal = self._parts.background.begin(self.remove(record), f"undo {record.id}")
+        try:
+            await asyncio.shield(removal)
+        except asyncio.CancelledError:
+            await asyncio.wait([removal])
             raise
 
     async def clean(self, record: SandboxRecord, baseline: Baseline) -> Ready:
