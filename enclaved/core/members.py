@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
+from enclaved.core.answers import Answers
 from enclaved.core.crew import Crew, Made, PoolParts
 from enclaved.core.leases import LeaseBook, Use
 from enclaved.core.lending import Lending, Member
@@ -41,6 +42,7 @@ class Members:
         self.pool_id = pool_id
         self.slots: list[Member] = []
         self.counters = PoolCounters()
+        self.answers = Answers()
         self.trouble = ""
         """Why members cannot be made at the moment. Set by `_see_trouble`."""
         self.crew = Crew(pool_id, plan, parts)

@@ -50,11 +50,13 @@ async def run_in(members: Members, executions: Executions, call: ToolCall, wait_
     _check(members, executions, call)
     began = asyncio.get_running_loop().time()
     while True:
-        if (known := _known(members, executions, call)) is not None:
-            return known.record.id, await gather(known)
+        if (again := await _again(members, executions, call)) is not None:
+            return again
         waited_s = asyncio.get_running_loop().time() - began
         member = await members.lease(max(0.0, wait_s - waited_s))
-        if _known(members, executions, call) is not None:  # it came again while it waited
+        if (
+            members.answers.has(call.execution_id) or _known(members, executions, call) is not None
+        ):  # it came again while it waited
             members.give_back(member)
             continue
         use = members.begin_use(LeaseKind.RUN, asyncio.get_running_loop().time() - began, call.tool)
@@ -71,6 +73,17 @@ def _check(members: Members, executions: Executions, call: ToolCall) -> None:
             return
 
 
+async def _again(members: Members, executions: Executions, call: ToolCall) -> tuple[str, RunResult] | None:
+    """The answer of this call, if it came before; what its member is by now does not matter."""
+    if members.answers.is_whole(call.execution_id):
+        return await members.answers.get(call.execution_id)
+    if (known := _known(members, executions, call)) is not None:
+        return known.record.id, await gather(known)
+    if members.answers.has(call.execution_id):
+        return await members.answers.get(call.execution_id)
+    return None
+
+
 def _known(members: Members, executions: Executions, call: ToolCall) -> Execution | None:
     """The execution that this call has started before, if its id says so."""
     if not call.execution_id:
@@ -79,7 +92,7 @@ def _known(members: Members, executions: Executions, call: ToolCall) -> Executio
         known = executions.get(call.execution_id)
     except ExecutionNotFound:
         return None
-    return known if any(member.sandbox_id == known.record.id for member in members.slots) else None
+    return known if any(member.record is known.record for member in members.slots) else None
 
 
 async def _open(members: Members, executions: Executions, member: Member, call: ToolCall) -> Execution | None:
@@ -97,12 +110,15 @@ async def _open(members: Members, executions: Executions, member: Member, call: 
 async def _finish(members: Members, member: Member, execution: Execution, use: Use) -> tuple[str, RunResult]:
     sandbox_id = member.sandbox_id
     use.execution_id, use.tool = execution.id, execution.tool
+    result: RunResult | None = None
     try:
-        return sandbox_id, await gather(execution)
+        result = await gather(execution)
+        return sandbox_id, result
     finally:
         # A daemon that stops may leave its sandboxes to the next one, and then the run with its result, too.
         if not isinstance(members.closed, ShuttingDown):
             execution.cancel(BY_LEAVING)
+            members.answers.keep(execution, result)
         use.verdict = execution.finished.verdict if execution.finished is not None else None
         members.give_back(member, use)
 

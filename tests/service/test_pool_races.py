@@ -9,9 +9,10 @@ import pytest
 
 from enclaved.core import crew
 from enclaved.core.pool import Pools
+from enclaved.core.record import SandboxRecord
 from enclaved.errors import EngineUnavailable, PoolBusy
-from enclaved.model import ClaimWish, PoolPlan, SandboxRequest, SandboxState, SandboxUpdate, ToolCall
-from tests.service.guest.laboratory import Box, Laboratory, until
+from enclaved.model import ClaimWish, PoolPlan, SandboxRequest, SandboxState, SandboxUpdate, ToolCall, Verdict
+from tests.service.guest.laboratory import Box, Laboratory, ended, until
 from tests.service.test_pool import all_idle, lab, pools, shell
 
 __all__ = ["lab", "pools"]
@@ -37,6 +38,48 @@ async def test_what_is_run_past_the_pool_while_a_member_is_warmed_is_not_there_f
     _, result = await pools.run("p", ToolCall("", "shell_executor", {"command": "cat planted"}))
     assert b"poison" not in result.stdout
     await all_idle(lab, 1)
+
+
+NAMED = ToolCall("", "python_executor", {"code": "import time; print(time.time_ns())"}, execution_id="mine")
+
+
+async def one_of_a_pool(lab: Laboratory, pools: Pools) -> SandboxRecord:
+    (member,) = (await pools.initialize(PoolPlan(1, SandboxRequest()), pool_id="p")).sandbox_ids
+    return lab.sandboxes.record(member)
+
+
+async def test_a_call_that_is_sent_again_gets_its_answer_though_its_member_was_claimed(
+    lab: Laboratory, pools: Pools
+) -> None:
+    record = await one_of_a_pool(lab, pools)
+    first = await pools.run("p", NAMED)
+    assert (await pools.claim("p", ClaimWish())).sandbox.id == record.id
+    assert await pools.run("p", NAMED, 0.0) == first
+
+
+async def test_a_call_that_is_sent_again_gets_its_answer_though_its_member_was_replaced(
+    lab: Laboratory, pools: Pools
+) -> None:
+    record = await one_of_a_pool(lab, pools)
+    first = await pools.run("p", NAMED)
+    await all_idle(lab, 1)
+    await lab.sandboxes.delete(record.id)
+    assert await pools.run("p", NAMED) == first
+    await shell(pools, "true")  # in the new one, of the same id
+    assert await pools.run("p", NAMED) == first
+
+
+async def test_a_call_whose_caller_left_is_told_its_end_when_it_is_sent_again(lab: Laboratory, pools: Pools) -> None:
+    record = await one_of_a_pool(lab, pools)
+    call = ToolCall("", "shell_executor", {"command": "echo begun; sleep 600"}, execution_id="mine")
+    left = asyncio.create_task(pools.run("p", call))
+    await until(lambda: lab.executions.knows("mine"))
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    assert (await pools.claim("p", ClaimWish())).sandbox.id == record.id
+    sandbox_id, result = await pools.run("p", call, 0.0)
+    assert (sandbox_id, ended(result).verdict) == (record.id, Verdict.CANCELLED)
 
 
 async def test_a_member_that_is_lost_as_it_is_claimed_is_not_handed_over(lab: Laboratory, pools: Pools) -> None:
