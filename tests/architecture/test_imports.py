@@ -153,9 +153,9 @@ FOREIGN: dict[str, tuple[str, ...]] = {
         "enclaved.core.state",
         "enclaved.gateway",
         "enclaved.tools",
+        "ms_enclave._cli.wishes",
         "ms_enclave._model",
         "ms_enclave._transports",
-        "ms_enclave.cli",
         "ms_enclave.sandbox",
     ),
 }
