@@ -393,6 +393,10 @@ class _Pools(pool_grpc.PoolServiceServicer):
         answer.execution_id = request.spec.execution_id
         return pool_pb.RunInPoolResponse(run=answer, sandbox_id=members[0])
 
+    async def Claim(self, request: Any, context: Any) -> Any:
+        await self.daemon.took(request, context)
+        return pool_pb.ClaimResponse(sandbox=self.daemon.sandboxes[self.daemon.pools[request.pool_id].pop()])
+
     async def DeletePool(self, request: Any, context: Any) -> Any:
         await self.daemon.took(request, context)
         for sandbox_id in self.daemon.pools.pop(request.pool_id):

@@ -144,3 +144,13 @@ def test_without_an_event_loop_it_is_the_same(daemon: FakeDaemon, server: FakeSe
         with manager:
             assert len(manager.initialize_pool(1, "docker", PYTHON)) == 1
             assert manager.execute_tool_in_pool("python_executor", {"code": "x"}).output == "x"
+
+
+async def test_a_claimed_sandbox_that_cannot_be_looked_at_is_deleted(daemon: FakeDaemon) -> None:
+    async with LocalSandboxManager() as manager:
+        (member,) = await manager.initialize_pool(1)
+        daemon.refusals["ListTools"].append(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", "no"))
+        with pytest.raises(errors.InvalidRequest):
+            await manager.claim()
+        assert member not in daemon.sandboxes
+        assert manager._sandboxes == {}

@@ -13,7 +13,7 @@ from ms_enclave._model.enums import SandboxType
 from ms_enclave._model.pools import PoolClaim, PoolOptions, PoolStats
 from ms_enclave._model.results import ToolResult
 from ms_enclave._transports.base import Transport
-from ms_enclave.errors import InvalidRequest, PoolNotFound
+from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound
 from ms_enclave.sandbox.boxes import DockerSandbox, Sandbox, SandboxFactory
 
 MANAGER_LABEL = "ms-enclave/manager"
@@ -106,7 +106,12 @@ class Pooling(abc.ABC):
         labelled = dataclasses.replace(wanted, labels={**wanted.labels, **self._labels})
         transport = await self._connect()
         info = await transport.pools.claim(pool_id or self._pool_id, labelled, timeout)
-        sandbox = await DockerSandbox.attach(transport, info.id)
+        try:
+            sandbox = await DockerSandbox.attach(transport, info.id)
+        except BaseException:  # nobody would delete it
+            with contextlib.suppress(EnclaveError):
+                await transport.delete_sandbox(info.id, wait=False)
+            raise
         self._sandboxes[info.id] = sandbox
         return sandbox
 
