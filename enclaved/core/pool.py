@@ -84,6 +84,7 @@ class Pools:
         self._pools: dict[str, _Pool] = {}
         self._claims = Claims(parts.sandboxes, parts.background)
         self._closing = False
+        self._defined: Mapping[str, PoolPlan] = {}
 
     # -- made by callers
 
@@ -259,14 +260,19 @@ class Pools:
             del self._pools[pool.id]
             self._parts.pools.forget(pool.id)
         log.info("pool deleted", extra={"pool_id": pool.id})
+        if pool.id in self._defined and not self._closing:  # the operator has put it back meanwhile
+            self.define(self._defined)
 
     # -- defined by the operator, and taken up
 
     def define(self, plans: Mapping[str, PoolPlan]) -> None:
         """Makes the operator's pools what they are to be, in the background: new ones, changed ones, no others."""
+        self._defined = plans
         for pool_id, plan in plans.items():
             pool = self._pools.get(pool_id)
-            if pool is None:
+            if pool is not None and not pool.settled.is_set():
+                self._parts.background.spawn(self._define_again(pool), f"define pool {pool_id}")
+            elif pool is None:
                 pool = self._enter(pool_id, plan, PoolOrigin.OPERATOR)
                 pool.settled.set()
                 self._note(pool)
@@ -281,6 +287,12 @@ class Pools:
         for pool in [*self._pools.values()]:
             if pool.origin is PoolOrigin.OPERATOR and pool.id not in plans:
                 self._end_later(pool)
+
+    async def _define_again(self, pool: _Pool) -> None:
+        """A caller makes the pool at this moment; whatever comes of that, it is the operator's afterwards."""
+        await pool.settled.wait()
+        if not self._closing:
+            self.define(self._defined)
 
     def _note(self, pool: _Pool) -> None:
         try:

@@ -9,7 +9,7 @@ import pytest
 
 from enclaved.core.leases import Use
 from enclaved.errors import EngineUnavailable, PoolNotFound
-from enclaved.model import ClaimWish, LeaseKind, LeaseOutcome, MemberState, PoolPlan
+from enclaved.model import ClaimWish, LeaseKind, LeaseOutcome, MemberState, PoolOrigin, PoolPlan
 from tests.unit.core.pool_stand_ins import LONG_S, FakeRecord, World, pool_world, settle
 
 
@@ -181,3 +181,30 @@ async def test_a_deletion_is_written_down_before_the_first_member_goes(
     monkeypatch.setattr(world.sandboxes, "delete", look)
     await world.pools.delete("p")
     assert seen == [True, True]
+
+
+# -- the operator's pools
+
+
+async def test_a_pool_that_the_operator_puts_back_while_it_is_deleted_is_made_again(world: World) -> None:
+    world.pools.define({"p": PoolPlan(1)})
+    await settle(lambda: world.count("idle") == 1)
+    old = world.members()
+    world.pools.define({})
+    await settle(lambda: old.closed is not None)
+    world.pools.define({"p": PoolPlan(2)})
+    await settle(lambda: world.count("idle") == 2)
+    assert world.members() is not old
+    assert len(of_the_pool(world)) == 2
+
+
+async def test_a_pool_that_becomes_the_operators_while_it_is_made_has_no_member_twice(world: World) -> None:
+    world.sandboxes.hold.clear()
+    making = asyncio.create_task(world.pools.initialize(PoolPlan(2), pool_id="p"))
+    await settle(lambda: world.sandboxes.now == 2)
+    world.pools.define({"p": PoolPlan(3, refill_per_s=100.0)})
+    world.sandboxes.hold.set()
+    await making
+    await settle(lambda: world.count("idle") == 3)
+    assert len(of_the_pool(world)) == 3
+    assert world.tables.pools["p"].origin is PoolOrigin.OPERATOR
