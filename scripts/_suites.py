@@ -47,17 +47,17 @@ class Suite:
 
 
 SUITES = (
-    Suite("unit", ("tests/unit",), 210),
-    Suite("architecture", ("tests/architecture",), 30),
+    Suite("unit", ("tests/unit",), 300),
+    Suite("architecture", ("tests/architecture",), 40),
     Suite("proto", ("tests/proto",), 30),
-    Suite("docs", ("tests/docs",), 180),
-    Suite("scripts", ("tests/scripts",), 90),
-    Suite("service", ("tests/service",), 480),
+    Suite("docs", ("tests/docs",), 240),
+    Suite("scripts", ("tests/scripts",), 120),
+    Suite("service", ("tests/service",), 660),
     Suite("monitoring", ("tests/monitoring",), 90, must_run=True),
-    Suite("conformance", ("tests/conformance",), 120, must_run=True),
+    Suite("conformance", ("tests/conformance",), 180, must_run=True),
     Suite("clients", ("tests/clients",), 150, must_run=True),
-    Suite("systemd", ("tests/systemd",), 210, must_run=True),
-    Suite("integration", ("tests/integration", "tests/test_sandbox.py"), 660, must_run=True),
+    Suite("systemd", ("tests/systemd",), 270, must_run=True),
+    Suite("integration", ("tests/integration", "tests/test_sandbox.py"), 840, must_run=True),
 )
 
 
