@@ -80,7 +80,9 @@ class Contexts:
     ) -> tuple[SandboxRecord, Mapping[str, Any]]:
         check_context_name(name)
         record = await self._sandboxes.awake(sandbox_id)
-        answer = await record.running_link().ask(kind, deadline_s, name=name)
+        link = record.running_link()
+        record.executions_started += 1  # a member of a pool is not as new any more
+        answer = await link.ask(kind, deadline_s, name=name)
         if answer.get("type") == "context_refused":
             raise _refusal(record, name, answer)
         return record, answer

@@ -62,7 +62,7 @@ class SandboxRecord:
     """Drops what is kept of its executions."""
     active_executions: int = 0
     executions_started: int = 0
-    """How many there have been, those that run included."""
+    """How many there have been, those that run included; what is done to contexts counts as well."""
     counted: Counters | None = None
     """The control group's counters when the last execution ended."""
     born: float = 0.0

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from enclaved.core import crew
+from enclaved.core.contexts import Contexts
 from enclaved.core.pool import Pools
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import EngineUnavailable, PoolBusy
@@ -128,3 +129,17 @@ async def test_a_claim_that_the_engine_fails_leaves_the_member_to_the_pool_also_
     with pytest.raises(EngineUnavailable):
         await pools.claim("p", ClaimWish(SandboxUpdate(pids_limit=40), request_id="once"))
     assert rows == [("p", "")]
+
+
+async def test_a_context_that_is_opened_past_the_pool_is_closed_before_the_next_call(
+    lab: Laboratory, pools: Pools
+) -> None:
+    record = await one_of_a_pool(lab, pools)
+    contexts = Contexts(lab.sandboxes)
+    await contexts.open(record.id, "planted")
+    await shell(pools, "true")
+    await all_idle(lab, 1)
+    assert await contexts.list(record.id) == ()
+    await contexts.open(record.id, "planted")
+    claimed = (await pools.claim("p", ClaimWish())).sandbox.id
+    assert await contexts.list(claimed) == ()
