@@ -254,6 +254,8 @@ class Database:
                 if self._writes:
                     self._writes = 0
                     await asyncio.to_thread(self._checkpoint)
+                    # Pages that SQLite keeps would add up with each sandbox; the system has them in its own cache.
+                    self._connection.execute("PRAGMA shrink_memory")
             except sqlite3.Error as error:  # the log of writes grows until this works; nothing is lost
                 self._tell(error)
                 log.warning("state not checkpointed", extra={"reason": str(error), "path": str(self.path)})
