@@ -15,7 +15,7 @@ from tests.service.crash.fuse import Point
 from tests.service.crash.operations import OPERATIONS, Operation
 from tests.service.crash.world import world
 
-SHARE: Final = 6
+SHARE: Final = 8
 """One point of so many, but in a full run."""
 CASES: Final = {
     f"{operation.name}: {point}": (operation, point) for operation in OPERATIONS for point in operation.points
