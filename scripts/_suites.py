@@ -52,7 +52,7 @@ SUITES = (
     Suite("proto", ("tests/proto",), 30),
     Suite("docs", ("tests/docs",), 240),
     Suite("scripts", ("tests/scripts",), 120),
-    Suite("service", ("tests/service",), 660),
+    Suite("service", ("tests/service",), 960),
     Suite("monitoring", ("tests/monitoring",), 90, must_run=True),
     Suite("conformance", ("tests/conformance",), 180, must_run=True),
     Suite("clients", ("tests/clients",), 150, must_run=True),

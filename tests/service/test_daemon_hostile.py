@@ -24,6 +24,7 @@ OURS_OR_FINE = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.OUT_OF_RANGE,  # a revision that is not kept
     grpc.StatusCode.UNIMPLEMENTED,
 }
 
