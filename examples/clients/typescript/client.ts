@@ -79,7 +79,7 @@ try {
       explain(ConnectError.from(error)).forEach((line) => console.log("error:", line));
     }
   } finally {
-    await sandboxes.deleteSandbox({ sandboxId });
+    await sandboxes.deleteSandbox({ sandboxId, wait: true });
   }
   await sandboxes.getSandbox({ sandboxId }).catch((error: unknown) => {
     console.log("deleted:", explain(ConnectError.from(error))[1]);
