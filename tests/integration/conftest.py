@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ms_enclave._local import process_daemons
 
 from tests import leaks
 
@@ -23,3 +24,4 @@ def _nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     """At the end of all tests nothing of them is on the machine."""
     with leaks.nothing_left(tmp_path_factory.getbasetemp()):
         yield
+        process_daemons()._embedded.stop()  # it would end with this process, just after that is looked at

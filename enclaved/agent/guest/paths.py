@@ -104,6 +104,8 @@ def _walk(path: str, follow: bool) -> Place:
         except FileNotFoundError:
             continue
         except OSError as error:
+            if error.errno == errno.EACCES and _is_hidden(name, folder):
+                continue
             if error.errno != errno.EINVAL:
                 raise
             if waiting:
@@ -123,6 +125,15 @@ def _walk(path: str, follow: bool) -> Place:
         depth = len(above)
         folder = _exchange(folder, _open_folders(above))
     return Place(folder, names[-1] if names else ".", "/" + "/".join(names), above[depth:])
+
+
+def _is_hidden(name: str, folder: int) -> bool:
+    """Whether the directory shows nothing of what is in it, so that it makes no difference what that is."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except PermissionError:
+        return True
+    return False
 
 
 def _names(path: str) -> List[str]:

@@ -244,7 +244,8 @@ async def test_a_damaged_database_is_refused_with_the_way_out(ground: Ground) ->
     await killed(first)
     path = ground.folder / "e" / DATABASE_NAME
     path.write_bytes(b"\xff" * 8192)
-    path.with_name(f"{DATABASE_NAME}-wal").unlink()  # everything is in there still
+    for more in ("-wal", "-shm"):  # everything is in there still
+        path.with_name(f"{DATABASE_NAME}{more}").unlink()
     refused = ground.start_daemon()
     assert await refused.ended() == 1
     assert "damaged" in refused.text

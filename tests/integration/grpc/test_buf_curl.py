@@ -69,7 +69,7 @@ def test_the_daemon_says_what_it_is_and_what_tools_it_has(buf: Buf):
 def test_a_sandbox_is_found_by_label(buf: Buf, box: str):
     found = buf.call(f"{SANDBOXES}/ListSandboxes", {"labels": {"team": "a"}}).message["sandboxes"]
     assert [sandbox["id"] for sandbox in found] == [box]
-    assert buf.call(f"{SANDBOXES}/ListSandboxes", {"labels": {"team": "b"}}).message == {}
+    assert "sandboxes" not in buf.call(f"{SANDBOXES}/ListSandboxes", {"labels": {"team": "b"}}).message
 
 
 def test_a_tool_runs_and_its_end_is_data(buf: Buf, box: str):
