@@ -212,11 +212,15 @@ class Pools:
     async def update(self, pool_id: str, change: PoolChange) -> PoolStatus:
         """Changes a pool while it serves. More members are made in the background, spare ones go when they are free.
 
-        Raises `PoolNotFound`, `InvalidRequest`, `PolicyDenied`, `LimitReached`, `NoSpace`.
+        Raises `PoolNotFound`, `InvalidRequest`, `PolicyDenied` (also for one that the operator defines), `LimitReached`,
+        `NoSpace`.
         """
         pool = self._made(pool_id)
         if pool.members.closed is not None:
             raise pool.members.closed
+        if pool.origin is PoolOrigin.OPERATOR:
+            text = f"pool {pool_id!r} is defined in the daemon's configuration; it is changed there"
+            raise PolicyDenied("pools", "pool_id", text)
         before, plan = pool.members.plan, changed(pool.members.plan, change)
         if plan.size > before.size:
             self._parts.sandboxes.check_room(plan.size - len(pool.members.slots), "size")

@@ -108,7 +108,7 @@ class PoolServiceServicer(object):
     def UpdatePool(self, request, context):
         """Changes a pool while it serves, and answers at once: more members are made in the background, spare ones go as soon
         as they are free. Errors: NOT_FOUND, INVALID_ARGUMENT, PERMISSION_DENIED and RESOURCE_EXHAUSTED (more members than
-        the daemon may have sandboxes).
+        the daemon may have sandboxes); PERMISSION_DENIED for a pool of the configuration.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,7 @@ class PoolServiceStub:
     UpdatePool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.UpdatePoolRequest, _pool_service_pb2.UpdatePoolResponse]
     """Changes a pool while it serves, and answers at once: more members are made in the background, spare ones go as soon
     as they are free. Errors: NOT_FOUND, INVALID_ARGUMENT, PERMISSION_DENIED and RESOURCE_EXHAUSTED (more members than
-    the daemon may have sandboxes).
+    the daemon may have sandboxes); PERMISSION_DENIED for a pool of the configuration.
     """
     RunInPool: _grpc.UnaryUnaryMultiCallable[_pool_service_pb2.RunInPoolRequest, _pool_service_pb2.RunInPoolResponse]
     """Runs a tool in the next free member; callers are served first come, first served. Errors: as Run; NOT_FOUND (no
@@ -81,7 +81,7 @@ class PoolServiceAsyncStub(PoolServiceStub):
     UpdatePool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.UpdatePoolRequest, _pool_service_pb2.UpdatePoolResponse]  # type: ignore[assignment]
     """Changes a pool while it serves, and answers at once: more members are made in the background, spare ones go as soon
     as they are free. Errors: NOT_FOUND, INVALID_ARGUMENT, PERMISSION_DENIED and RESOURCE_EXHAUSTED (more members than
-    the daemon may have sandboxes).
+    the daemon may have sandboxes); PERMISSION_DENIED for a pool of the configuration.
     """
     RunInPool: _aio.UnaryUnaryMultiCallable[_pool_service_pb2.RunInPoolRequest, _pool_service_pb2.RunInPoolResponse]  # type: ignore[assignment]
     """Runs a tool in the next free member; callers are served first come, first served. Errors: as Run; NOT_FOUND (no
@@ -137,7 +137,7 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_pool_service_pb2.UpdatePoolResponse, _abc.Awaitable[_pool_service_pb2.UpdatePoolResponse]]:
         """Changes a pool while it serves, and answers at once: more members are made in the background, spare ones go as soon
         as they are free. Errors: NOT_FOUND, INVALID_ARGUMENT, PERMISSION_DENIED and RESOURCE_EXHAUSTED (more members than
-        the daemon may have sandboxes).
+        the daemon may have sandboxes); PERMISSION_DENIED for a pool of the configuration.
         """
 
     @_abc_1.abstractmethod

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from enclaved.core.leases import Use
-from enclaved.errors import EngineUnavailable, PoolNotFound
-from enclaved.model import ClaimWish, LeaseKind, LeaseOutcome, MemberState, PoolOrigin, PoolPlan
+from enclaved.errors import EngineUnavailable, PolicyDenied, PoolNotFound
+from enclaved.model import ClaimWish, LeaseKind, LeaseOutcome, MemberState, PoolChange, PoolOrigin, PoolPlan
 from tests.unit.core.pool_stand_ins import LONG_S, FakeRecord, World, pool_world, settle
 
 
@@ -184,6 +184,14 @@ async def test_a_deletion_is_written_down_before_the_first_member_goes(
 
 
 # -- the operator's pools
+
+
+async def test_only_the_configuration_changes_a_pool_of_the_operator(world: World) -> None:
+    world.pools.define({"p": PoolPlan(1)})
+    await settle(lambda: world.count("idle") == 1)
+    with pytest.raises(PolicyDenied, match="it is changed there"):
+        await world.pools.update("p", PoolChange(size=2))
+    assert len(world.members().slots) == 1
 
 
 async def test_a_pool_that_the_operator_puts_back_while_it_is_deleted_is_made_again(world: World) -> None:
