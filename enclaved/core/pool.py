@@ -212,7 +212,7 @@ class Pools:
     async def update(self, pool_id: str, change: PoolChange) -> PoolStatus:
         """Changes a pool while it serves. More members are made in the background, spare ones go when they are free.
 
-        Raises `PoolNotFound`, `InvalidRequest`, `PolicyDenied` (also for one of the operator's), `LimitReached`, `NoSpace`.
+        Raises `PoolNotFound`, `InvalidRequest`, `PolicyDenied` (also for the operator's), `LimitReached`, `NoSpace`.
         """
         pool = self._made(pool_id)
         if pool.members.closed is not None:
