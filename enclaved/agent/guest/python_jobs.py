@@ -91,16 +91,16 @@ def forget_tracker() -> None:
 
     Otherwise it warns that it has died. What user code made of the module is its own affair.
     """
-    tracker = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    tracker: Any = getattr(sys.modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
     if getattr(tracker, "_pid", None) is None:
         return
     try:
-        os.close(tracker._fd)  # type: ignore[union-attr]
-        os.waitpid(tracker._pid, os.WNOHANG)  # type: ignore[union-attr]
+        os.close(tracker._fd)
+        os.waitpid(tracker._pid, os.WNOHANG)
     except (AttributeError, OSError, TypeError):
         pass
     try:
-        tracker._fd = tracker._pid = None  # type: ignore[union-attr]
+        tracker._fd = tracker._pid = None
     except AttributeError:
         pass
 
