@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from enclaved.core import identity
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot
 from enclaved.core.changes import Changes
@@ -119,7 +120,7 @@ class Creation:
         if wish.sandbox_id:
             check_id(wish.sandbox_id)
         check_labels(wish.labels)
-        admission = self._policy.admit(wish.request)
+        admission = self._policy.admit(wish.request, identity.current())
         if wish.sandbox_id in self._records:
             await self._await_gone(self._records[wish.sandbox_id], wish)
             return await self.create(wish)  # whatever has changed meanwhile
@@ -193,6 +194,7 @@ class Creation:
             directory=self._boot.new_directory(),
             metrics=self._metrics,
             pool_id=wish.pool_id,
+            owner=identity.current().name,
             request_id=wish.request_id,
             request_digest=wish.digest if wish.request_id else "",
             born=asyncio.get_running_loop().time(),

@@ -25,7 +25,7 @@ from enclaved.core.spec_fields import (
 )
 from enclaved.core.tmpfs import HEAP_RESERVE_BYTES, tmpfs_sizes
 from enclaved.errors import FieldViolation, InvalidRequest, PolicyDenied, ToolNotFound
-from enclaved.model import Adjustment, SandboxRequest, SandboxSpec, SandboxUpdate
+from enclaved.model import LOCAL, Adjustment, Identity, SandboxRequest, SandboxSpec, SandboxUpdate
 
 WORKING_DIR_DEFAULT = "/sandbox"
 
@@ -124,7 +124,7 @@ class Policy:
         self._tools = tools
         self._machine = _machine(platform.machine() if machine is None else machine)
 
-    def admit(self, request: SandboxRequest) -> Admission:
+    def admit(self, request: SandboxRequest, identity: Identity = LOCAL) -> Admission:
         """Turns a request into what the sandbox will really have.
 
         Raises `InvalidRequest` naming each malformed ``spec.FIELD``, or `PolicyDenied` naming the rule, the field and
@@ -164,6 +164,7 @@ class Policy:
             auto_resume=request.auto_resume is True,
             kill_at_pids_limit=limits.kill_at_pids_limit,
             idle_timeout_s=self._idle_timeout(request.idle_timeout_s, "spec.idle_timeout_s"),
+            role=identity.role,
         )
         return Admission(spec, tuple(adjustments))
 

@@ -20,6 +20,7 @@ from enclaved.model import (
     DEFAULT_TENANT,
     Adjustment,
     Cause,
+    PortMapping,
     Sandbox,
     SandboxSpec,
     SandboxState,
@@ -75,6 +76,13 @@ class SandboxRecord:
     on_used: Callable[[SandboxRecord], None] | None = None
     idle_timer: asyncio.TimerHandle | None = None
     tenant: str = DEFAULT_TENANT
+    owner: str = ""
+    """The name of the identity that made it."""
+    waived: tuple[str, ...] = ()
+    """Protections that a grant took from it."""
+    command_execution_id: str = ""
+    """The execution of the command that was started with it; empty: none."""
+    published_ports: tuple[PortMapping, ...] = ()
     request_id: str = ""
     """The caller's id of the request that made it; empty: none."""
     request_digest: str = ""
@@ -180,6 +188,10 @@ class SandboxRecord:
             boot_id=boot_id(),
             pool_id=self.pool_id,
             tenant=self.tenant,
+            owner=self.owner,
+            waived=self.waived,
+            command_execution_id=self.command_execution_id,
+            published_ports=self.published_ports,
             request_id=self.request_id,
             request_digest=self.request_digest,
             revision=self.revision,
@@ -217,6 +229,10 @@ class SandboxRecord:
             used_at=datetime.now(UTC) - timedelta(seconds=max(0.0, now - used)) if used else None,
             used_noted=used,
             tenant=row.tenant,
+            owner=row.owner,
+            waived=row.waived,
+            command_execution_id=row.command_execution_id,
+            published_ports=row.published_ports,
             request_id=row.request_id,
             request_digest=row.request_digest,
             revision=row.revision,
@@ -245,6 +261,10 @@ class SandboxRecord:
             tenant=self.tenant,
             revision=revision or self.revision,
             used_at=self.used_at,
+            owner=self.owner,
+            waived=self.waived,
+            command_execution_id=self.command_execution_id,
+            published_ports=self.published_ports,
         )
 
 

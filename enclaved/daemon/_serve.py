@@ -43,6 +43,7 @@ from enclaved.daemon._sockets import listen_tcp, listen_unix
 from enclaved.daemon._systemd import Notifier
 from enclaved.gateway import Core as HttpCore
 from enclaved.metrics import Metrics
+from enclaved.model import EMBEDDED, LOCAL
 from enclaved.runtime.base import Runtime
 from enclaved.runtime.docker.driver import DockerRuntime
 from enclaved.services import Calls, Health, add_services, make_server
@@ -143,7 +144,7 @@ async def serve(
         state_dir = await stack.enter_async_context(locked_state(Path(settings.state.dir)))
         core = await _compose(stack, settings, state_dir, embedded, runtime, tools)
         calls = Calls()
-        server = make_server(core.metrics, calls)
+        server = make_server(core.metrics, calls, EMBEDDED if embedded else LOCAL)
         health = add_services(
             server,
             sandboxes=core.sandboxes,

@@ -3,7 +3,7 @@
 No gRPC, no HTTP, no Docker: the edges map these to and from their own forms.
 """
 
-from enclaved.model.engine import Channel, EngineInfo, PullProgress, SystemInfo
+from enclaved.model.engine import Channel, EngineInfo, Protection, ProtectionState, PullProgress, SystemInfo
 from enclaved.model.executions import (
     CHANNEL_NAMES,
     STDERR,
@@ -32,6 +32,7 @@ from enclaved.model.executions import (
     Verdict,
 )
 from enclaved.model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, Unpacked
+from enclaved.model.identity import DEFAULT_ROLE, EMBEDDED, EMBEDDED_ROLE, LOCAL, Identity, IdentityKind
 from enclaved.model.pools import (
     POOL_REFILL_PER_S,
     Claimed,
@@ -56,6 +57,8 @@ from enclaved.model.sandboxes import (
     Cause,
     Intervention,
     MemberState,
+    Mount,
+    Network,
     PoolInfo,
     PortMapping,
     RecoveryOutcome,
@@ -76,8 +79,12 @@ from enclaved.model.tools import CommandJob, FileJob, FileOperation, Job, Python
 
 __all__ = [
     "CHANNEL_NAMES",
+    "DEFAULT_ROLE",
     "DEFAULT_TENANT",
+    "EMBEDDED",
+    "EMBEDDED_ROLE",
     "EMPTY",
+    "LOCAL",
     "POOL_REFILL_PER_S",
     "STDERR",
     "STDOUT",
@@ -102,6 +109,8 @@ __all__ = [
     "FileOperation",
     "FileType",
     "Finished",
+    "Identity",
+    "IdentityKind",
     "Intervention",
     "Job",
     "Lease",
@@ -110,6 +119,8 @@ __all__ = [
     "LeasePage",
     "LimitHit",
     "MemberState",
+    "Mount",
+    "Network",
     "Notice",
     "NoticeKind",
     "OnAwaitingInput",
@@ -123,6 +134,8 @@ __all__ = [
     "PoolPlan",
     "PoolStatus",
     "PortMapping",
+    "Protection",
+    "ProtectionState",
     "PullProgress",
     "PythonJob",
     "RecoveryOutcome",

@@ -41,6 +41,31 @@ class EngineInfo:
     """How guests are reached there, a `Channel`; empty: the first sandbox will show it."""
 
 
+class ProtectionState(enum.StrEnum):
+    """What is known of one protection."""
+
+    EFFECTIVE = "effective"
+    """It was seen to work."""
+    WAIVED = "waived"
+    """It does not work, and the configuration says that this is known."""
+    ABSENT = "absent"
+    """This host does not have it, and it is not required."""
+    FAILED = "failed"
+    """It is required and does not work: nothing is served."""
+    UNKNOWN = "unknown"
+    """It was not looked at yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """One protection of the profile, and what is known of it."""
+
+    name: str
+    state: ProtectionState
+    detail: str = ""
+    """One sentence on what was seen."""
+
+
 @dataclass(frozen=True, slots=True)
 class SystemInfo:
     """This daemon."""
@@ -52,3 +77,6 @@ class SystemInfo:
     active_sandboxes: int
     active_executions: int
     guest_protocol_version: int
+    protections: tuple[Protection, ...] = ()
+    runtime_classes: tuple[str, ...] = ()
+    """Names of the runtime classes that the operator configured, runc first."""

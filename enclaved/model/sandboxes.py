@@ -66,6 +66,26 @@ class PortMapping:
     host_port: int = 0
 
 
+class Network(enum.StrEnum):
+    """Which network the programs of a sandbox see."""
+
+    NONE = "none"
+    """Their own loopback, and nothing else."""
+    BRIDGE = "bridge"
+    """A bridge of the daemon's own: the outside, but neither the host nor other sandboxes nor private addresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host directory that was granted."""
+
+    host_path: str
+    """Absolute, normalised, without links in it."""
+    target: str
+    """Absolute path in the sandbox."""
+    read_only: bool
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxRequest:
     """What a caller asks for. ``None`` means "not set": policy fills in a default and never refuses it.
@@ -96,6 +116,7 @@ class SandboxRequest:
     privileged: bool | None = None
     auto_resume: bool | None = None
     idle_timeout_s: float | None = None
+    runtime_class: str | None = None
     documented_defaults: frozenset[str] = frozenset()
 
 
@@ -126,6 +147,22 @@ class SandboxSpec:
     """Whether an execution that meets the limit of processes is killed (`Verdict.PIDS_LIMIT`)."""
     idle_timeout_s: float = 0.0
     """How long it may be unused before it is removed; 0: for ever."""
+    network: Network = Network.NONE
+    mounts: tuple[Mount, ...] = ()
+    ports: tuple[PortMapping, ...] = ()
+    """Ports to publish; a ``host_port`` of 0 lets the engine choose."""
+    extra_hosts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    """Lines of /etc/hosts beside ours: name to address."""
+    command: tuple[str, ...] = ()
+    """A program to start with the sandbox, as argv."""
+    platform: str = ""
+    """The image's platform as the engine knows it; empty: the engine's own."""
+    runtime_class: str = ""
+    """What isolates it: the name of a configured class; empty: the engine's runc."""
+    may_pull: bool = True
+    """Whether its image may be pulled for it, if the engine lacks it and ``engine.pull`` allows that."""
+    role: str = ""
+    """The role of the policy that granted all this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +211,14 @@ class Sandbox:
     """Of its last change."""
     used_at: datetime | None = None
     """When it was last used, as far as is known."""
+    owner: str = ""
+    """The name of the identity that made it."""
+    waived: tuple[str, ...] = ()
+    """Protections that a grant took from it, such as ``uid_separation``."""
+    command_execution_id: str = ""
+    """The execution of the command that was started with it; empty: none."""
+    published_ports: tuple[PortMapping, ...] = ()
+    """Ports that are published, with the host ports that the engine chose."""
 
 
 @dataclass(frozen=True, slots=True)

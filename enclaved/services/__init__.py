@@ -22,6 +22,7 @@ from enclaved.core.pool import Pools
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.system import System
 from enclaved.metrics import Metrics
+from enclaved.model import LOCAL, Identity
 from enclaved.services._health import Health
 from enclaved.services._interceptors import Calls, Handler, Wrapper
 from enclaved.services.context_service import ContextService
@@ -61,9 +62,14 @@ _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
 )
 
 
-def make_server(metrics: Metrics, calls: Calls) -> aio.Server:
-    """Makes a server with the wrapper round every call and limits on everything that a client sends."""
-    return aio.server(interceptors=(Wrapper(metrics, calls),), options=_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX)
+def make_server(metrics: Metrics, calls: Calls, identity: Identity = LOCAL) -> aio.Server:
+    """Makes a server with the wrapper round every call and limits on everything that a client sends.
+
+    ``identity`` is that of whoever calls without showing another one.
+    """
+    return aio.server(
+        interceptors=(Wrapper(metrics, calls, identity),), options=_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX
+    )
 
 
 def add_services(

@@ -21,7 +21,9 @@ from google.rpc import status_pb2
 from grpc import aio
 
 from enclaved import errors, log, status
+from enclaved.core.identity import act_as
 from enclaved.metrics import Metrics
+from enclaved.model import Identity
 
 _log = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -72,9 +74,10 @@ class Calls:
 class Wrapper(aio.ServerInterceptor):
     """Wraps the handler of every RPC that the server has."""
 
-    def __init__(self, metrics: Metrics, calls: Calls) -> None:
+    def __init__(self, metrics: Metrics, calls: Calls, identity: Identity) -> None:
         self._metrics = metrics
         self._calls = calls
+        self._identity = identity
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -112,6 +115,7 @@ class Wrapper(aio.ServerInterceptor):
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         log.bind(rpc=rpc.path)
+        act_as(self._identity)
         self._metrics.rpc_started(rpc.kind, rpc.service, rpc.method)
         try:
             if rpc.is_standard:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ms_enclave.v1.system_service_pb2 import GetInfoRequest, GetInfoResponse
 
+from enclaved.core import identity
 from enclaved.core.system import System
 from enclaved.services import _convert as convert
 from enclaved.services._interceptors import Context
@@ -17,4 +18,4 @@ class SystemService:
 
     async def get_info(self, request: GetInfoRequest, context: Context) -> GetInfoResponse:
         """Describes the daemon, its engine and its limits."""
-        return convert.system_info(await self._system.info())
+        return convert.system_info(await self._system.info(), identity.current())

@@ -18,7 +18,26 @@ PACKAGES = {"enclaved": ROOT / "enclaved", "ms_enclave": ROOT / "sdk_python" / "
 ARROWS: dict[str, tuple[str, ...]] = {
     "enclaved": (),
     "enclaved.__main__": ("enclaved.cli",),
-    "enclaved.cli": ("enclaved.daemon", "enclaved.config", "enclaved.errors", "enclaved.log", "ms_enclave.__version__"),
+    "enclaved.cli": (
+        "enclaved.config",
+        "enclaved.core.policy",
+        "enclaved.core.tokens",
+        "enclaved.daemon",
+        "enclaved.doctor",
+        "enclaved.errors",
+        "enclaved.log",
+        "enclaved.model",
+        "ms_enclave.__version__",
+    ),
+    "enclaved.doctor": (
+        "enclaved.config",
+        "enclaved.core.tokens",
+        "enclaved.daemon",
+        "enclaved.errors",
+        "enclaved.model",
+        "ms_enclave.__version__",
+        "ms_enclave.v1",
+    ),
     "enclaved.daemon": (
         "enclaved.agent",
         "enclaved.config",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from enclaved.model import DEFAULT_TENANT, Adjustment, SandboxSpec, SandboxState, StateChange
+from enclaved.model import DEFAULT_TENANT, Adjustment, PortMapping, SandboxSpec, SandboxState, StateChange
 from enclaved.runtime.base import Image
 
 if TYPE_CHECKING:
@@ -47,6 +47,13 @@ class SandboxRow:
     pool_id: str = ""
     """The pool that it is a member of; empty: none."""
     tenant: str = DEFAULT_TENANT
+    owner: str = ""
+    """The name of the identity that made it."""
+    waived: tuple[str, ...] = ()
+    """Protections that a grant took from it."""
+    command_execution_id: str = ""
+    """The execution of the command that was started with it; empty: none."""
+    published_ports: tuple[PortMapping, ...] = ()
     request_id: str = ""
     """The caller's id of the request that made it; empty: none."""
     request_digest: str = ""

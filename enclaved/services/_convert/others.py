@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from ms_enclave.v1 import image_service_pb2, system_service_pb2, tool_service_pb2
 
 from enclaved import model
@@ -26,7 +29,7 @@ def tool(found: model.ToolDescription) -> tool_service_pb2.Tool:
     )
 
 
-def system_info(found: model.SystemInfo) -> system_service_pb2.GetInfoResponse:
+def system_info(found: model.SystemInfo, who: model.Identity) -> system_service_pb2.GetInfoResponse:
     """Shows the daemon."""
     return system_service_pb2.GetInfoResponse(
         version=found.version,
@@ -42,4 +45,34 @@ def system_info(found: model.SystemInfo) -> system_service_pb2.GetInfoResponse:
         active_sandboxes=found.active_sandboxes,
         active_executions=found.active_executions,
         guest_protocol_version=found.guest_protocol_version,
+        protections=[
+            system_service_pb2.Protection(name=each.name, state=_PROTECTION_STATES[each.state], detail=each.detail)
+            for each in found.protections
+        ],
+        runtime_classes=found.runtime_classes,
+        identity=identity(who),
     )
+
+
+def identity(who: model.Identity) -> system_service_pb2.Identity:
+    """Shows somebody who calls."""
+    return system_service_pb2.Identity(name=who.name, role=who.role, tenant=who.tenant, kind=_KINDS[who.kind])
+
+
+_PROTECTION_STATES: Mapping[model.ProtectionState, system_service_pb2.Protection.State.ValueType] = MappingProxyType(
+    {
+        model.ProtectionState.EFFECTIVE: system_service_pb2.Protection.STATE_EFFECTIVE,
+        model.ProtectionState.WAIVED: system_service_pb2.Protection.STATE_WAIVED,
+        model.ProtectionState.ABSENT: system_service_pb2.Protection.STATE_ABSENT,
+        model.ProtectionState.FAILED: system_service_pb2.Protection.STATE_FAILED,
+        model.ProtectionState.UNKNOWN: system_service_pb2.Protection.STATE_UNKNOWN,
+    }
+)
+_KINDS: Mapping[model.IdentityKind, system_service_pb2.Identity.Kind.ValueType] = MappingProxyType(
+    {
+        model.IdentityKind.LOCAL: system_service_pb2.Identity.KIND_LOCAL,
+        model.IdentityKind.EMBEDDED: system_service_pb2.Identity.KIND_EMBEDDED,
+        model.IdentityKind.TOKEN: system_service_pb2.Identity.KIND_TOKEN,
+        model.IdentityKind.API_KEY: system_service_pb2.Identity.KIND_API_KEY,
+    }
+)

@@ -44,6 +44,7 @@ def sandbox_request(spec: sandbox_service_pb2.SandboxSpec) -> model.SandboxReque
         privileged=spec.privileged if spec.HasField("privileged") else None,
         auto_resume=spec.auto_resume if spec.HasField("auto_resume") else None,
         idle_timeout_s=spec.idle_timeout_s if spec.HasField("idle_timeout_s") else None,
+        runtime_class=spec.runtime_class or None,
     )
 
 
@@ -101,6 +102,10 @@ def sandbox(found: model.Sandbox) -> sandbox_service_pb2.Sandbox:
         tenant=found.tenant,
         revision=found.revision,
         last_use_time=None if found.used_at is None else timestamp(found.used_at),
+        owner=found.owner,
+        waived=found.waived,
+        command_execution_id=found.command_execution_id,
+        published_ports=[_port(port) for port in found.published_ports],
     )
 
 
@@ -163,15 +168,33 @@ def _spec(spec: model.SandboxSpec) -> sandbox_service_pb2.SandboxSpec:
         timeout_s=spec.timeout_s,
         ttl_s=spec.ttl_s,
         remove_on_exit=spec.remove_on_exit,
-        network_enabled=False,
+        network_enabled=spec.network is not model.Network.NONE,
+        network=spec.network.value,
+        volumes=[
+            sandbox_service_pb2.Volume(
+                host_path=mount.host_path, bind=mount.target, mode="ro" if mount.read_only else "rw"
+            )
+            for mount in spec.mounts
+        ],
+        ports=[_port(port) for port in spec.ports],
+        extra_hosts=spec.extra_hosts,
+        command=spec.command,
+        platform=spec.platform,
         auto_resume=spec.auto_resume,
         idle_timeout_s=spec.idle_timeout_s,
+        runtime_class=spec.runtime_class,
     )
     if spec.tools is not None:
         found.tools.SetInParent()
         for name, options in spec.tools.items():
             found.tools.tools.add(name=name, options_json=json_text(options))
     return found
+
+
+def _port(port: model.PortMapping) -> sandbox_service_pb2.PortMapping:
+    return sandbox_service_pb2.PortMapping(
+        container_port=port.container_port, host_address=port.host_address, host_port=port.host_port
+    )
 
 
 _STATES: Mapping[model.SandboxState, sandbox_service_pb2.Sandbox.State.ValueType] = MappingProxyType(

@@ -104,6 +104,10 @@ class Sandbox(_message.Message):
     TENANT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    WAIVED_FIELD_NUMBER: _builtins.int
+    COMMAND_EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    PUBLISHED_PORTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The id: given by the caller, or made by the daemon. Matches ^[a-z0-9][a-z0-9_-]{0,62}$."""
     state: Global___Sandbox.State.ValueType
@@ -120,6 +124,10 @@ class Sandbox(_message.Message):
     """Whose it is: "default"."""
     revision: _builtins.int
     """The number of its last change. Larger is later, over all sandboxes of a daemon."""
+    owner: _builtins.str
+    """The name of whoever made it: of a token, of a key, "local" for a socket that needs neither, or "embedded"."""
+    command_execution_id: _builtins.str
+    """The execution of `spec.command`, once it was started; its output is read like that of any other. Empty: none."""
     @_builtins.property
     def spec(self) -> Global___SandboxSpec:
         """What the sandbox really has: defaults filled in, lowered where policy lowers them."""
@@ -148,6 +156,16 @@ class Sandbox(_message.Message):
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
         """When an execution, a file or a context in it was used last, or when it was last started or resumed. Absent: never."""
 
+    @_builtins.property
+    def waived(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Protections that a granted request took from it. "uid_separation": a writable volume makes its programs run under
+        the user id of the directory's owner, which other sandboxes may share.
+        """
+
+    @_builtins.property
+    def published_ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortMapping]:
+        """The ports that are published, with the host ports that the engine chose."""
+
     def __init__(
         self,
         *,
@@ -166,10 +184,14 @@ class Sandbox(_message.Message):
         tenant: _builtins.str = ...,
         revision: _builtins.int = ...,
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
+        waived: _abc.Iterable[_builtins.str] | None = ...,
+        command_execution_id: _builtins.str = ...,
+        published_ports: _abc.Iterable[Global___PortMapping] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "spec", b"spec", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_executions", b"active_executions", "adjustments", b"adjustments", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "image_id", b"image_id", "labels", b"labels", "last_use_time", b"last_use_time", "revision", b"revision", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "tenant", b"tenant", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_executions", b"active_executions", "adjustments", b"adjustments", "command_execution_id", b"command_execution_id", "create_time", b"create_time", "expire_time", b"expire_time", "id", b"id", "image_id", b"image_id", "labels", b"labels", "last_use_time", b"last_use_time", "owner", b"owner", "published_ports", b"published_ports", "revision", b"revision", "spec", b"spec", "state", b"state", "state_reason", b"state_reason", "tenant", b"tenant", "uid", b"uid", "update_time", b"update_time", "waived", b"waived"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -350,6 +372,7 @@ class SandboxSpec(_message.Message):
     PRIVILEGED_FIELD_NUMBER: _builtins.int
     AUTO_RESUME_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    RUNTIME_CLASS_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """The image: a name, an alias of the daemon's configuration, or a digest. Default: "python:3.11-slim"."""
     memory_limit_bytes: _builtins.int
@@ -379,9 +402,13 @@ class SandboxSpec(_message.Message):
     remove_on_exit: _builtins.bool
     """Whether StopSandbox removes the container (and the files in it). Default: true."""
     network_enabled: _builtins.bool
-    """Whether programs may use a network. Default: false. Granted by policy only (rule "network")."""
+    """Whether programs may use a network: a bridge of the daemon's own, from which neither the host nor other sandboxes
+    nor private addresses can be reached. Default: false. Granted by policy only (rule "network").
+    """
     network: _builtins.str
-    """The engine's network to use. Granted by policy only (rule "network"); "host" never is."""
+    """The network to use: "none", or "bridge" for the daemon's own. Granted by policy only (rule "network"); "host" and
+    networks of other containers never are.
+    """
     platform: _builtins.str
     """The platform of the image, for example "linux/amd64". Only the engine's own is granted (rule "platform")."""
     privileged: _builtins.bool
@@ -395,6 +422,10 @@ class SandboxSpec(_message.Message):
     count as use, for as long as they run or wait; looking at it does not. A pause and a stop do not stop this clock.
     Does not count for members of pools. Default: 0, unless policy says otherwise. At least 1 if it is not 0.
     """
+    runtime_class: _builtins.str
+    """What isolates the sandbox: the name of a runtime class that the operator configured, such as "runsc". Default: the
+    engine's runc. Granted by policy only (rule "runtime_class").
+    """
     @_builtins.property
     def env_vars(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Environment of every program, on top of the image's. Names match ^[A-Za-z_][A-Za-z0-9_]*$; loader variables
@@ -407,11 +438,13 @@ class SandboxSpec(_message.Message):
 
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Volume]:
-        """Host directories to mount. Granted by policy only (rule "volumes")."""
+        """Host directories to mount. Granted by policy only (rule "volumes"). No part of a path may be a link. "ro" needs a
+        directory that the sandbox's user can read; "rw" runs its programs under the user id of the directory's owner.
+        """
 
     @_builtins.property
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortMapping]:
-        """Ports to publish on the host's loopback. Granted by policy only (rule "ports")."""
+        """Ports to publish on the host's loopback. Granted by policy only, and only with a network (rule "ports")."""
 
     @_builtins.property
     def extra_hosts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -419,7 +452,9 @@ class SandboxSpec(_message.Message):
 
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """A program to start with the sandbox, as argv. Granted by policy only (rule "command")."""
+        """A program to start with the sandbox, as argv: a detached execution, whose end does not end the sandbox. Granted by
+        policy only (rule "command").
+        """
 
     def __init__(
         self,
@@ -446,10 +481,11 @@ class SandboxSpec(_message.Message):
         privileged: _builtins.bool | None = ...,
         auto_resume: _builtins.bool | None = ...,
         idle_timeout_s: _builtins.float | None = ...,
+        runtime_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_idle_timeout_s", b"_idle_timeout_s", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "cpu_limit", b"cpu_limit", "idle_timeout_s", b"idle_timeout_s", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_idle_timeout_s", b"_idle_timeout_s", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "command", b"command", "cpu_limit", b"cpu_limit", "env_vars", b"env_vars", "extra_hosts", b"extra_hosts", "idle_timeout_s", b"idle_timeout_s", "image", b"image", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "volumes", b"volumes", "working_dir", b"working_dir", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume", "_cpu_limit", b"_cpu_limit", "_idle_timeout_s", b"_idle_timeout_s", "_memory_limit_bytes", b"_memory_limit_bytes", "_network", b"_network", "_network_enabled", b"_network_enabled", "_pids_limit", b"_pids_limit", "_privileged", b"_privileged", "_remove_on_exit", b"_remove_on_exit", "_timeout_s", b"_timeout_s", "_tmp_size_bytes", b"_tmp_size_bytes", "_ttl_s", b"_ttl_s", "_working_dir_size_bytes", b"_working_dir_size_bytes", "auto_resume", b"auto_resume", "command", b"command", "cpu_limit", b"cpu_limit", "env_vars", b"env_vars", "extra_hosts", b"extra_hosts", "idle_timeout_s", b"idle_timeout_s", "image", b"image", "memory_limit_bytes", b"memory_limit_bytes", "network", b"network", "network_enabled", b"network_enabled", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "remove_on_exit", b"remove_on_exit", "runtime_class", b"runtime_class", "timeout_s", b"timeout_s", "tmp_size_bytes", b"tmp_size_bytes", "tools", b"tools", "ttl_s", b"ttl_s", "volumes", b"volumes", "working_dir", b"working_dir", "working_dir_size_bytes", b"working_dir_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__auto_resume: _TypeAlias = _typing.Literal["auto_resume"]  # noqa: Y015
     _WhichOneofArgType__auto_resume: _TypeAlias = _typing.Literal["_auto_resume", b"_auto_resume"]  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ms_enclave/v1/system_service.proto\x12\rms_enclave.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetInfoRequest\"\xe4\x01\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65mbedded\x18\x03 \x01(\x08\x12)\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x19.ms_enclave.v1.EngineInfo\x12\x18\n\x10\x61\x63tive_sandboxes\x18\x05 \x01(\x05\x12\x19\n\x11\x61\x63tive_executions\x18\x06 \x01(\x05\x12\x1e\n\x16guest_protocol_version\x18\x07 \x01(\x05\"g\n\nEngineInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x16\n\x0e\x63group_version\x18\x04 \x01(\x05\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t2Y\n\rSystemService\x12H\n\x07GetInfo\x12\x1d.ms_enclave.v1.GetInfoRequest\x1a\x1e.ms_enclave.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ms_enclave/v1/system_service.proto\x12\rms_enclave.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetInfoRequest\"\xd8\x02\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65mbedded\x18\x03 \x01(\x08\x12)\n\x06\x65ngine\x18\x04 \x01(\x0b\x32\x19.ms_enclave.v1.EngineInfo\x12\x18\n\x10\x61\x63tive_sandboxes\x18\x05 \x01(\x05\x12\x19\n\x11\x61\x63tive_executions\x18\x06 \x01(\x05\x12\x1e\n\x16guest_protocol_version\x18\x07 \x01(\x05\x12.\n\x0bprotections\x18\x08 \x03(\x0b\x32\x19.ms_enclave.v1.Protection\x12\x17\n\x0fruntime_classes\x18\t \x03(\t\x12)\n\x08identity\x18\n \x01(\x0b\x32\x17.ms_enclave.v1.Identity\"\xd8\x01\n\nProtection\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.ms_enclave.v1.Protection.State\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"|\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_EFFECTIVE\x10\x01\x12\x10\n\x0cSTATE_WAIVED\x10\x02\x12\x10\n\x0cSTATE_ABSENT\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x11\n\rSTATE_UNKNOWN\x10\x05\"\xc5\x01\n\x08Identity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12*\n\x04kind\x18\x04 \x01(\x0e\x32\x1c.ms_enclave.v1.Identity.Kind\"a\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_LOCAL\x10\x01\x12\x11\n\rKIND_EMBEDDED\x10\x02\x12\x0e\n\nKIND_TOKEN\x10\x03\x12\x10\n\x0cKIND_API_KEY\x10\x04\"g\n\nEngineInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\x08\x12\x16\n\x0e\x63group_version\x18\x04 \x01(\x05\x12\x0f\n\x07\x63hannel\x18\x05 \x01(\t2Y\n\rSystemService\x12H\n\x07GetInfo\x12\x1d.ms_enclave.v1.GetInfoRequest\x1a\x1e.ms_enclave.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFOREQUEST']._serialized_start=86
   _globals['_GETINFOREQUEST']._serialized_end=102
   _globals['_GETINFORESPONSE']._serialized_start=105
-  _globals['_GETINFORESPONSE']._serialized_end=333
-  _globals['_ENGINEINFO']._serialized_start=335
-  _globals['_ENGINEINFO']._serialized_end=438
-  _globals['_SYSTEMSERVICE']._serialized_start=440
-  _globals['_SYSTEMSERVICE']._serialized_end=529
+  _globals['_GETINFORESPONSE']._serialized_end=449
+  _globals['_PROTECTION']._serialized_start=452
+  _globals['_PROTECTION']._serialized_end=668
+  _globals['_PROTECTION_STATE']._serialized_start=544
+  _globals['_PROTECTION_STATE']._serialized_end=668
+  _globals['_IDENTITY']._serialized_start=671
+  _globals['_IDENTITY']._serialized_end=868
+  _globals['_IDENTITY_KIND']._serialized_start=771
+  _globals['_IDENTITY_KIND']._serialized_end=868
+  _globals['_ENGINEINFO']._serialized_start=870
+  _globals['_ENGINEINFO']._serialized_end=973
+  _globals['_SYSTEMSERVICE']._serialized_start=975
+  _globals['_SYSTEMSERVICE']._serialized_end=1064
 # @@protoc_insertion_point(module_scope)

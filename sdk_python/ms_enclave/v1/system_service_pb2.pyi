@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -47,6 +50,9 @@ class GetInfoResponse(_message.Message):
     ACTIVE_SANDBOXES_FIELD_NUMBER: _builtins.int
     ACTIVE_EXECUTIONS_FIELD_NUMBER: _builtins.int
     GUEST_PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
+    PROTECTIONS_FIELD_NUMBER: _builtins.int
+    RUNTIME_CLASSES_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of ms-enclave."""
     embedded: _builtins.bool
@@ -65,6 +71,18 @@ class GetInfoResponse(_message.Message):
     def engine(self) -> Global___EngineInfo:
         """The container engine as the daemon last saw it."""
 
+    @_builtins.property
+    def protections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Protection]:
+        """What protects the host from sandboxes, and sandboxes from each other, as it was seen to work."""
+
+    @_builtins.property
+    def runtime_classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The runtime classes that the operator configured; the first is the default."""
+
+    @_builtins.property
+    def identity(self) -> Global___Identity:
+        """Who the daemon takes the caller for."""
+
     def __init__(
         self,
         *,
@@ -75,14 +93,147 @@ class GetInfoResponse(_message.Message):
         active_sandboxes: _builtins.int = ...,
         active_executions: _builtins.int = ...,
         guest_protocol_version: _builtins.int = ...,
+        protections: _abc.Iterable[Global___Protection] | None = ...,
+        runtime_classes: _abc.Iterable[_builtins.str] | None = ...,
+        identity: Global___Identity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "identity", b"identity", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_executions", b"active_executions", "active_sandboxes", b"active_sandboxes", "embedded", b"embedded", "engine", b"engine", "guest_protocol_version", b"guest_protocol_version", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_executions", b"active_executions", "active_sandboxes", b"active_sandboxes", "embedded", b"embedded", "engine", b"engine", "guest_protocol_version", b"guest_protocol_version", "identity", b"identity", "protections", b"protections", "runtime_classes", b"runtime_classes", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetInfoResponse: _TypeAlias = GetInfoResponse  # noqa: Y015
+
+@_typing.final
+class Protection(_message.Message):
+    """One protection of the profile, and what is known of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Protection._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Protection._State.ValueType  # 0
+        """Never sent."""
+        STATE_EFFECTIVE: Protection._State.ValueType  # 1
+        """It was seen to work, by a sandbox made for that."""
+        STATE_WAIVED: Protection._State.ValueType  # 2
+        """It does not work, and the operator's configuration says that this is known."""
+        STATE_ABSENT: Protection._State.ValueType  # 3
+        """This host does not have it, and it is not required."""
+        STATE_FAILED: Protection._State.ValueType  # 4
+        """It is required and does not work: no sandbox is made."""
+        STATE_UNKNOWN: Protection._State.ValueType  # 5
+        """It was not looked at yet."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """What is known."""
+
+    STATE_UNSPECIFIED: Protection.State.ValueType  # 0
+    """Never sent."""
+    STATE_EFFECTIVE: Protection.State.ValueType  # 1
+    """It was seen to work, by a sandbox made for that."""
+    STATE_WAIVED: Protection.State.ValueType  # 2
+    """It does not work, and the operator's configuration says that this is known."""
+    STATE_ABSENT: Protection.State.ValueType  # 3
+    """This host does not have it, and it is not required."""
+    STATE_FAILED: Protection.State.ValueType  # 4
+    """It is required and does not work: no sandbox is made."""
+    STATE_UNKNOWN: Protection.State.ValueType  # 5
+    """It was not looked at yet."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, such as "capabilities"."""
+    state: Global___Protection.State.ValueType
+    """What is known of it."""
+    detail: _builtins.str
+    """One sentence on what was seen."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___Protection.State.ValueType = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Protection: _TypeAlias = Protection  # noqa: Y015
+
+@_typing.final
+class Identity(_message.Message):
+    """Somebody who calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Identity._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Identity._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_LOCAL: Identity._Kind.ValueType  # 1
+        """By reaching a listener that needs no key."""
+        KIND_EMBEDDED: Identity._Kind.ValueType  # 2
+        """By having started the daemon."""
+        KIND_TOKEN: Identity._Kind.ValueType  # 3
+        """By a token."""
+        KIND_API_KEY: Identity._Kind.ValueType  # 4
+        """By a key of the configuration."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """How somebody showed who they are."""
+
+    KIND_UNSPECIFIED: Identity.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_LOCAL: Identity.Kind.ValueType  # 1
+    """By reaching a listener that needs no key."""
+    KIND_EMBEDDED: Identity.Kind.ValueType  # 2
+    """By having started the daemon."""
+    KIND_TOKEN: Identity.Kind.ValueType  # 3
+    """By a token."""
+    KIND_API_KEY: Identity.Kind.ValueType  # 4
+    """By a key of the configuration."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The name of the token or key; "local" or "embedded" without one."""
+    role: _builtins.str
+    """The role of the policy that counts."""
+    tenant: _builtins.str
+    """Whose sandboxes are theirs."""
+    kind: Global___Identity.Kind.ValueType
+    """How they showed it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        role: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        kind: Global___Identity.Kind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "role", b"role", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Identity: _TypeAlias = Identity  # noqa: Y015
 
 @_typing.final
 class EngineInfo(_message.Message):

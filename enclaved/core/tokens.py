@@ -1,0 +1,1 @@
+"""Tokens: who may call, as far as a secret shows it."""

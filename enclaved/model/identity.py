@@ -1,0 +1,40 @@
+"""Who calls."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from enclaved.model.sandboxes import DEFAULT_TENANT
+
+DEFAULT_ROLE: Final = "default"
+"""The role of whoever reaches a listener that needs no key."""
+EMBEDDED_ROLE: Final = "embedded"
+"""The role of the program that started a daemon for itself."""
+
+
+class IdentityKind(enum.StrEnum):
+    """How somebody showed who they are."""
+
+    LOCAL = "local"
+    """By reaching a unix socket or a loopback address that needs no key."""
+    EMBEDDED = "embedded"
+    """By having started the daemon."""
+    TOKEN = "token"  # noqa: S105 - the name of a kind
+    API_KEY = "api_key"
+    """By a key of the configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Somebody who calls."""
+
+    name: str
+    role: str = DEFAULT_ROLE
+    tenant: str = DEFAULT_TENANT
+    kind: IdentityKind = IdentityKind.LOCAL
+
+
+LOCAL: Final = Identity("local")
+EMBEDDED: Final = Identity("embedded", EMBEDDED_ROLE, kind=IdentityKind.EMBEDDED)
