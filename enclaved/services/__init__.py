@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
@@ -25,6 +25,7 @@ from enclaved.metrics import Metrics
 from enclaved.model import LOCAL, Identity
 from enclaved.services._health import Health
 from enclaved.services._interceptors import Calls, Handler, Wrapper
+from enclaved.services._limits import MESSAGE_BYTES_MAX, EdgeLimits
 from enclaved.services.context_service import ContextService
 from enclaved.services.execution_service import ExecutionService
 from enclaved.services.file_service import FileService
@@ -34,32 +35,7 @@ from enclaved.services.sandbox_service import SandboxService
 from enclaved.services.system_service import SystemService
 from enclaved.services.tool_service import ToolService
 
-__all__ = ["MESSAGE_BYTES_MAX", "Calls", "Health", "add_services", "make_server"]
-
-MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
-CALLS_MAX: Final = 512
-"""Calls at once over all connections; further ones are refused with RESOURCE_EXHAUSTED."""
-
-_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
-    ("grpc.so_reuseport", 0),  # by default a second daemon would share the port without a word
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    # As many as calls: a client whose calls all wait for programs must still get through to cancel one.
-    ("grpc.max_concurrent_streams", CALLS_MAX),
-    ("grpc.max_metadata_size", 8 * 1024),
-    ("grpc.absolute_max_metadata_size", 16 * 1024),
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    # Finds clients that vanished without a word, also while a long execution is silent.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    # Ends connections that flood us with pings.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 2),
-    # Old connections go away; calls that run on them may finish first.
-    ("grpc.max_connection_idle_ms", 300_000),
-    ("grpc.max_connection_age_ms", 3_600_000),
-)
+__all__ = ["MESSAGE_BYTES_MAX", "Calls", "EdgeLimits", "Health", "add_services", "make_server"]
 
 
 def make_server(metrics: Metrics, calls: Calls, identity: Identity = LOCAL) -> aio.Server:
@@ -68,7 +44,9 @@ def make_server(metrics: Metrics, calls: Calls, identity: Identity = LOCAL) -> a
     ``identity`` is that of whoever calls without showing another one.
     """
     return aio.server(
-        interceptors=(Wrapper(metrics, calls, identity),), options=_OPTIONS, maximum_concurrent_rpcs=CALLS_MAX
+        interceptors=(Wrapper(metrics, calls, identity),),
+        options=calls.limits.options,
+        maximum_concurrent_rpcs=calls.limits.backstop,
     )
 
 

@@ -24,6 +24,7 @@ from enclaved import errors, log, status
 from enclaved.core.identity import act_as
 from enclaved.metrics import Metrics
 from enclaved.model import Identity
+from enclaved.services._limits import DEFAULT_LIMITS, EdgeLimits, InTime, Shares, first_message, lasts
 
 _log = logging.getLogger(__name__)
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -37,7 +38,8 @@ Context: TypeAlias = "aio.ServicerContext[Any, Any]"
 class Calls:
     """The calls that run now. Once `close` was called, new ones are refused with `ShuttingDown`."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: EdgeLimits = DEFAULT_LIMITS) -> None:
+        self.limits, self.shares = limits, Shares(limits)
         self._active = 0
         self._open = True
         self._idle = asyncio.Event()
@@ -101,15 +103,14 @@ class Wrapper(aio.ServerInterceptor):
         async def wrapped(request: Any, context: Context) -> Any:
             return await self._run(rpc, request, context)
 
-        # A single request is decoded inside `_run`, where a malformed one gets a proper status.
+        # A single request is awaited and decoded inside `_run`: gRPC itself would wait for it without end, and a
+        # malformed one gets a proper status.
         decode = handler.request_deserializer if handler.request_streaming else None
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        return make(wrapped, request_deserializer=decode, response_serializer=handler.response_serializer)
+        make: Any = grpc.stream_stream_rpc_method_handler
+        if not handler.response_streaming:
+            make = grpc.stream_unary_rpc_method_handler
+        made: Handler = make(wrapped, request_deserializer=decode, response_serializer=handler.response_serializer)
+        return made
 
     async def _run(self, rpc: _Rpc, request: Any, context: Context) -> Any:
         started = time.perf_counter()
@@ -118,10 +119,11 @@ class Wrapper(aio.ServerInterceptor):
         act_as(self._identity)
         self._metrics.rpc_started(rpc.kind, rpc.service, rpc.method)
         try:
-            if rpc.is_standard:
-                return await rpc.answer(request, context)
-            with self._calls.running():
-                return await rpc.answer(request, context)
+            with self._calls.shares.held(rpc.lasts, context):
+                if rpc.is_standard:
+                    return await rpc.answer(request, context)
+                with self._calls.running():
+                    return await rpc.answer(request, context)
         except asyncio.CancelledError:
             code = _why_cancelled(context)
             raise
@@ -172,11 +174,18 @@ class _Rpc(NamedTuple):
         """Whether it is health or reflection, which answer to the very end."""
         return self.service.startswith("grpc.")
 
+    @property
+    def lasts(self) -> bool:
+        """Whether its calls may last."""
+        return lasts(self.method, self.kind != "unary")
+
     async def answer(self, request: Any, context: Context) -> Any:
-        """Decodes a single request and runs the handler."""
+        """Awaits and decodes a single request and runs the handler."""
         if self.decode is not None:
-            request = self.decode(request)
+            request = self.decode(await first_message(request, context))
             _bind_ids(request)
+        elif self.is_standard:
+            request = InTime(request)
         answer = self.behaviour(request, context)
         if not isinstance(answer, AsyncGenerator):
             return await answer

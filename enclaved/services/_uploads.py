@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
 import grpc
-from grpc import aio
 from ms_enclave.v1.file_service_pb2 import WriteArchiveRequest, WriteFileRequest
 
 from enclaved.errors import InvalidRequest
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
+from enclaved.services._limits import check_end
 
 MessageT = TypeVar("MessageT", WriteFileRequest, WriteArchiveRequest)
 
@@ -34,18 +34,8 @@ class Upload(Generic[MessageT]):
             text = f"the upload sent nothing for {self._idle_s:g} s; what was there before is unchanged"
             await self._context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         if message is None:
-            await self._check_end()
+            await check_end(self._context)
         return message
-
-    async def _check_end(self) -> None:
-        """Tells the client's end from a cut: gRPC ends the requests of a call that is cut in the same way.
-
-        It says so only a moment later, by cancelling us. But to such a call nothing can be sent any more.
-        """
-        try:
-            await self._context.send_initial_metadata(())
-        except aio.BaseError:
-            raise asyncio.CancelledError from None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self

@@ -32,6 +32,7 @@ from enclaved.errors import InvalidRequest
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
+from enclaved.services._limits import first_message
 from enclaved.services._upward import Upward
 
 
@@ -48,7 +49,7 @@ class ExecutionService:
 
     async def execute(self, requests: AsyncIterator[ExecuteRequest], context: Context) -> None:
         """Runs a tool with input going up while output comes down."""
-        following = await self._open(await anext(requests, ExecuteRequest()))
+        following = await self._open(await first_message(requests, context))
         log.bind(execution_id=following.execution.id)
         upward = Upward(following.execution, following.observe)
         async with asyncio.TaskGroup() as tasks:
