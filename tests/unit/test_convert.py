@@ -121,19 +121,12 @@ def test_a_moment_that_is_none_is_refused_with_its_field():
 # -- onto the wire -----------------------------------------------------------------------------------------------
 
 NOT_SENT = {
-    # Wishes that no policy grants today, so no sandbox has them.
-    "spec.network",
-    "spec.volumes",
-    "spec.ports",
-    "spec.extra_hosts",
-    "spec.platform",
-    "spec.command",
-    "spec.privileged",
+    "spec.privileged",  # no policy grants it, so no sandbox has it
 }
 SHOWN = [
     (model.Sandbox, convert.sandbox, NOT_SENT),
     (model.ToolDescription, convert.tool, set()),
-    (model.SystemInfo, convert.system_info, set()),
+    (model.SystemInfo, lambda value: convert.system_info(value, model.LOCAL), set()),
     (model.Started, lambda value: convert.event(value).started, set()),
     (model.Output, lambda value: convert.event(value).output, set()),
     (model.StatsSample, lambda value: convert.event(value).stats, set()),
@@ -157,7 +150,7 @@ def test_every_field_of_the_model_is_shown(kind, show, not_sent):
 def test_every_field_of_a_spec_is_shown_but_what_is_for_the_guest_only():
     sandbox = filled(model.Sandbox, random.Random(3))
     ignored = ignored_fields(sandbox.spec, lambda spec: convert.sandbox(dataclasses.replace(sandbox, spec=spec)))
-    assert ignored == {"shm_size_bytes", "timeout_max_s", "kill_at_pids_limit"}
+    assert ignored == {"shm_size_bytes", "timeout_max_s", "kill_at_pids_limit", "may_pull", "role"}
 
 
 @pytest.mark.parametrize("part", ["usage", "phases", "exception"])
@@ -250,7 +243,7 @@ MESSAGES_FROM_THE_WIRE = {
 MESSAGES_ONTO_THE_WIRE = {
     *("Sandbox", "Adjustment", "Tool", "EngineInfo", "Started", "Output", "Notice", "Finished", "ExceptionInfo"),
     *("Phases", "LimitHit", "ResourceUsage", "ChannelOffset", "ExecutionEvent", "StatsSample", "Execution", "Context"),
-    "StateChange",
+    *("StateChange", "Protection", "Identity"),
 }
 NOT_SENT_YET = {"RichResult"}
 READ_BY_SERVICES = {"OpenFile", "TerminalSize", "Stdin", "EndOfInput", "Signal", "Acknowledge", "Cancel"}

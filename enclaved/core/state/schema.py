@@ -95,6 +95,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) WITHOUT ROWID
         """,
     ),
+    (
+        "ALTER TABLE sandboxes ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sandboxes ADD COLUMN waived TEXT NOT NULL DEFAULT '[]'",
+        "ALTER TABLE sandboxes ADD COLUMN command_execution_id TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sandboxes ADD COLUMN published_ports TEXT NOT NULL DEFAULT '[]'",
+    ),
 )
 """The statements that lead from each version to the next; the first make version 1.
 

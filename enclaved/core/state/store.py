@@ -13,8 +13,8 @@ from enclaved.core.state.chronicle import Chronicle, EndedRequest, Write
 from enclaved.core.state.database import Database
 from enclaved.core.state.names import Names
 from enclaved.core.state.pools import LeaseTable, PoolTable
-from enclaved.core.state.rows import SandboxRow, decode, encode, encode_as, shallow
-from enclaved.model import Adjustment, Finished, SandboxEvent, SandboxSpec, SandboxState, StateChange
+from enclaved.core.state.rows import SandboxRow, decode, differing, encode, encode_as, shallow
+from enclaved.model import Adjustment, Finished, PortMapping, SandboxEvent, SandboxSpec, SandboxState, StateChange
 from enclaved.runtime.base import Image
 
 DATABASE_NAME: Final = "state.db"
@@ -157,11 +157,13 @@ _SAVE_SANDBOX: Final = """
     INSERT OR REPLACE INTO sandboxes (
         id, number, spec, adjustments, labels, uid, directory, container_id, image, env, state,
         state_reason, created_at, updated_at, expires_monotonic_s, boot_id, pool_id,
-        tenant, request_id, request_digest, revision, used_monotonic_s, limits_due, history
+        tenant, request_id, request_digest, revision, used_monotonic_s, limits_due, history,
+        owner, waived, command_execution_id, published_ports
     ) VALUES (
         :id, :number, :spec, :adjustments, :labels, :uid, :directory, :container_id, :image, :env, :state,
         :state_reason, :created_at, :updated_at, :expires_monotonic_s, :boot_id, :pool_id,
-        :tenant, :request_id, :request_digest, :revision, :used_monotonic_s, :limits_due, :history
+        :tenant, :request_id, :request_digest, :revision, :used_monotonic_s, :limits_due, :history,
+        :owner, :waived, :command_execution_id, :published_ports
     )
 """
 _NOTE_USE: Final = "UPDATE sandboxes SET used_monotonic_s = :used_monotonic_s WHERE id = :id AND number = :number"
@@ -180,7 +182,7 @@ _FORGET_EXECUTION: Final = "DELETE FROM executions WHERE id = :id"
 def _sandbox_values(row: SandboxRow) -> dict[str, Any]:
     return {
         **shallow(row),
-        "spec": encode(row.spec),
+        "spec": encode(differing(row.spec)),
         "adjustments": encode(row.adjustments),
         "labels": encode(row.labels),
         "image": encode(row.image),
@@ -189,6 +191,8 @@ def _sandbox_values(row: SandboxRow) -> dict[str, Any]:
         "created_at": row.created_at.isoformat(),
         "updated_at": row.updated_at.isoformat(),
         "history": encode(row.history),
+        "waived": encode(row.waived),
+        "published_ports": encode(row.published_ports),
     }
 
 
@@ -204,6 +208,8 @@ def _sandbox(values: dict[str, Any]) -> SandboxRow:
         "updated_at": datetime.fromisoformat(values["updated_at"]),
         "limits_due": bool(values["limits_due"]),
         "history": decode(tuple[StateChange, ...], values["history"]),
+        "waived": decode(tuple[str, ...], values["waived"]),
+        "published_ports": decode(tuple[PortMapping, ...], values["published_ports"]),
     }
     return SandboxRow(**{**values, **decoded})
 

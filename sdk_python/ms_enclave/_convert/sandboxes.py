@@ -110,6 +110,7 @@ _TO_SPEC: dict[str, Callable[[sandbox_pb.SandboxSpec, Any], None]] = {
     "command": _command,
     "privileged": _set("privileged"),
     "auto_resume": _set("auto_resume"),
+    "runtime_class": _set("runtime_class"),
     "resource_limits": _limits,
 }
 """How each documented field travels. The others (pull_progress, ...) are accepted and do not."""
@@ -130,6 +131,14 @@ def sandbox_info(message: sandbox_pb.Sandbox) -> SandboxInfo:
         ]
     metadata["active_executions"] = message.active_executions
     metadata["tenant"], metadata["revision"] = message.tenant, message.revision
+    if message.owner:
+        metadata["owner"] = message.owner
+    if message.waived:
+        metadata["waived"] = list(message.waived)
+    if message.command_execution_id:
+        metadata["command_execution_id"] = message.command_execution_id
+    if message.published_ports:
+        metadata["ports"] = {p.container_port: (p.host_address, p.host_port) for p in message.published_ports}
     if message.HasField("last_use_time"):
         metadata["last_used_at"] = local_time(message.last_use_time).isoformat()
     return SandboxInfo(
@@ -177,6 +186,8 @@ def effective_config(message: sandbox_pb.SandboxSpec) -> dict[str, Any]:
         found["platform"] = message.platform
     if message.command:
         found["command"] = list(message.command)
+    if message.runtime_class:
+        found["runtime_class"] = message.runtime_class
     return found
 
 

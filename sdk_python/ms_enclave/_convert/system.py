@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from ms_enclave._model import HealthCheckResult, ToolInfo
 from ms_enclave.v1 import system_service_pb2 as system_pb
@@ -31,5 +33,26 @@ def health(message: system_pb.GetInfoResponse) -> HealthCheckResult:
             "channel": message.engine.channel,
             "active_executions": message.active_executions,
             "guest_protocol_version": message.guest_protocol_version,
+            "protections": {each.name: _protection(each) for each in message.protections},
+            "runtime_classes": list(message.runtime_classes),
+            "identity": {
+                "name": message.identity.name,
+                "role": message.identity.role,
+                "tenant": message.identity.tenant,
+                "kind": _plain_name(system_pb.Identity.Kind.Name, message.identity.kind, "KIND_"),
+            },
         },
     )
+
+
+def _protection(message: system_pb.Protection) -> dict[str, str]:
+    state = _plain_name(system_pb.Protection.State.Name, message.state, "STATE_")
+    return {"state": state, "detail": message.detail}
+
+
+def _plain_name(name_of: Callable[[Any], str], number: int, prefix: str) -> str:
+    """The name of a value of an enumeration; the number itself where a newer daemon sends one that is not known."""
+    try:
+        return name_of(number).removeprefix(prefix).lower()
+    except ValueError:
+        return str(number)

@@ -187,6 +187,9 @@ class DockerSandboxConfig(SandboxConfig):
     privileged: bool = Field(default=False, description="Refused under every policy")
     remove_on_exit: bool = Field(default=True, description="Whether stop() removes the container and its files")
     auto_resume: bool = Field(default=False, description="Whether it is resumed by itself when used while paused")
+    runtime_class: str | None = Field(
+        default=None, description="What isolates it, such as runsc, where the operator configured that; None: runc"
+    )
     pull_progress: bool = Field(default=False, description="Accepted; the daemon logs its pulls")
     pull_progress_interval: float = Field(default=3.0, description="Accepted; see pull_progress")
     docker_executor_workers: int = Field(default=8, description="Accepted and ignored")

@@ -77,6 +77,7 @@ def test_a_request_for_nothing_gets_the_defaults() -> None:
             timeout_max_s=3600.0,
             ttl_s=86400.0,
             remove_on_exit=True,
+            role="default",
         ),
         (),
     )

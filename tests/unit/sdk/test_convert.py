@@ -49,6 +49,7 @@ EVERYTHING = DockerSandboxConfig(
     command="sleep 'a b'",
     privileged=False,
     auto_resume=True,
+    runtime_class="runsc",
     resource_limits={"pids_limit": 64, "working_dir_size": "64m", "tmp_size": 1024, "ttl": 60, "idle_timeout": 30},
 )
 
