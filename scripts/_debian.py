@@ -21,6 +21,7 @@ from _console import CommandFailed, Progress, Refused, run, run_script
 
 MIRROR_TIMEOUT_S = 20.0
 RELEASE_BYTES_MAX = 1024 * 1024
+_SCHEMES = ("http", "https")
 _ONE_LINE = re.compile(r"deb\s+(?:\[[^]]*\]\s+)?(https?://\S+)")
 
 
@@ -60,6 +61,27 @@ def install(packages: Iterable[str]) -> None:
             except CommandFailed as error:
                 message = "\n  ".join([f"apt-get cannot install {' '.join(names)}:", *error.tail])
                 raise Refused(message) from error
+
+
+def write_apt_config(root: Path, mirror: str, suite: str) -> Path:
+    """Lets this machine's apt install packages below another root, from one mirror; returns apt's configuration.
+
+    Packages come over this machine's network and proxies; their scripts run in the other root.
+    """
+    for name in ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/log/apt", "etc/apt"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "etc/apt/sources.list").write_text(f"deb {mirror} {suite} main\n")
+    lines = [
+        f'Dir "{root}";',
+        f'DPkg::Chroot-Directory "{root}";',
+        'Acquire::Languages "none";',
+        # Its own user may not be able to reach the root, which lies in a cache of ours.
+        'APT::Sandbox::User "root";',
+        *(f'Acquire::{scheme}::Proxy "{proxy}";' for scheme, proxy in _proxies().items() if scheme in _SCHEMES),
+    ]
+    file = root.with_suffix(".apt.conf")
+    file.write_text("\n".join(lines) + "\n")
+    return file
 
 
 def architecture() -> str:

@@ -64,7 +64,8 @@ def roots(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces the long build by one that writes a word; lists what it built."""
     built: list[Path] = []
 
-    def make_root(recipe: Any, target: Path, *, mirror: str) -> None:
+    def make_root(recipe: Any, target: Path, *, mirror: str, base: Path | None = None) -> None:
+        assert (base is not None and base.exists()) == bool(recipe.extends)
         built.append(target)
         target.write_bytes(f"root {len(built)}".encode())
 
@@ -126,6 +127,35 @@ def test_each_recipe_has_a_name_and_a_cache_of_its_own(engine: Engine, roots: li
         assert build_image.main(arguments) == 0
     assert [name for name, _, _ in engine.imported] == [NAME, "ms-enclave/systemd:12", "mine:1", "mine:2"]
     assert [path.name.partition("-")[0] for path in roots] == ["root", "systemd"]
+
+
+def test_an_image_that_extends_another_begins_with_the_root_of_that_one(engine: Engine, roots: list[Path]) -> None:
+    assert build_image.main(["--recipe", "toolchain"]) == 0
+    assert build_image.main([]) == 0
+    assert [path.name.partition("-")[0] for path in roots] == ["root", "toolchain"]
+    assert [name for name, _, _ in engine.imported] == ["ms-enclave/toolchain:12", NAME]
+
+
+def test_a_change_of_the_extended_recipe_makes_the_other_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    toolchain, python = build_image.KINDS["toolchain"], build_image.KINDS["python"]
+    before = toolchain.recipe.key("amd64")
+    changed = dataclasses.replace(python, recipe=dataclasses.replace(python.recipe, version=2))
+    monkeypatch.setitem(build_image.KINDS, "python", changed)
+    assert toolchain.recipe.key("amd64") != before
+
+
+def test_packages_are_added_below_the_other_root_from_one_mirror_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(debian, "_proxies", lambda: {"http": "http://proxy.example:3128", "no": "localhost"})
+    root = tmp_path / "root"
+    file = debian.write_apt_config(root, "http://m.example/debian", "bookworm")
+    assert file == tmp_path / "root.apt.conf"
+    lines = file.read_text().splitlines()
+    assert f'Dir "{root}";' in lines
+    assert f'DPkg::Chroot-Directory "{root}";' in lines
+    assert [line for line in lines if "Proxy" in line] == ['Acquire::http::Proxy "http://proxy.example:3128";']
+    assert (root / "etc/apt/sources.list").read_text() == "deb http://m.example/debian bookworm main\n"
 
 
 def test_an_engine_of_another_processor_gets_no_image(engine: Engine, roots: list[Path]) -> None:
