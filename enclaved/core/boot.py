@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,10 @@ class Boot:
         self._uids: set[int] = set()
         self._old_directories = set((settings.state_dir / "s").glob("*"))
         self._lacking: set[str] = set()
+        self.canaries: dict[str, SandboxRecord] = {}
+        """Sandboxes of the daemon's own, which are listed nowhere, by id."""
+        self.protected: Callable[[str], Awaitable[None]] = _nothing_to_wait_for
+        """Waits until protections were seen to work here, given an image to look with. Raises `EngineRefused`."""
 
     def take_uid(self) -> int:
         """Draws a user id that no other live sandbox of this daemon has. Random, since engines are shared."""
@@ -133,12 +138,14 @@ class Boot:
             shutil.rmtree(self._old_directories.pop(), ignore_errors=True)
 
     async def up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
-        """Makes and starts the container, and waits for its guest.
+        """Makes and starts the container, and waits for its guest, and until protections were seen to work.
 
         Leaves nothing behind when it fails, unless the engine is away: then the record still names the container.
         """
         try:
             await self._up(record, remaining_ttl_s)
+            if record.id not in self.canaries:
+                await self.protected(record.spec.image)
         except BaseException:
             try:
                 await self._background.finish(self.down(record), f"undo {record.id}")
@@ -234,6 +241,7 @@ class Boot:
             await self._start_once(record, replace(plan, interpreter_dir=interpreter_dir), link)
 
     async def _start_once(self, record: SandboxRecord, plan: ContainerPlan, link: GuestLink) -> None:
+        record.plan = plan
         record.container_id = await self._runtime.create(plan)
         async with self._runtime.starting(record.container_id) as stderr:
             if link.attaches:
@@ -336,6 +344,10 @@ class Boot:
             await self._runtime.unpause(record.container_id)
         if record.link is not None:
             record.link.send({"type": "resume"})
+
+
+async def _nothing_to_wait_for(image: str) -> None:
+    """Where protections are not looked at, as in tests without containers."""
 
 
 def _socket_dir(record: SandboxRecord) -> Path:

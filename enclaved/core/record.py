@@ -26,7 +26,7 @@ from enclaved.model import (
     SandboxState,
     StateChange,
 )
-from enclaved.runtime.base import Counters, Image
+from enclaved.runtime.base import ContainerPlan, Counters, Image
 
 HISTORY_MOST: Final = 100
 """Changes of its state that a sandbox remembers."""
@@ -53,6 +53,8 @@ class SandboxRecord:
     state_reason: str = ""
     image: Image | None = None
     container_id: str | None = None
+    plan: ContainerPlan | None = None
+    """What the engine was given for its container; ``None`` if an earlier daemon made it."""
     link: GuestLink | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -56,7 +56,7 @@ class DockerRuntime:
     ``engine_url`` is ``unix:///path`` or ``tcp://host:port`` (see `detect_engine_url`). An engine that does not see the
     daemon's files under the same paths needs plans with ``guest_arguments``. ``image_aliases`` names images of the
     engine for names that need a registry. Nothing is asked of the engine before the first call, and one that was away
-    is found again.
+    is found again. ``waived`` names protections that the operator does without, where the engine says it lacks them.
     """
 
     def __init__(
@@ -66,9 +66,10 @@ class DockerRuntime:
         image_aliases: Mapping[str, str] = _NO_ALIASES,
         deadlines: Deadlines | None = None,
         cgroup_root: Path = DEFAULT_ROOT,
+        waived: Collection[str] = (),
     ) -> None:
         self._deadlines = deadlines or Deadlines()
-        self._engine = Engine(engine_url, self._deadlines)
+        self._engine = Engine(engine_url, self._deadlines, waived=waived)
         # Each channel keeps a connection for as long as its sandbox runs.
         self._channels = Engine(engine_url, self._deadlines, connections_max=0)
         self._images = Images(self._engine, image_aliases)

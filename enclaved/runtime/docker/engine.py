@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -62,11 +62,15 @@ class _Client:
 class Engine:
     """One engine. Survives its restarts: after a failed call the next one makes a new client.
 
-    ``connections_max``: how many connections it may have open at once; more wait. 0: any number.
+    ``connections_max``: how many connections it may have open at once; more wait. 0: any number. ``waived``: names of
+    protections that the operator does without.
     """
 
-    def __init__(self, url: str, deadlines: Deadlines, *, connections_max: int = 100) -> None:
+    def __init__(
+        self, url: str, deadlines: Deadlines, *, connections_max: int = 100, waived: Collection[str] = ()
+    ) -> None:
         self.url = checked_engine_url(url)
+        self._waived = waived
         self.deadlines = deadlines
         self._connections_max = connections_max
         self._client: _Client | None = None
@@ -116,7 +120,7 @@ class Engine:
         if self._client is not None and self._client.facts is not None:
             return self._client.facts
         async with self.calling("say what it is", self.deadlines.query_s) as docker:
-            facts = facts_of(await docker.system.info())
+            facts = facts_of(await docker.system.info(), self._waived)
         if self._client is not None:
             self._client.facts = facts
         return facts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,11 @@ from enclaved.errors import EngineRefused
 CGROUP_DRIVERS = ("cgroupfs", "systemd")
 
 _REQUIRED_LIMITS = {
-    "MemoryLimit": "memory limits",
-    "PidsLimit": "limits on the number of processes",
-    "CpuCfsQuota": "CPU limits",
+    "MemoryLimit": ("memory_limit", "memory limits"),
+    "PidsLimit": ("pids_limit", "limits on the number of processes"),
+    "CpuCfsQuota": ("cpu_limit", "CPU limits"),
 }
+"""What an engine says it has, and the name of the protection that hangs on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +30,28 @@ class EngineFacts:
     """CPUs of the machine. An engine refuses a limit above it, although that means no more than "all of them"."""
 
 
-def facts_of(info: Mapping[str, Any]) -> EngineFacts:
-    """Reads the answer of ``GET /info``.
+def lacking(info: Mapping[str, Any]) -> dict[str, str]:
+    """What an engine says it does not enforce: names of protections, with words for them."""
+    found = {name: words for key, (name, words) in _REQUIRED_LIMITS.items() if info.get(key) is not True}
+    if not _filters_system_calls(info.get("SecurityOptions") or ()):
+        found["engine_filter"] = "a seccomp filter"
+    return found
+
+
+def facts_of(info: Mapping[str, Any], waived: Collection[str] = ()) -> EngineFacts:
+    """Reads the answer of ``GET /info``. ``waived`` are names of protections that the operator does without.
 
     Raises `EngineRefused` if the engine would take a limit or the system call filter and then not enforce it: engines
     answer such a create with success and a warning that nobody reads.
     """
-    lacking = [words for key, words in _REQUIRED_LIMITS.items() if info.get(key) is not True]
-    if not _filters_system_calls(info.get("SecurityOptions") or ()):
-        lacking.append("a seccomp filter")
+    missing = [words for name, words in lacking(info).items() if name not in waived]
     driver = str(info.get("CgroupDriver", ""))
     if driver not in CGROUP_DRIVERS:
-        lacking.append(f"a control group driver (it has {driver!r})")
-    if lacking:
+        missing.append(f"a control group driver (it has {driver!r})")
+    if missing:
         raise EngineRefused(
             "isolate a sandbox",
-            f"it does not enforce {', '.join(lacking)}; 'docker info' shows why. "
+            f"it does not enforce {', '.join(missing)}; 'docker info' shows why. "
             "Sandboxes run only where every limit is enforced",
         )
     return EngineFacts(
