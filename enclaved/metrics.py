@@ -83,6 +83,14 @@ class Metrics:
         self._rpcs: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._rpcs_ended: dict[tuple[str, str, str, str], Counter] = {}
         self._http = Counter("enclaved_http_requests", "HTTP requests answered.", ("route", "code"), registry=registry)
+        self._http_connections = Gauge(
+            "enclaved_http_connections", "Connections to the HTTP API that are open.", registry=registry
+        )
+        self._http_refused = Counter(
+            "enclaved_http_connections_refused",
+            "Connections to the HTTP API that were closed at once, since there were too many.",
+            registry=registry,
+        )
         self._sandboxes = Gauge("enclaved_sandboxes", "Sandboxes by state.", ("state",), registry=registry)
         self._created = Counter(
             "enclaved_sandboxes_created", "Creations of sandboxes by outcome.", ("outcome",), registry=registry
@@ -208,6 +216,21 @@ class Metrics:
             registry=registry,
         )
         self._reload_ok.set(1)
+        self._auth_failures = Counter(
+            "enclaved_auth_failures",
+            "Calls refused since they had no valid token or key, by listener.",
+            ("listener",),
+            registry=registry,
+        )
+        self._tokens = Gauge("enclaved_tokens", "Tokens that are valid.", registry=registry)
+        self._certificate_end = Gauge(
+            "enclaved_tls_certificate_not_after_timestamp_seconds",
+            "When the certificate of the listeners expires; 0 without one.",
+            registry=registry,
+        )
+        self._certificate_reloads = Counter(
+            "enclaved_tls_reloads", "Reloads of a changed certificate by outcome.", ("outcome",), registry=registry
+        )
         self._pool_members = Gauge("enclaved_pool_members", "Members of pools by state.", ("state",), registry=registry)
         self._pool_waiting = Gauge(
             "enclaved_pool_waiting", "Calls that wait for a free member of a pool.", registry=registry
@@ -265,6 +288,9 @@ class Metrics:
             self._engine_channel.labels(channel.value)
         for outcome in ("ok", "error"):
             self._reloads.labels(outcome)
+            self._certificate_reloads.labels(outcome)
+        for listener in ("unix", "tcp", "http", "metrics"):
+            self._auth_failures.labels(listener)
         # A counter that is there from the start: Prometheus sees no increase in a series that begins with 1.
         for outcome in ("ok", "limit_reached"):
             self._created.labels(outcome)
@@ -313,6 +339,14 @@ class Metrics:
         self._http.labels(route, str(code)).inc()
         if code == 500:
             self._faults.inc()
+
+    def http_connection(self, change: int) -> None:
+        """Counts a connection to the HTTP API that is opened (1) or closed (-1)."""
+        self._http_connections.inc(change)
+
+    def http_connection_refused(self) -> None:
+        """Counts a connection to the HTTP API that was closed at once, since there were too many."""
+        self._http_refused.inc()
 
     def sandbox_moved(self, before: SandboxState | None, after: SandboxState | None) -> None:
         """Moves one sandbox from state to state; ``None`` before it exists and after it is forgotten."""
@@ -434,6 +468,22 @@ class Metrics:
         """Counts one reading of the configuration after the start."""
         self._reloads.labels("ok" if successful else "error").inc()
         self._reload_ok.set(1 if successful else 0)
+
+    def auth_failed(self, listener: str) -> None:
+        """Counts one call without a valid token or key at a listener (unix, tcp, http or metrics)."""
+        self._auth_failures.labels(listener).inc()
+
+    def tokens_valid(self, count: int) -> None:
+        """Says how many tokens are valid."""
+        self._tokens.set(count)
+
+    def certificate_loaded(self, not_after_s: float) -> None:
+        """Says when the certificate in use expires, in seconds since the epoch."""
+        self._certificate_end.set(not_after_s)
+
+    def certificate_reloaded(self, successful: bool) -> None:
+        """Counts one look at a changed certificate."""
+        self._certificate_reloads.labels("ok" if successful else "error").inc()
 
     def pool_member_moved(self, before: MemberState | None, after: MemberState | None) -> None:
         """Moves one member of a pool from state to state; ``None`` before it is there and after it is gone."""

@@ -14,6 +14,7 @@ from enclaved.cli.common import ExitCode, leave
 from enclaved.cli.configuration import config
 from enclaved.cli.prune import prune
 from enclaved.cli.run import run
+from enclaved.cli.tokens import token
 from enclaved.config import ConfigError
 
 __all__ = ["ExitCode", "enclaved", "main"]
@@ -61,6 +62,7 @@ def enclaved() -> None:
       enclaved config show                          every setting in force, and where it came from
       enclaved config check /etc/enclaved/config.toml
       enclaved prune --dry-run                      what daemons that are gone left behind
+      enclaved token create ci                      a token for somebody who calls from another machine
 
     \b
     Exit codes:
@@ -71,5 +73,5 @@ def enclaved() -> None:
     """
 
 
-for _command in (run, config, prune):
+for _command in (run, config, prune, token):
     enclaved.add_command(_command)

@@ -32,7 +32,16 @@ from enclaved.model.executions import (
     Verdict,
 )
 from enclaved.model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch, Unpacked
-from enclaved.model.identity import DEFAULT_ROLE, EMBEDDED, EMBEDDED_ROLE, LOCAL, Identity, IdentityKind
+from enclaved.model.identity import (
+    DEFAULT_ROLE,
+    EMBEDDED,
+    EMBEDDED_ROLE,
+    LOCAL,
+    SCOPES,
+    Identity,
+    IdentityKind,
+    Scope,
+)
 from enclaved.model.pools import (
     POOL_REFILL_PER_S,
     Claimed,
@@ -75,7 +84,16 @@ from enclaved.model.sandboxes import (
     StateChange,
     Volume,
 )
-from enclaved.model.tools import CommandJob, FileJob, FileOperation, Job, PythonJob, ToolDescription
+from enclaved.model.tools import (
+    CommandJob,
+    FileJob,
+    FileOperation,
+    ImportRules,
+    Job,
+    PathRules,
+    PythonJob,
+    ToolDescription,
+)
 
 __all__ = [
     "CHANNEL_NAMES",
@@ -86,6 +104,7 @@ __all__ = [
     "EMPTY",
     "LOCAL",
     "POOL_REFILL_PER_S",
+    "SCOPES",
     "STDERR",
     "STDOUT",
     "TERMINAL",
@@ -111,6 +130,7 @@ __all__ = [
     "Finished",
     "Identity",
     "IdentityKind",
+    "ImportRules",
     "Intervention",
     "Job",
     "Lease",
@@ -125,6 +145,7 @@ __all__ = [
     "NoticeKind",
     "OnAwaitingInput",
     "Output",
+    "PathRules",
     "Phases",
     "PoolChange",
     "PoolCounters",
@@ -153,6 +174,7 @@ __all__ = [
     "SandboxSpec",
     "SandboxState",
     "SandboxUpdate",
+    "Scope",
     "SearchMatch",
     "SignalSender",
     "Started",

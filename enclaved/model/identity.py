@@ -26,6 +26,22 @@ class IdentityKind(enum.StrEnum):
     """By a key of the configuration."""
 
 
+class Scope(enum.StrEnum):
+    """What sort of thing a call does. A role has scopes; every method of the contract needs one."""
+
+    READ = "read"
+    """To look at what there is: sandboxes, executions and their output, pools, the daemon."""
+    RUN = "run"
+    """To run programs and to move files, in sandboxes and pools that are there."""
+    CREATE = "create"
+    """To make, change and end sandboxes and pools, and to have images pulled."""
+    ADMIN = "admin"
+    """What concerns everybody who uses the daemon: its metrics, where they need a key."""
+
+
+SCOPES: Final = frozenset(Scope)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Somebody who calls."""

@@ -1,1 +1,0 @@
-"""Tokens: who may call, as far as a secret shows it."""
