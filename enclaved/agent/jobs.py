@@ -57,6 +57,8 @@ def encode_job(job: Job, env: Mapping[str, str]) -> WireJob:
         case PythonJob():
             context = job.context
             document: dict[str, object] = {"kind": "python", "code": job.code, "env": dict(env)}
+            if job.imports is not None:
+                document["imports"] = {"allowed": job.imports.allowed, "blocked": job.imports.blocked}
         case CommandJob():
             document = {"kind": "command", "argv": list(job.argv), "shell": job.shell, "env": dict(env)}
         case FileJob():
@@ -84,6 +86,12 @@ def encode_job(job: Job, env: Mapping[str, str]) -> WireJob:
                 "names": list(job.names),
                 "upload_id": job.upload_id,
             }
+            if job.rules is not None:
+                document["rules"] = {
+                    "allowed": job.rules.allowed,
+                    "blocked": job.rules.blocked,
+                    "size_max_bytes": job.rules.size_max_bytes,
+                }
     encoded = _ENCODE(document).encode()
     if len(encoded) > MAX_JOB_BYTES:
         hint = f"the job is {len(encoded)} bytes, more than {MAX_JOB_BYTES}; put large content into files"

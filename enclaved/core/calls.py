@@ -35,13 +35,13 @@ class Calls:
         if call.execution_id:
             check_execution_id(call.execution_id)
         tool = self._enabled(call.tool, record)
-        prepared = self._tools.prepare(call.tool, call.parameters, (record.spec.tools or {}).get(tool, {}))
+        prepared = self._tools.prepare(call.tool, call.parameters, self._tools.options_in(tool, record.spec.tools))
         job = _in_context(prepared.job, call.context)
         if call.terminal is not None:
             _check_terminal(job)
         options = RunOptions(
             timeout_s=execution_timeout(call.timeout_s, prepared.timeout_s, record.spec),
-            output_limit_bytes=call.output_limit_bytes,
+            output_limit_bytes=_least(call.output_limit_bytes, prepared.output_limit_bytes),
             stdin=call.stdin or call.terminal is not None,
             merge_stderr=call.merge_stderr,
             idle_timeout_s=call.idle_timeout_s,
@@ -61,6 +61,11 @@ class Calls:
         if not tool or (enabled is not None and tool not in enabled):
             raise ToolNotFound(name[:100], tuple(sorted(enabled if enabled is not None else self._tools.names())))
         return tool
+
+
+def _least(*limits: int | None) -> int | None:
+    """The tightest of limits that may be there or not."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _in_context(job: Job, name: str) -> Job:

@@ -19,11 +19,32 @@ class ToolDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportRules:
+    """What a program may import, by the names of modules; what is in a module goes with it. A guard rail."""
+
+    allowed: tuple[str, ...] | None = None
+    """``None``: everything that is not blocked."""
+    blocked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PathRules:
+    """What a `FileJob` may touch: absolute paths, or paths below the working directory, with what is in them."""
+
+    allowed: tuple[str, ...] | None = None
+    """``None``: everything that is not blocked."""
+    blocked: tuple[str, ...] = ()
+    size_max_bytes: int | None = None
+    """Largest file that may be read."""
+
+
+@dataclass(frozen=True, slots=True)
 class PythonJob:
     """Runs Python source: in the named context, or (``context=None``) in a fresh interpreter."""
 
     code: str
     context: str | None = "default"
+    imports: ImportRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +121,8 @@ class FileJob:
     """For reading an archive: only these files, by their paths below the directory; empty: everything."""
     upload_id: str = ""
     """For a write: names what has arrived, so that ``offset`` can go on there; empty: nothing is kept."""
+    rules: PathRules | None = None
+    """For operations on one path: what of it is allowed; a path is compared after its links were followed."""
 
 
 Job = PythonJob | CommandJob | FileJob

@@ -11,13 +11,16 @@ from typing import Annotated
 from pydantic import Field, WithJsonSchema
 
 from enclaved.errors import InvalidRequest
-from enclaved.model import FileJob
+from enclaved.model import FileJob, PathRules
 from enclaved.model import FileOperation as Operation
-from enclaved.tools.base import Strict, Timed, Tool, check_argument, refused
+from enclaved.tools.base import Strict, Tool, check_argument, refused
+from enclaved.tools.restrictions import FileOptions
 
 PATH_LIMIT_BYTES = 4096
 
 _OPERATIONS = ("create", "read", "write", "delete", "list", "exists")
+_OF_FILES = ("create", "read", "write", "delete")
+"""Operations to which `FileOptions.allowed_extensions` and ``max_file_size`` apply; others look at directories."""
 _CODECS = frozenset(_aliases) | {module.name for module in pkgutil.iter_modules(encodings.__path__)}
 
 
@@ -45,36 +48,43 @@ class FileOperationTool(Tool):
     aliases = ()
     description = "Create, read, write, delete, list and look for files"
     Params = FileParams
-    Options = Timed
+    Options = FileOptions
 
-    def plan(self, params: FileParams, options: Timed) -> FileJob:
-        """Plans the operation. Refuses what no file can be called, unknown operations and unknown encodings."""
+    def plan(self, params: FileParams, options: FileOptions) -> FileJob:
+        """Plans the operation. Refuses impossible names, unknown operations and encodings, and what is excluded.
+
+        What depends on links and on what is there, the guest refuses.
+        """
         path = params.file_path
         if not path.strip():
             raise refused("file_path", "No file path provided")
         check_argument("file_path", path, PATH_LIMIT_BYTES, "use a shorter path")
         encoding = _encoding(params.encoding)
+        rules = options.path_rules()
+        if params.operation in _OF_FILES:
+            options.check_name(path)
+            options.check_size(params.content or "", encoding or "utf-8")
         match params.operation:
             case "create":
-                return _write(path, params.content or "", encoding)
+                return _write(path, params.content or "", encoding, rules)
             case "write":
                 if params.content is None:
                     raise refused("content", "Content is required for write operation")
-                return _write(path, params.content, encoding)
+                return _write(path, params.content, encoding, rules)
             case "read":
-                return FileJob(Operation.READ, path, encoding=encoding)
+                return FileJob(Operation.READ, path, encoding=encoding, rules=rules)
             case "delete":
                 report = f"Successfully deleted: {path}"
-                return FileJob(Operation.DELETE, path, report=report, recursive=True, missing_ok=True)
+                return FileJob(Operation.DELETE, path, report=report, recursive=True, missing_ok=True, rules=rules)
             case "list":
-                return FileJob(Operation.LIST, path)
+                return FileJob(Operation.LIST, path, rules=rules)
             case "exists":
-                return FileJob(Operation.EXISTS, path)
+                return FileJob(Operation.EXISTS, path, rules=rules)
             case unknown:
                 raise refused("operation", f"Unknown operation: {unknown[:100]}")
 
 
-def _write(path: str, content: str, encoding: str | None) -> FileJob:
+def _write(path: str, content: str, encoding: str | None, rules: PathRules | None) -> FileJob:
     return FileJob(
         Operation.WRITE,
         path,
@@ -82,6 +92,7 @@ def _write(path: str, content: str, encoding: str | None) -> FileJob:
         encoding=encoding,
         create_parents=True,
         report=f"File written successfully: {path}",
+        rules=rules,
     )
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from enclaved.model import PythonJob
 from enclaved.tools.base import Timed, Tool, refused
+from enclaved.tools.restrictions import PythonOptions
 
 
 class PythonParams(Timed):
@@ -24,10 +25,11 @@ class PythonExecutorTool(Tool):
     aliases = ()
     description = "Execute Python code in an isolated environment; variables are kept between calls"
     Params = PythonParams
-    Options = Timed
+    Options = PythonOptions
 
-    def plan(self, params: PythonParams, options: Timed) -> PythonJob:
+    def plan(self, params: PythonParams, options: PythonOptions) -> PythonJob:
         """Plans the run. Refuses blank code."""
         if not params.code.strip():
             raise refused("code", "No code provided")
-        return PythonJob(params.code, context=None) if params.isolated else PythonJob(params.code)
+        imports = options.import_rules()
+        return PythonJob(params.code, None, imports) if params.isolated else PythonJob(params.code, imports=imports)

@@ -16,6 +16,7 @@ from enclaved.model import EMPTY, Job, ToolDescription
 from enclaved.tools.base import Timed, Tool, describe
 from enclaved.tools.file_operation import FileOperationTool
 from enclaved.tools.python_executor import PythonExecutorTool
+from enclaved.tools.restrictions import Programs
 from enclaved.tools.shell_executor import CommandTool, ShellExecutorTool
 
 GROUP = "enclaved.tools"
@@ -44,6 +45,8 @@ class PreparedCall:
     job: Job
     timeout_s: float | None
     """The timeout of the parameters, else of the options; 0: the longest allowed; ``None``: neither says."""
+    output_limit_bytes: int | None = None
+    """The limit of the options; ``None``: they set none."""
 
 
 class ToolRegistry:
@@ -125,7 +128,25 @@ class ToolRegistry:
         chosen = self._options(tool, options)
         job = tool.plan(params, chosen)
         timeouts = (model.chosen_timeout_s() for model in (params, chosen) if isinstance(model, Timed))
-        return PreparedCall(tool.name, job, next((seconds for seconds in timeouts if seconds is not None), None))
+        timeout_s = next((seconds for seconds in timeouts if seconds is not None), None)
+        limit = chosen.max_output_size if isinstance(chosen, Programs) else None
+        return PreparedCall(tool.name, job, timeout_s, limit)
+
+    def option_names(self, name: str) -> tuple[str, ...]:
+        """Lists the options of a tool, sorted. Raises `ToolNotFound`."""
+        return tuple(sorted(self.get(name).Options.model_fields))
+
+    def options_in(self, name: str, tools: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Any]:
+        """Finds the options that a tool has in a sandbox with these tools (canonical name to options; ``None``: all).
+
+        What restricts ``shell_executor`` there restricts the internal tool ``command``; a timeout is its own affair.
+        """
+        if tools is None:
+            return EMPTY
+        if name == CommandTool.name:
+            shared = tools.get(ShellExecutorTool.name, EMPTY)
+            return {option: value for option, value in shared.items() if option != "timeout"}
+        return tools.get(name, EMPTY)
 
     @staticmethod
     def _options(tool: Tool, options: Mapping[str, Any]) -> BaseModel:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from enclaved.errors import InvalidRequest
 from enclaved.model import CommandJob
 from enclaved.tools.base import ARGUMENT_LIMIT_BYTES, Timed, Tool, check_argument, refused
+from enclaved.tools.restrictions import ShellOptions
 
 COMMAND_LIMIT_BYTES = 1024 * 1024
 """All arguments of a list together; half of what Linux allows, which counts the environment as well."""
@@ -53,14 +54,17 @@ class ShellExecutorTool(Tool):
     aliases: tuple[str, ...] = ("bash",)
     description = "Execute shell commands in an isolated environment"
     Params = ShellParams
-    Options = Timed
+    Options = ShellOptions
 
-    def plan(self, params: ShellParams, options: Timed) -> CommandJob:
-        """Plans the run. Refuses blank commands, and arguments longer than Linux takes."""
+    def plan(self, params: ShellParams, options: ShellOptions) -> CommandJob:
+        """Plans the run. Refuses blank commands, long arguments, and what the options do not allow."""
         if isinstance(params.command, str):
             if not params.command.strip():
                 raise refused("command", "No command provided")
             check_argument("command", params.command, ARGUMENT_LIMIT_BYTES, _REMEDY)
+            options.check(params.command)
+            if options.shell_path is not None:
+                return CommandJob(argv=(options.shell_path, "-c", params.command))
             return CommandJob(shell=params.command)
         if not params.command or not params.command[0].strip():
             raise refused("command", "No command provided")
@@ -70,11 +74,15 @@ class ShellExecutorTool(Tool):
         if size_bytes > COMMAND_LIMIT_BYTES:
             text = f"needs {size_bytes} bytes for its arguments, and at most {COMMAND_LIMIT_BYTES} are possible"
             raise InvalidRequest.of("parameters.command", f"{text}; pass them through a file instead")
+        options.check(params.command)
         return CommandJob(argv=tuple(params.command))
 
 
 class CommandTool(ShellExecutorTool):
-    """Serves the documented ``execute_command``, which works whatever tools a sandbox enables. Not listed."""
+    """Serves the documented ``execute_command``, which works whatever tools a sandbox enables. Not listed.
+
+    What restricts ``shell_executor`` in a sandbox restricts it as well.
+    """
 
     name = "command"
     aliases = ()

@@ -24,6 +24,7 @@ from .expanding import ArchiveRefused
 from .limits import MAX_EXCEPTION_TEXT_BYTES
 from .masks import release_signal
 from .packing import read_archive
+from .path_rules import check_rules
 from .paths import PathRefused, Place, find
 from .rows import write_all
 from .search import PatternRefused, search_files
@@ -114,6 +115,7 @@ def _do(job: Dict[str, Any], settings: Dict[str, Any]) -> None:
         write_all(1, json.dumps(report).encode())
         return
     place = _found(job["path"], working_dir, name)
+    check_rules(place, job, working_dir)
     if name in _PAIRS:
         _PAIRS[name](place.check_parents(), find(job["target_path"], working_dir, follow=False), job)
     else:

@@ -9,13 +9,14 @@ import sys
 from time import monotonic  # the program may put something else in its place
 
 from .claims import cut
+from .imports import ImportRules
 from .libc import PR_SET_DUMPABLE, prctl
 from .limits import MAX_EXCEPTION_NAME_BYTES, MAX_EXCEPTION_TEXT_BYTES, SOURCES_BYTES, SOURCES_KEPT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any, Callable, Deque, Dict, List, Tuple
+    from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 _OURS = os.path.dirname(__file__) + "/"  # where the files of all our modules seem to be
 
@@ -55,8 +56,8 @@ def hide_ours(error: BaseException) -> None:
             trace = trace.tb_next
         each.__traceback__ = trace
         while trace is not None:
-            if trace.tb_next is not None and is_ours(trace.tb_next.tb_frame):
-                trace.tb_next = None  # our signal handler
+            while trace.tb_next is not None and is_ours(trace.tb_next.tb_frame):
+                trace.tb_next = trace.tb_next.tb_next  # our signal handler, or a look at what is imported
             trace = trace.tb_next
         waiting += [each.__cause__, each.__context__]  # type: ignore[list-item]
         waiting += getattr(each, "exceptions", ())
@@ -82,7 +83,9 @@ class Interpreter:
         self.source_bytes = 0
         self.running = False
         self.transfer = 0, 0  # bytes read and written up to now
+        self.import_rules: Optional[ImportRules] = None
         self.interrupted_at = 0.0  # when an interrupt came between two calls, by the monotonic clock
+        self.working_dir = working_dir
         version = "python%d.%d" % sys.version_info[:2]
         sys.path += [working_dir, os.path.join(working_dir, ".local", "lib", version, "site-packages")]
         signal.signal(signal.SIGINT, self.on_interrupt)
@@ -151,6 +154,14 @@ class Interpreter:
         }
         usage.update(self.transferred())
         return {"done": True, "call": self.calls, "exit_code": exit_code, "exception": exception, "usage": usage}
+
+    def restrict(self, rules: Optional[Dict[str, Any]]) -> None:
+        """Has the next call import only what these rules allow; None: everything."""
+        if rules is None and self.import_rules is None:
+            return
+        if self.import_rules is None:
+            self.import_rules = ImportRules(self.namespace, self.working_dir)
+        self.import_rules.set(rules)
 
     def spent(self) -> List[Any]:
         """The resources used up to now, by this process and by its children."""

@@ -54,6 +54,7 @@ def serve_context(control: socket.socket, job: Dict[str, Any], settings: Dict[st
     meet_signals: Callable[[], None] = release_signals
     while True:
         interpreter.spare_files(RESERVED_FILES)
+        interpreter.restrict(job.get("imports"))
         outcome = interpreter.call(job["code"], meet_signals)
         if os.getpid() != own_pid:  # a fork of user code came back to us; it has no business here
             os._exit(outcome["exit_code"])
@@ -122,6 +123,7 @@ def run_python(control: socket.socket, job: Dict[str, Any], settings: Dict[str, 
     os.environ.update(job["env"])
     interpreter = Interpreter(os.getcwd())
     own_pid = os.getpid()
+    interpreter.restrict(job.get("imports"))
     outcome = interpreter.call(job["code"], release_signals)
     bytes_transferred = outcome["usage"]["io_read_bytes"] + outcome["usage"]["io_write_bytes"]
     telling = outcome["exception"] is not None or bytes_transferred >= CLAIMED_TRANSFER_BYTES

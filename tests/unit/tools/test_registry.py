@@ -247,7 +247,8 @@ def test_unknown_options_are_refused_with_the_known_ones(registry: ToolRegistry)
     assert {each.field: each.description for each in caught.value.violations} == {
         "tools.shell_executor.timeout": "must be greater than or equal to 0 (Execution timeout in seconds; 0 for the "
         "longest that policy allows)",
-        "tools.shell_executor.allowed_modules": "is no option of shell_executor; known ones: timeout",
+        "tools.shell_executor.allowed_modules": "is no option of shell_executor; known ones: "
+        "allowed_commands, blocked_commands, max_output_size, shell_path, timeout",
     }
     assert "tools.python_executor.nope" in violations(registry, "python_executor", {"code": "1"}, nope=1)
 
