@@ -38,6 +38,15 @@ class Listen(_Section):
         "",
         description="Address for the HTTP API, such as 127.0.0.1:8000 or unix:/run/enclaved/http.sock. Empty: none.",
     )
+    connections_max: _Count = Field(
+        1000, description="Connections at once to each listener; fewer where the daemon may open few files."
+    )
+    calls_max: int = Field(
+        512, ge=16, description="gRPC calls at once; an eighth is kept for those that are over soon."
+    )
+    client_calls_max: _Count = Field(
+        384, description="gRPC calls at once of one token or key, or of one TCP connection without."
+    )
     metrics: str = Field("127.0.0.1:9464", description="Address for Prometheus; loopback only. Empty: none.")
 
 

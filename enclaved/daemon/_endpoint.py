@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from aiohttp import web
 
 from enclaved.config import Address
 from enclaved.daemon._errors import StartError
+from enclaved.gateway import Bounded
 from enclaved.metrics import CONTENT_TYPE, Metrics
 
 _SHUTDOWN_S = 1.0
+CONNECTIONS_MAX: Final = 32
+CONNECTION_S: Final = 60.0
+"""A connection ends after this time, also one on which nothing was asked: whoever scrapes makes another."""
 
 
 @asynccontextmanager
@@ -41,7 +47,9 @@ async def metrics_endpoint(
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, address.host, address.port).start()
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            listener = socket.create_server((address.host, address.port), family=family)
+            await web.SockSite(runner, Bounded(listener, CONNECTIONS_MAX, life_s=CONNECTION_S)).start()
         except OSError as error:
             hint = "choose another address with listen.metrics (--listen-metrics), or none with an empty one"
             why = os.strerror(error.errno) if error.errno else str(error)

@@ -36,7 +36,7 @@ async def http_endpoint(settings: Settings, core: Core, metrics: Metrics, calls:
         listen_unix(bound, where, int(listen.unix_mode, 8), listen.unix_group)
         inode = where.stat().st_ino
         try:
-            async with serving(app, bound.socket):
+            async with serving(app, bound.socket, listen.connections_max, metrics):
                 yield f"unix:{where}"
         finally:
             if where.exists() and where.stat().st_ino == inode:
@@ -44,7 +44,7 @@ async def http_endpoint(settings: Settings, core: Core, metrics: Metrics, calls:
         return
     listener = _bind(where)
     host, port = listener.getsockname()[:2]
-    async with serving(app, listener):
+    async with serving(app, listener, listen.connections_max, metrics):
         yield str(Address(host, port))
 
 

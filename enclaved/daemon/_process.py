@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from enclaved.config import Settings
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._reload import Reloads
 from enclaved.daemon._serve import Addresses, StopRequest, serve
+
+FILES_MAX: Final = 65_536
 
 
 def run(settings: Settings, embedded_parent_fd: int | None, reread: Callable[[], Settings]) -> None:
@@ -22,7 +26,16 @@ def run(settings: Settings, embedded_parent_fd: int | None, reread: Callable[[],
     embedded daemon, and to one that a terminal started, it says that whoever started it is gone: they stop. Raises
     `StartError`.
     """
+    _raise_file_limit()
     asyncio.run(_main(settings, embedded_parent_fd, reread))
+
+
+def _raise_file_limit() -> None:
+    """Lets this process open as many files as it may: each client and each sandbox takes some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _main(settings: Settings, parent_fd: int | None, reread: Callable[[], Settings]) -> None:

@@ -42,11 +42,12 @@ from enclaved.daemon._reload import Reloads
 from enclaved.daemon._sockets import listen_tcp, listen_unix
 from enclaved.daemon._systemd import Notifier
 from enclaved.gateway import Core as HttpCore
+from enclaved.gateway import connections_possible
 from enclaved.metrics import Metrics
 from enclaved.model import EMBEDDED, LOCAL
 from enclaved.runtime.base import Runtime
 from enclaved.runtime.docker.driver import DockerRuntime
-from enclaved.services import Calls, Health, add_services, make_server
+from enclaved.services import Calls, EdgeLimits, Health, add_services, make_server
 from enclaved.tools.registry import ToolRegistry, ToolSetupError
 from enclaved.tools.shell_executor import CommandTool
 
@@ -143,7 +144,9 @@ async def serve(
     async with AsyncExitStack() as stack:
         state_dir = await stack.enter_async_context(locked_state(Path(settings.state.dir)))
         core = await _compose(stack, settings, state_dir, embedded, runtime, tools)
-        calls = Calls()
+        listen = settings.listen
+        most = connections_possible(listen.connections_max)
+        calls = Calls(EdgeLimits(most, listen.calls_max, listen.client_calls_max))
         server = make_server(core.metrics, calls, EMBEDDED if embedded else LOCAL)
         health = add_services(
             server,
@@ -160,7 +163,6 @@ async def serve(
         # also how a parent sees that everything else is open.
         endpoint = await _open_endpoint(stack, settings, core, stop)
         http = await _open_http(stack, settings, core, calls)
-        listen = settings.listen
         tcp = str(listen_tcp(server, parse_address(listen.tcp))) if listen.tcp else ""
         if listen.unix:
             listen_unix(server, Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)

@@ -16,23 +16,33 @@ from enclaved.gateway.refusals import Refused
 JSON_BYTES_MAX: Final = 1024 * 1024
 IDLE_S: Final = 30.0
 """A client that sends nothing for so long loses its upload."""
+PACE_BYTES_PER_S: Final = 8 * 1024
+"""Beyond `IDLE_S` a body comes at least so fast on the whole: a byte now and then is not enough."""
 
 _AnyT = TypeVar("_AnyT")
 
 
 async def body_chunks(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
-    """Yields a body as it arrives. Raises `Refused`: 413 beyond the limit, 408 where nothing comes."""
+    """Yields a body as it arrives. Raises `Refused`: 413 beyond the limit, 408 where nothing comes, or next to nothing.
+
+    Time that whoever takes the chunks needs for them does not count.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:30]) > limit_bytes:
         raise _too_large(limit_bytes)
     left_bytes = limit_bytes
     stream = request.stream()
+    clock = asyncio.get_running_loop().time
+    waited_s = 0.0
     while True:
+        enough_s = IDLE_S + (limit_bytes - left_bytes) / PACE_BYTES_PER_S
+        started = clock()
         try:
-            async with asyncio.timeout(IDLE_S):
+            async with asyncio.timeout(min(IDLE_S, enough_s - waited_s)):
                 chunk = await anext(stream, None)
         except TimeoutError:
-            raise Refused(408, f"the body stopped: nothing came for {IDLE_S:g} s", {"Connection": "close"}) from None
+            raise _too_slow() from None
+        waited_s += clock() - started
         if chunk is None:
             return
         left_bytes -= len(chunk)
@@ -92,6 +102,11 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, _AnyT]) ->
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _too_slow() -> Refused:
+    text = f"the body stopped: nothing came for {IDLE_S:g} s, or less than {PACE_BYTES_PER_S} bytes per second"
+    return Refused(408, text, {"Connection": "close"})
 
 
 def _too_large(limit_bytes: int) -> Refused:

@@ -13,19 +13,28 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from enclaved.gateway.listener import Bounded, Counts, connections_possible
+
 CONNECTIONS_MAX: Final = 1000
 HEADER_BYTES_MAX: Final = 16 * 1024
 HEADER_S: Final = 15.0
 """Time to send the head of a request."""
 
 KEEP_ALIVE_S: Final = 30
+STALL_S: Final = 30.0
+"""Within this time a client takes at least `STALL_BYTES` of an answer that waits for it, or loses its connection."""
+STALL_BYTES: Final = 32 * 1024
+LINGER_S: Final = 5.0
+"""Time to take the rest of the last answer on a connection that is closed."""
 STOP_S: Final = 1
 
 
 class _Protocol(H11Protocol):
-    """Ends connections on which the head of a request does not come to its end."""
+    """Ends connections on which the head of a request does not come to its end, or an answer is not taken."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
@@ -38,12 +47,40 @@ class _Protocol(H11Protocol):
         elif self._waiting is None:
             self._wait()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_again(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self.resume_writing()
         super().connection_lost(exc)
 
+    def _look_again(self, waiting_bytes: int) -> None:
+        self._stalled = self.loop.call_later(STALL_S, self._check_progress, waiting_bytes)
+
+    def _check_progress(self, before_bytes: int) -> None:
+        waiting_bytes = self.transport.get_write_buffer_size()
+        if before_bytes - waiting_bytes < STALL_BYTES:
+            self.transport.abort()
+        else:
+            self._look_again(waiting_bytes)
+
     def _wait(self) -> None:
-        self._waiting = self.loop.call_later(HEADER_S, self.transport.close)
+        self._waiting = self.loop.call_later(HEADER_S, self._close)
+
+    def _close(self) -> None:
+        # Closing waits until everything is sent: to a client that takes nothing, for ever.
+        self._lingering = self.loop.call_later(LINGER_S, self.transport.abort)
+        self.transport.close()
 
     def _stop_waiting(self) -> None:
         if self._waiting is not None:
@@ -70,8 +107,14 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
-    """Serves on a bound socket for as long as the block runs; then gives open requests a moment and ends them."""
+async def serving(
+    app: ASGIApp, listener: socket.socket, connections_max: int = CONNECTIONS_MAX, counts: Counts | None = None
+) -> AsyncIterator[None]:
+    """Serves on a bound socket for as long as the block runs; then gives open requests a moment and ends them.
+
+    Connections beyond ``connections_max`` are closed at once; there are fewer where this process may open few files.
+    """
+    most = connections_possible(connections_max)
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -79,18 +122,19 @@ async def serving(app: ASGIApp, listener: socket.socket) -> AsyncIterator[None]:
         lifespan="off",
         interface="asgi3",
         log_config=None,
-        log_level="warning",
+        # Not even a warning for each malformed request: strangers would fill the log.
+        log_level="error",
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=CONNECTIONS_MAX,
+        limit_concurrency=most + 1,
         h11_max_incomplete_event_size=HEADER_BYTES_MAX,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STOP_S,
         reset_contextvars=True,
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve([listener]))
+    task = asyncio.create_task(server.serve([Bounded(listener, most, counts)]))
     up = asyncio.create_task(server.is_up.wait())
     try:
         await asyncio.wait((task, up), return_when=asyncio.FIRST_COMPLETED)

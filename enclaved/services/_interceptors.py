@@ -119,11 +119,11 @@ class Wrapper(aio.ServerInterceptor):
         act_as(self._identity)
         self._metrics.rpc_started(rpc.kind, rpc.service, rpc.method)
         try:
-            with self._calls.shares.held(rpc.lasts, context):
-                if rpc.is_standard:
-                    return await rpc.answer(request, context)
-                with self._calls.running():
-                    return await rpc.answer(request, context)
+            self._calls.shares.hold(rpc.lasts, context)
+            if rpc.is_standard:
+                return await rpc.answer(request, context)
+            with self._calls.running():
+                return await rpc.answer(request, context)
         except asyncio.CancelledError:
             code = _why_cancelled(context)
             raise

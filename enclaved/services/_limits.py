@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -91,29 +90,29 @@ class Shares:
         self._lasting = 0
         self._clients: dict[str, int] = {}
 
-    @contextmanager
-    def held(self, lasts: bool, context: Any) -> Iterator[None]:
-        """Holds a place for as long as the block runs. Raises `LimitReached`."""
-        limits, client = self._limits, _client(current(), context)
+    def hold(self, lasts: bool, context: Any) -> None:
+        """Holds a place until the task of this call is done: also while its answer waits to be taken.
+
+        Raises `LimitReached`.
+        """
+        limits, client, task = self._limits, _client(current(), context), asyncio.current_task()
         if self._active >= limits.calls_max:
             raise _refusal("calls", limits.calls_max, "calls run at once, as many as there may be")
         if lasts and self._lasting >= limits.lasting_max:
-            raise _refusal("calls", limits.lasting_max, "calls wait for programs or follow something")
+            raise _refusal("lasting_calls", limits.lasting_max, "calls wait for programs or follow something")
         if client and self._clients.get(client, 0) >= limits.client_calls_max:
-            raise _refusal("calls of one client", limits.client_calls_max, "calls of this client run at once")
-        self._active += 1
-        self._lasting += lasts
+            raise _refusal("client_calls", limits.client_calls_max, "calls of this client run at once")
+        self._count(1, lasts, client)
+        if task is not None:
+            task.add_done_callback(lambda _: self._count(-1, lasts, client))
+
+    def _count(self, change: int, lasts: bool, client: str) -> None:
+        self._active += change
+        self._lasting += change * lasts
         if client:
-            self._clients[client] = self._clients.get(client, 0) + 1
-        try:
-            yield
-        finally:
-            self._active -= 1
-            self._lasting -= lasts
-            if client:
-                left = self._clients[client] = self._clients[client] - 1
-                if not left:
-                    del self._clients[client]
+            self._clients[client] = self._clients.get(client, 0) + change
+            if not self._clients[client]:
+                del self._clients[client]
 
 
 async def first_message(requests: AsyncIterator[_AnyT], context: Any, within_s: float = FIRST_MESSAGE_S) -> _AnyT:
@@ -170,4 +169,4 @@ def _client(identity: Identity, context: Any) -> str:
 
 def _refusal(limit: str, most: int, what: str) -> LimitReached:
     text = f"{most} {what}; wait until some have ended, or have the operator raise listen.calls_max"
-    return LimitReached("calls", limit, text)
+    return LimitReached("daemon", limit, text)
