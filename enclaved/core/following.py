@@ -12,6 +12,7 @@ from typing import Protocol
 from enclaved.agent.guest.journal import cost_bytes
 from enclaved.agent.handle import Handle
 from enclaved.agent.reader import OutputReader
+from enclaved.core import answer_room
 from enclaved.core.possible import Bounds
 from enclaved.errors import EnclaveError, ExecutionNotFound, SandboxLost
 from enclaved.model import (
@@ -121,7 +122,7 @@ async def gather(
         while not complete and (item := await reader.next(until_full=True)) is not None:
             if isinstance(item, Output):
                 gathered = outputs[item.channel]
-                if item.offset > len(gathered):
+                if item.offset > len(gathered) or not answer_room.take(len(item.data)):
                     break  # the rest is for `attach`, which says what is missing
                 gathered += item.data
                 if len(gathered) > RUN_OUTPUT_BYTES:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from dataclasses import replace
 
+from enclaved.core import answer_room
 from enclaved.core.executions import RUN_OUTPUT_BYTES, Execution, Executions
 from enclaved.core.leases import Use
 from enclaved.core.lending import Member
@@ -137,7 +138,7 @@ async def gather(execution: Execution) -> RunResult:
             match event:
                 case Output():
                     kept = outputs[event.channel]
-                    room = RUN_OUTPUT_BYTES - len(kept)
+                    room = RUN_OUTPUT_BYTES - len(kept) if answer_room.take(len(event.data)) else 0
                     kept += event.data[:room]
                     dropped[event.channel] += len(event.data[room:])
                 case Notice():
@@ -147,5 +148,5 @@ async def gather(execution: Execution) -> RunResult:
     for channel, count in dropped.items():
         if count:
             text = f"{count} bytes of {CHANNEL_NAMES[channel]} are left out: an answer holds {RUN_OUTPUT_BYTES}"
-            notices.append(Notice(NoticeKind.GAP, text, channel, RUN_OUTPUT_BYTES, count))
+            notices.append(Notice(NoticeKind.GAP, text, channel, len(outputs[channel]), count))
     return RunResult(execution.id, bytes(outputs[STDOUT]), bytes(outputs[STDERR]), tuple(notices), finished)

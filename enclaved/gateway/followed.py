@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from enclaved.core import answer_room
 from enclaved.core.executions import Execution
 from enclaved.gateway.results import tool_result
 from enclaved.model import STDERR, STDOUT, Finished, Notice, Output, RunResult, Verdict
@@ -23,7 +24,7 @@ async def followed(execution: Execution, tool: str) -> dict[str, Any]:
             match event:
                 case Output():
                     kept = outputs[event.channel]
-                    room = OUTPUT_BYTES_MAX - len(kept)
+                    room = OUTPUT_BYTES_MAX - len(kept) if answer_room.take(len(event.data)) else 0
                     kept += event.data[:room]
                     dropped = dropped or len(event.data) > room
                 case Notice():

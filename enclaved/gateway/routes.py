@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 
+from enclaved.core.answer_room import AnswerRoom
 from enclaved.core.executions import Executions
 from enclaved.core.files import Files
 from enclaved.core.pages import PAGE_SIZE_MAX
@@ -74,6 +75,7 @@ class Routes:
         self._archive_bytes_max = archive_bytes_max
         self._started = time.monotonic()
         self._making_pool = asyncio.Lock()
+        self._answers = AnswerRoom()
 
     def add_to(self, app: FastAPI) -> None:
         """Adds every route."""
@@ -197,6 +199,7 @@ class Routes:
 
     async def execute(self, request: Request) -> JSONResponse:
         """A program that fails is a result, not an error. Answers when it has ended."""
+        self._answers.share()
         wanted = _validated(ToolExecutionRequest, await json_object(request) or {})
         call = ToolCall(wanted.sandbox_id, wanted.tool_name, wanted.parameters)
         return JSONResponse(await while_connected(request, self._run(call)))
@@ -260,6 +263,7 @@ class Routes:
         ] = None,
     ) -> JSONResponse:
         """Callers are served first come, first served. What a call leaves behind is gone before the next one."""
+        self._answers.share()
         parameters = await json_object(request) or {}
         call = ToolCall("", tool_name, parameters)
         wait_s = WAIT_DEFAULT_S if timeout is None else timeout

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Final, cast
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from enclaved.gateway.listener import Bounded, Counts, connections_possible
@@ -27,6 +27,7 @@ STALL_BYTES: Final = 32 * 1024
 LINGER_S: Final = 5.0
 """Time to take the rest of the last answer on a connection that is closed."""
 STOP_S: Final = 1
+PIECE_BYTES: Final = 64 * 1024
 
 
 class _Protocol(H11Protocol):
@@ -88,6 +89,30 @@ class _Protocol(H11Protocol):
             self._waiting = None
 
 
+class _InPieces:
+    """Sends long bodies in pieces, and the next one when most of the last was taken.
+
+    Otherwise an answer would be done, and another one in its place, while all of it waits for its client.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_pieces(message: Message) -> None:
+            body = message.get("body", b"")
+            if message["type"] != "http.response.body" or len(body) <= PIECE_BYTES:
+                await send(message)
+                return
+            view, more = memoryview(body), message.get("more_body", False)
+            for start in range(0, len(body), PIECE_BYTES):
+                piece = bytes(view[start : start + PIECE_BYTES])
+                is_last = start + PIECE_BYTES >= len(body)
+                await send({"type": "http.response.body", "body": piece, "more_body": more or not is_last})
+
+        await self._app(scope, receive, send_in_pieces)
+
+
 class _Server(uvicorn.Server):
     """A server among others in one process: signals are not its business."""
 
@@ -116,7 +141,7 @@ async def serving(
     """
     most = connections_possible(connections_max)
     config = uvicorn.Config(
-        app,
+        _InPieces(app),
         http=_Protocol,
         ws="none",
         lifespan="off",

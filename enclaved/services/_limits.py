@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from grpc import aio
 
+from enclaved.core.answer_room import AnswerRoom
 from enclaved.core.identity import current
 from enclaved.errors import InvalidRequest, LimitReached
 from enclaved.model import Identity, IdentityKind
@@ -89,11 +90,12 @@ class Shares:
         self._active = 0
         self._lasting = 0
         self._clients: dict[str, int] = {}
+        self._answers = AnswerRoom()
 
     def hold(self, lasts: bool, context: Any) -> None:
         """Holds a place until the task of this call is done: also while its answer waits to be taken.
 
-        Raises `LimitReached`.
+        What its answer takes comes out of the room for all. Raises `LimitReached`.
         """
         limits, client, task = self._limits, _client(current(), context), asyncio.current_task()
         if self._active >= limits.calls_max:
@@ -103,6 +105,7 @@ class Shares:
         if client and self._clients.get(client, 0) >= limits.client_calls_max:
             raise _refusal("client_calls", limits.client_calls_max, "calls of this client run at once")
         self._count(1, lasts, client)
+        self._answers.share()
         if task is not None:
             task.add_done_callback(lambda _: self._count(-1, lasts, client))
 
