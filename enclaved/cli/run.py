@@ -11,12 +11,16 @@ import click
 
 from enclaved import log
 from enclaved.cli.common import CallableT, ExitCode, as_toml, config_option, leave
-from enclaved.config import SETTINGS, Configuration, load
+from enclaved.config import SETTINGS, Configuration, Settings, load
 
 _NOT_FOR_EMBEDDED = {
     "listen.tcp": "",
     "listen.http": "",
+    "listen.http_auth": "auto",
     "listen.metrics": "",
+    "tls.cert": "",
+    "tls.key": "",
+    "tls.behind_proxy": "false",
     "listen.unix_mode": "0600",
     "listen.unix_group": "",
 }
@@ -37,8 +41,9 @@ def _setting_options(command: CallableT) -> CallableT:
 @click.command()
 @config_option
 @click.option("--embedded-parent-fd", type=click.IntRange(min=0), hidden=True)
+@click.option("--embedded-working-dir", default="", hidden=True)
 @_setting_options
-def run(file: Path | None, embedded_parent_fd: int | None, **texts: str | None) -> None:
+def run(file: Path | None, embedded_parent_fd: int | None, embedded_working_dir: str, **texts: str | None) -> None:
     """Runs the daemon until SIGTERM or Ctrl-C. SIGHUP has it read its configuration again.
 
     At the end it refuses new calls, lets those that run finish for --daemon-drain-grace-s, and removes its sandboxes. A
@@ -59,8 +64,11 @@ def run(file: Path | None, embedded_parent_fd: int | None, **texts: str | None) 
 
     from enclaved import daemon  # the other commands do without it
 
+    def reread() -> Settings:
+        return load(file, flags=flags).settings
+
     try:
-        daemon.run(configuration.settings, embedded_parent_fd, lambda: load(file, flags=flags).settings)
+        daemon.run(configuration.settings, embedded_parent_fd, reread, working_dir=embedded_working_dir)
     except daemon.StateLocked as error:
         leave(ExitCode.STATE_LOCKED, str(error))
     except daemon.StartError as error:

@@ -64,7 +64,7 @@ def malformed(request: SandboxRequest) -> Iterator[FieldViolation]:
     if request.idle_timeout_s != 0:
         yield from _quantity(_IDLE_TIMEOUT, request.idle_timeout_s)
     yield from _problem("image", request.image, _image_problem)
-    yield from _problem("working_dir", request.working_dir, _working_dir_problem)
+    yield from _problem("working_dir", request.working_dir, directory_problem)
     for text in _env_problems(request.env_vars):
         yield FieldViolation("spec.env_vars", text)
 
@@ -118,7 +118,8 @@ def _image_problem(image: str) -> str | None:
     return None
 
 
-def _working_dir_problem(path: str) -> str | None:
+def directory_problem(path: str) -> str | None:
+    """Says why a path in the sandbox cannot be a directory of the caller's own, if it cannot."""
     remedy = "use a directory of its own, such as /sandbox"
     if not _WORKING_DIR.fullmatch(path) or posixpath.normpath(path) != path:
         return f"{shown(path)} is not absolute, not normalised or not of plain characters; {remedy}"

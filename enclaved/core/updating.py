@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from enclaved.agent.versions import needed_for_frame
+from enclaved.core import identity
 from enclaved.core.background import Background
 from enclaved.core.boot import Boot
 from enclaved.core.changes import Changes
@@ -51,7 +52,7 @@ class Updating:
             pool = f"is a member of pool {record.pool_id!r}; change the pool, or claim the sandbox"
             text = f"sandbox {record.id!r} {pool}"
             raise WrongState(f"sandbox/{record.id}", record.state.value, "no member of a pool", text)
-        granted = self._policy.change(record.spec, update)
+        granted = self._policy.change(record.spec, update, identity.current())
         limited = any(getattr(update, name) is not None for name in LIMITS)
         if record.state is SandboxState.DELETING or (limited and record.state is SandboxState.ERROR):
             text = f"sandbox {record.id!r} is {record.state.value}: {record.state_reason}; delete it, or create another"

@@ -19,15 +19,17 @@ from enclaved.daemon._serve import Addresses, StopRequest, serve
 FILES_MAX: Final = 65_536
 
 
-def run(settings: Settings, embedded_parent_fd: int | None, reread: Callable[[], Settings]) -> None:
+def run(
+    settings: Settings, embedded_parent_fd: int | None, reread: Callable[[], Settings], *, working_dir: str = ""
+) -> None:
     """Runs a daemon in this process until SIGTERM or SIGINT, or until the parent's pipe ends.
 
     A second signal cuts calls off that still run. SIGHUP has the configuration read again with ``reread``; to an
-    embedded daemon, and to one that a terminal started, it says that whoever started it is gone: they stop. Raises
-    `StartError`.
+    embedded daemon, and to one that a terminal started, it says that whoever started it is gone: they stop.
+    ``working_dir`` is where the program works that embeds it. Raises `StartError`.
     """
     _raise_file_limit()
-    asyncio.run(_main(settings, embedded_parent_fd, reread))
+    asyncio.run(_main(settings, embedded_parent_fd, reread, working_dir))
 
 
 def _raise_file_limit() -> None:
@@ -38,7 +40,7 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _main(settings: Settings, parent_fd: int | None, reread: Callable[[], Settings]) -> None:
+async def _main(settings: Settings, parent_fd: int | None, reread: Callable[[], Settings], working_dir: str) -> None:
     stop, reloads = StopRequest(), Reloads(reread)
     loop = asyncio.get_running_loop()
     has_owner = parent_fd is not None or os.isatty(0)
@@ -47,7 +49,9 @@ async def _main(settings: Settings, parent_fd: int | None, reread: Callable[[], 
             ask = reloads.ask if number is signal.SIGHUP and not has_owner else stop.ask
             loop.add_signal_handler(number, ask, number.name)
     with _watched(parent_fd, stop):
-        await serve(settings, stop=stop, ready=_settle, embedded=parent_fd is not None, reloads=reloads)
+        await serve(
+            settings, stop=stop, ready=_settle, embedded=parent_fd is not None, reloads=reloads, working_dir=working_dir
+        )
 
 
 def _settle(addresses: Addresses) -> None:

@@ -38,6 +38,7 @@ from enclaved.daemon._endpoint import metrics_endpoint
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._http import http_endpoint
 from enclaved.daemon._lock import locked_state
+from enclaved.daemon._policy import PolicySource
 from enclaved.daemon._reload import Reloads
 from enclaved.daemon._sockets import listen_tcp, listen_unix
 from enclaved.daemon._systemd import Notifier
@@ -95,6 +96,7 @@ class _Core:
     background: Background
     engine: WatchedRuntime
     policy: Policy
+    policies: PolicySource
     state: State
     sandboxes: Sandboxes
     leftovers: Leftovers
@@ -109,7 +111,7 @@ class _Core:
 
     def apply(self, settings: Settings) -> None:
         """Brings into force what needs no restart (`is_live`). Sandboxes that exist keep what they were granted."""
-        self.policy.limits = settings.policy_limits()
+        self.policy.rules = self.policies.rules(settings)
         self.executions.most = settings.limits.executions_per_sandbox_max
         log.set_level(settings.log.level)
         self.define_pools(settings)
@@ -131,11 +133,13 @@ async def serve(
     runtime: Runtime | None = None,
     tools: ToolRegistry | None = None,
     reloads: Reloads | None = None,
+    working_dir: str = "",
 ) -> None:
     """Runs a daemon until ``stop`` asks for its end; ``ready`` is told where it listens, once it does.
 
     ``runtime`` and ``tools`` replace Docker and the installed tools, for tests. ``reloads`` asks for another reading of
-    the configuration. Raises `StartError`. The engine need not be there: calls that need it answer
+    the configuration. ``working_dir`` is where the program works that embeds the daemon. Raises `StartError`. The
+    engine need not be there: calls that need it answer
     `EngineUnavailable` until it is. Sandboxes of an earlier daemon on the same state directory are taken up. At the
     end the daemon's sandboxes are removed, unless the settings keep them for the next one; every step has a limit.
     """
@@ -143,7 +147,7 @@ async def serve(
     notifier = Notifier({}) if embedded else Notifier()
     async with AsyncExitStack() as stack:
         state_dir = await stack.enter_async_context(locked_state(Path(settings.state.dir)))
-        core = await _compose(stack, settings, state_dir, embedded, runtime, tools)
+        core = await _compose(stack, settings, state_dir, embedded, runtime, tools, PolicySource(working_dir))
         listen = settings.listen
         most = connections_possible(listen.connections_max)
         calls = Calls(EdgeLimits(most, listen.calls_max, listen.client_calls_max))
@@ -213,6 +217,7 @@ async def _compose(
     embedded: bool,
     runtime: Runtime | None,
     tools: ToolRegistry | None,
+    policies: PolicySource,
 ) -> _Core:
     """Builds the objects behind the edge; the stack closes those that need it."""
     try:
@@ -246,7 +251,7 @@ async def _compose(
         raise StartError(f"cannot write to the state directory {state_dir}: {error.strerror}; {hint}") from error
     except StateUnusable as error:
         raise StartError(str(error)) from error
-    policy = Policy(limits, tools)
+    policy = Policy(limits, tools, rules=policies.rules(settings))
     sandboxes = Sandboxes(
         boot=boot,
         policy=policy,
@@ -307,6 +312,7 @@ async def _compose(
         background=background,
         engine=engine,
         policy=policy,
+        policies=policies,
         state=state,
         sandboxes=sandboxes,
         leftovers=leftovers,

@@ -163,6 +163,12 @@ class SandboxSpec:
     """Whether its image may be pulled for it, if the engine lacks it and ``engine.pull`` allows that."""
     role: str = ""
     """The role of the policy that granted all this."""
+    image_digest: str = ""
+    """The digest that the image must turn out to have; empty: any."""
+    output_limit_bytes: int = 0
+    """Output of an execution whose caller sets no limit; 0: any, or the most that there is."""
+    output_limit_max_bytes: int = 0
+    """Most output of an execution; 0: any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,10 +265,19 @@ def _command(directory: Path, parent_fd: int) -> list[str]:
     return [
         *(sys.executable, "-P", "-m", "enclaved", "run"),
         *("--embedded-parent-fd", str(parent_fd)),
+        *("--embedded-working-dir", _working_dir()),
         *("--state-dir", str(directory / "state")),
         *("--listen-unix", str(_socket(directory))),
         *("--metrics", ""),
     ]
+
+
+def _working_dir() -> str:
+    """Returns where this process works: what is below it may be mounted. Empty if that has been removed."""
+    try:
+        return os.getcwd()  # noqa: PTH109 - a text, as the kernel has it
+    except FileNotFoundError:
+        return ""
 
 
 def _environment() -> dict[str, str]:

@@ -1,0 +1,113 @@
+"""Which images a role may use: names with patterns, and names pinned to a digest. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NUMERIC = re.compile(r"[0-9.]+|0[xX][0-9a-fA-FxX.]*")
+"""A host that is no address and that some resolvers take for one all the same, such as 127.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """A name of an image in the one spelling that all spellings share: ``docker.io/library/python`` is
+    ``python:latest``."""
+
+    name: str
+    """With a tag, without its digest."""
+    digest: str = ""
+
+    @property
+    def registry(self) -> str:
+        """The host that it names, with its port; empty: it names none."""
+        first, slash, _ = self.name.partition("/")
+        return first if slash and (first == "localhost" or set(".:") & set(first)) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGrant:
+    """An image that may be used. ``digest``: the one that it must turn out to have; empty: any."""
+
+    digest: str
+
+
+@lru_cache(maxsize=1024)
+def image_name(text: str) -> ImageName:
+    """Reads a name, or a pattern for names."""
+    name, _, digest = text.partition("@")
+    for prefix in ("docker.io/", "index.docker.io/", "library/"):
+        name = name.removeprefix(prefix)
+    has_tag = ":" in name.rpartition("/")[2]
+    if not has_tag and not name.endswith("*"):
+        name = f"{name}:latest"
+    return ImageName(name, digest)
+
+
+def granted_image(image: str, entries: Iterable[str]) -> ImageGrant | None:
+    """Finds what a role's list says of an image; ``None``: it is not on it.
+
+    A pin comes before patterns. A name on a private address counts only where an entry says its registry.
+    """
+    wanted = image_name(image)
+    is_private = _is_private(wanted.registry)
+    found: ImageGrant | None = None
+    for text in entries:
+        entry = image_name(text)
+        if not _matches(entry.name, wanted) or (is_private and not _names_registry(entry.name)):
+            continue
+        if not entry.digest:
+            found = found or ImageGrant(wanted.digest)
+        elif wanted.digest in ("", entry.digest):
+            return ImageGrant(entry.digest)
+    return found if found is None or not _is_pinned(wanted, entries) else None
+
+
+def entry_problem(text: str) -> str | None:
+    """Says what is wrong with an entry of the list, if something is."""
+    name, at, digest = text.partition("@")
+    if not name or not text.isascii() or not text.isprintable() or " " in text:
+        return "is no name of an image: no spaces, control characters or letters beyond ASCII"
+    if at and not _DIGEST.fullmatch(digest):
+        return "must end with @sha256: and 64 hexadecimal digits, if it pins a digest"
+    return None
+
+
+def is_private_registry(image: str) -> bool:
+    """Whether a name has its image fetched from this host or from a private address."""
+    return _is_private(image_name(image).registry)
+
+
+def _is_pinned(wanted: ImageName, entries: Iterable[str]) -> bool:
+    """Whether an entry pins exactly this name, so that a wider pattern cannot undo the pin."""
+    pins = (image_name(text) for text in entries if "@" in text)
+    return any(pin.name == wanted.name for pin in pins)
+
+
+def _matches(pattern: str, wanted: ImageName) -> bool:
+    return _pattern(pattern).fullmatch(wanted.name) is not None
+
+
+@lru_cache(maxsize=1024)
+def _pattern(text: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*|\*)", text)
+    return re.compile("".join({"*": "[^/]*", "**": ".*"}.get(part) or re.escape(part) for part in parts), re.DOTALL)
+
+
+def _names_registry(pattern: str) -> bool:
+    first, slash, _ = pattern.partition("/")
+    return bool(slash) and first.strip("*") != ""
+
+
+def _is_private(registry: str) -> bool:
+    host = registry[1:].partition("]")[0] if registry.startswith("[") else registry.partition(":")[0]
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return not ipaddress.ip_address(host).is_global
+    except ValueError:
+        return _NUMERIC.fullmatch(host) is not None
