@@ -130,6 +130,8 @@ class _Scanner:
                 self.at += 1
                 self._double_quoted(word)
             elif here == "\\":
+                if self.at + 1 == len(self.text):
+                    raise Unreadable("a backslash at its end")
                 if not self.text.startswith("\n", self.at + 1):
                     word.text, word.quoted = word.text + self.text[self.at + 1 : self.at + 2], True
                 self.at += 2
