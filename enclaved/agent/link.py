@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import logging
 import signal
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +49,7 @@ _ANSWERS = frozenset({"pong", "parked", "paused", "context", "contexts", "contex
 
 
 OpenChannel = Callable[[], AbstractAsyncContextManager[ByteChannel]]
+FindUser = Callable[[], Awaitable[int | None]]
 
 
 class GuestLink:
@@ -62,8 +63,12 @@ class GuestLink:
         group_id: int,
         guest_uids: Collection[int],
         open_channel: OpenChannel | None = None,
+        find_mapped_root: FindUser | None = None,
     ) -> None:
-        """``open_channel`` attaches to the guest, which then needs no socket."""
+        """``open_channel`` attaches to the guest, which then needs no socket.
+
+        ``find_mapped_root`` says as whom the guest appears on this host, where that is neither root nor this user.
+        """
         self.sandbox_id = sandbox_id
         self.directory = directory
         self.handles: dict[str, Handle] = {}
@@ -79,6 +84,8 @@ class GuestLink:
         self.is_another = False
         """Whether a guest came that has met no daemon, where one had: its container was started anew."""
         self._group_id = group_id
+        self._find_mapped_root = find_mapped_root
+        self._mapped_root: int | None = None
         self._guest_uids = guest_uids
         self._server: asyncio.Server | None = None
         self._open_channel = open_channel
@@ -108,7 +115,9 @@ class GuestLink:
         if self._open_channel is not None:
             self._attaching = self._attaching or Attaching(self, self._open_channel)
             return
-        sock = bound_socket(self.directory / SOCKET_NAME, self._group_id)
+        if self._find_mapped_root is not None:
+            self._mapped_root = await self._find_mapped_root()
+        sock = bound_socket(self.directory / SOCKET_NAME, self._group_id, self._mapped_root)
         loop = asyncio.get_running_loop()
         # In two steps: whoever is cancelled in between has a server that can be closed.
         self._server = await loop.create_unix_server(
@@ -393,4 +402,5 @@ class GuestLink:
 
     def may_connect(self, uid: int) -> bool:
         """Whether a process of this user may be the guest."""
-        return uid in self._guest_uids and self._peer is None and self._lost is None
+        is_guest = uid in self._guest_uids or uid == self._mapped_root
+        return is_guest and self._peer is None and self._lost is None

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from enclaved.agent import acl
 from enclaved.agent.guest.frames import FrameDecoder, FrameError
 from enclaved.errors import NoSpace
 
@@ -113,8 +114,11 @@ class SocketPeer(asyncio.Protocol):
         self._hearer.on_gone(self)
 
 
-def bound_socket(path: Path, group_id: int) -> socket.socket:
-    """Makes a socket for a guest, in a directory of its own. Raises `NoSpace` if the host does not let it."""
+def bound_socket(path: Path, group_id: int, mapped_root: int | None = None) -> socket.socket:
+    """Makes a socket for a guest, in a directory of its own. Raises `NoSpace` if the host does not let it.
+
+    The guest reaches it by its group, or as ``mapped_root``, which is who it is on a host whose engine maps users.
+    """
     if len(os.fsencode(path)) > _SOCKET_PATH_MAX:
         raise NoSpace(str(path), f"the socket path {path} is too long; choose a shorter state directory")
     directory = path.parent
@@ -128,6 +132,9 @@ def bound_socket(path: Path, group_id: int) -> socket.socket:
             sock.bind(str(path))
             os.chown(path, -1, group_id)
             path.chmod(0o660)
+            if mapped_root is not None:
+                acl.let_enter(directory, mapped_root)
+                acl.let_connect(path, mapped_root)
         except OSError:
             sock.close()
             raise

@@ -39,6 +39,10 @@ class EngineInfo:
     cgroup_version: int = 0
     channel: str = ""
     """How guests are reached there, a `Channel`; empty: the first sandbox will show it."""
+    maps_users: bool = False
+    """Whether user ids in its containers are not those of the host."""
+    mapped_root: int | None = None
+    """The host's user id of those who are root in its containers; ``None``: root, or not known."""
 
 
 class ProtectionState(enum.StrEnum):
