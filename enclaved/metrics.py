@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from prometheus_client import (
@@ -33,6 +33,7 @@ from enclaved.model import (
     MemberState,
     NoticeKind,
     Phases,
+    Protection,
     RecoveryOutcome,
     ResetOutcome,
     ResourceUsage,
@@ -171,6 +172,15 @@ class Metrics:
             "enclaved_faults", "Calls and executions that failed by a fault of the daemon itself.", registry=registry
         )
         self._engine_up = Gauge("enclaved_engine_up", "Whether the container engine answers.", registry=registry)
+        self._protections = Gauge(
+            "enclaved_protection",
+            "Protections of sandboxes by what is known of them.",
+            ("name", "state"),
+            registry=registry,
+        )
+        self._drifts = Counter(
+            "enclaved_sandbox_drifts", "Sandboxes ended since their container changed.", registry=registry
+        )
         self._engine_channel = Gauge(
             "enclaved_engine_channel", "Whether guests are reached over this channel.", ("channel",), registry=registry
         )
@@ -459,6 +469,16 @@ class Metrics:
     def engine_event_gap(self) -> None:
         """Counts one time that the engine stopped telling what happens."""
         self._event_gaps.inc()
+
+    def protections(self, states: Iterable[Protection]) -> None:
+        """Says what is known of each protection."""
+        self._protections.clear()
+        for one in states:
+            self._protections.labels(one.name, one.state.value).set(1)
+
+    def sandbox_drifted(self) -> None:
+        """Counts a sandbox that was ended since its container was not what it should be."""
+        self._drifts.inc()
 
     def state_writable(self, writable: bool) -> None:
         """Says whether the last write to the state directory worked."""

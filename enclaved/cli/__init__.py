@@ -70,6 +70,7 @@ def enclaved() -> None:
       1  it failed; the last line says why
       2  the command line or the configuration is wrong
       4  another daemon uses the state directory
+      5  sandboxes would not be isolated here; the last line names the protections that do not work
     """
 
 

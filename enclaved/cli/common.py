@@ -21,6 +21,7 @@ class ExitCode(enum.IntEnum):
     FAILED = 1
     USAGE = 2
     STATE_LOCKED = 4
+    UNPROTECTED = 5
 
 
 def leave(code: ExitCode, *lines: str) -> NoReturn:

@@ -11,7 +11,9 @@ import click
 
 from enclaved import log
 from enclaved.cli.common import CallableT, ExitCode, as_toml, config_option, leave
-from enclaved.config import SETTINGS, Configuration, Settings, load
+from enclaved.config import DEFAULT_FILE, SETTINGS, ConfigError, Configuration, Settings, load
+from enclaved.config.waive import KEY as WAIVER_KEY
+from enclaved.config.waive import foreign_waiver
 
 _NOT_FOR_EMBEDDED = {
     "listen.tcp": "",
@@ -59,6 +61,11 @@ def run(file: Path | None, embedded_parent_fd: int | None, embedded_working_dir:
     if embedded_parent_fd is not None:
         flags = {**_NOT_FOR_EMBEDDED, **flags}
     configuration = load(file, flags=flags)
+    if embedded_parent_fd is not None:
+        names, origin = configuration.settings.waive.protections, configuration.origins[WAIVER_KEY]
+        problem = foreign_waiver(names, origin, str(DEFAULT_FILE))
+        if problem is not None:
+            raise ConfigError([problem])
     _configure_log(configuration, for_person=sys.stderr.isatty() or embedded_parent_fd is not None)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC would write lines of its own; read when it is loaded
 
@@ -71,6 +78,8 @@ def run(file: Path | None, embedded_parent_fd: int | None, embedded_working_dir:
         daemon.run(configuration.settings, embedded_parent_fd, reread, working_dir=embedded_working_dir)
     except daemon.StateLocked as error:
         leave(ExitCode.STATE_LOCKED, str(error))
+    except daemon.Unprotected as error:
+        leave(ExitCode.UNPROTECTED, str(error))
     except daemon.StartError as error:
         leave(ExitCode.FAILED, str(error))
 

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from enclaved.config.settings import Settings
+from enclaved.config.waive import waiver_problems
 
 SOCKET_PATH_BYTES_MAX: Final = 107
 """Longest path of a unix socket on Linux."""
@@ -47,6 +48,16 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
+def is_loopback(address: Address) -> bool:
+    """Whether only this machine reaches an address."""
+    if address.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        return False
+
+
 def http_address(text: str) -> Address | Path:
     """Reads where the HTTP API listens: ``host:port``, or ``unix:PATH``. Raises `ValueError`."""
     return Path(text.removeprefix("unix:")) if text.startswith("unix:") else parse_address(text)
@@ -57,11 +68,9 @@ def contradictions(settings: Settings) -> Iterator[Problem]:
     listen = settings.listen
     yield from _socket_problems("listen.unix", listen.unix)
     yield from _http_problems(settings)
-    for key, text, why in (
-        ("listen.tcp", listen.tcp, "anybody who reaches it could run code; this version has no tokens to prevent that"),
-        ("listen.metrics", listen.metrics, "metrics have no access control of their own"),
-    ):
-        problem = _address_problem(text, why) if text else None
+    yield from _tls_problems(settings)
+    for key, text in (("listen.tcp", listen.tcp), ("listen.metrics", listen.metrics)):
+        problem = _address_problem(settings, text) if text else None
         if problem:
             yield Problem(key, problem)
     if not listen.unix and not listen.tcp:
@@ -75,6 +84,8 @@ def contradictions(settings: Settings) -> Iterator[Problem]:
         )
     if not settings.engine.url.startswith(("unix:///", "tcp://")):
         yield Problem("engine.url", f"must start with unix:/// or tcp://, is {settings.engine.url!r}")
+    for problem_text in waiver_problems(settings.waive.protections):
+        yield Problem("waive.protections", problem_text)
     try:
         settings.policy_limits()
     except ValueError as error:
@@ -98,8 +109,7 @@ def _http_problems(settings: Settings) -> Iterator[Problem]:
         if text.removeprefix("unix:") in ("", settings.listen.unix):
             yield Problem("listen.http", "must be a path of its own")
     elif text:
-        why = "anybody who reaches it could run code; set http.api_keys to open it to others"
-        problem = _address_problem(text, why, anywhere=bool(keys))
+        problem = _address_problem(settings, text)
         if problem:
             yield Problem("listen.http", problem)
     for key in keys:
@@ -109,16 +119,25 @@ def _http_problems(settings: Settings) -> Iterator[Problem]:
             yield Problem("http.api_keys", "has a digest that is not sha256: and 64 hexadecimal digits")
 
 
-def _address_problem(text: str, why_loopback: str, *, anywhere: bool = False) -> str | None:
+def _tls_problems(settings: Settings) -> Iterator[Problem]:
+    tls = settings.tls
+    for key, path, other in (("tls.cert", tls.cert, tls.key), ("tls.key", tls.key, tls.cert)):
+        if path and not PurePosixPath(path).is_absolute():
+            yield Problem(key, f"must be an absolute path, is {path!r}")
+        if other and not path:
+            yield Problem(key, "is empty; a certificate and its key go together")
+    if tls.behind_proxy and tls.cert:
+        yield Problem("tls.behind_proxy", "says that a proxy ends TLS, and tls.cert that the daemon does; choose one")
+
+
+def _address_problem(settings: Settings, text: str) -> str | None:
     try:
         address = parse_address(text)
     except ValueError as error:
         return str(error)
-    if anywhere or address.host == "localhost":
+    if is_loopback(address) or settings.tls.cert or settings.tls.behind_proxy:
         return None
-    try:
-        if ipaddress.ip_address(address.host).is_loopback:
-            return None
-    except ValueError:
-        pass
-    return f"must be a loopback address such as 127.0.0.1:{address.port}, is {text!r}: {why_loopback}"
+    return (
+        f"must be a loopback address such as 127.0.0.1:{address.port}, is {text!r}: beyond that, callers send tokens, "
+        "which need TLS; set tls.cert and tls.key, or tls.behind_proxy if a proxy before it ends TLS"
+    )

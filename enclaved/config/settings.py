@@ -33,10 +33,23 @@ class Listen(_Section):
     unix_group: str = Field(
         "ms-enclave", description="Group of the unix socket, if it exists; empty: the daemon's own."
     )
-    tcp: str = Field("", description="Address for gRPC over TCP, such as 127.0.0.1:50061; loopback only. Empty: none.")
+    tcp: str = Field(
+        "",
+        description="Address for gRPC over TCP, such as 127.0.0.1:50061. Beyond loopback it needs a certificate "
+        "(tls.cert) and every call a token. Empty: none.",
+    )
+    tcp_auth: Literal["auto", "required"] = Field(
+        "auto", description="Whether every call over listen.tcp needs a token; auto: beyond loopback."
+    )
     http: str = Field(
         "",
-        description="Address for the HTTP API, such as 127.0.0.1:8000 or unix:/run/enclaved/http.sock. Empty: none.",
+        description="Address for the HTTP API, such as 127.0.0.1:8000 or unix:/run/enclaved/http.sock. Beyond loopback "
+        "it needs a certificate (tls.cert) and every request a token or a key. Empty: none.",
+    )
+    http_auth: Literal["auto", "required"] = Field(
+        "auto",
+        description="Whether every HTTP request needs a token or one of http.api_keys; auto: beyond loopback, and "
+        "where there are keys.",
     )
     connections_max: _Count = Field(
         1000, description="Connections at once to each listener; fewer where the daemon may open few files."
@@ -47,7 +60,11 @@ class Listen(_Section):
     client_calls_max: _Count = Field(
         384, description="gRPC calls at once of one token or key, or of one TCP connection without."
     )
-    metrics: str = Field("127.0.0.1:9464", description="Address for Prometheus; loopback only. Empty: none.")
+    metrics: str = Field(
+        "127.0.0.1:9464",
+        description="Address for Prometheus. Beyond loopback it needs a certificate (tls.cert), and whoever asks a "
+        "token of a role such as monitor. Empty: none.",
+    )
 
 
 class Http(_Section):
@@ -56,15 +73,32 @@ class Http(_Section):
     api_keys: list[str] = Field(
         [],
         json_schema_extra={"secret": True},
-        description="Keys, one of which every request must have; sha256:DIGEST names a key by its digest. "
-        "Empty: none needed, on loopback and unix sockets only.",
+        description="Keys for HTTP beside the tokens; sha256:DIGEST names a key by its digest. With one, every request "
+        "needs a key or a token.",
     )
+    role: str = Field("default", min_length=1, description="Role of who calls with one of http.api_keys.")
     api_key_in_url: bool = Field(False, description="Whether ?api_key=KEY counts, too. URLs end up in logs.")
     hosts: list[str] = Field(
         [], description="Names under which clients reach the HTTP API, beside localhost and addresses."
     )
     requests_max: _Count = Field(100, description="HTTP requests at once.")
     archive_max_bytes: _Bytes = Field(67108864, description="Largest archive that can be uploaded over HTTP, packed.")
+
+
+class Tls(_Section):
+    """TLS of listeners on TCP."""
+
+    cert: str = Field(
+        "",
+        description="File with the certificate and its chain (PEM). With it listen.tcp and listen.http speak TLS, and "
+        "listen.metrics beyond loopback. A changed file counts within seconds.",
+    )
+    key: str = Field("", description="File with the private key of tls.cert (PEM).")
+    behind_proxy: bool = Field(
+        False,
+        description="States that a proxy before the listeners ends TLS: then they may be anywhere without tls.cert, "
+        "and tokens travel from that proxy to the daemon as they are.",
+    )
 
 
 class State(_Section):
@@ -145,6 +179,26 @@ class Sandbox(_Section):
     )
 
 
+class Ceiling(_Section):
+    """The limits of all sandboxes together, which `enclaved prepare` gives to their control group."""
+
+    memory_bytes: int = Field(0, ge=0, description="Memory of all sandboxes together; 0: three quarters of the host's.")
+    pids: _Count = Field(65_536, description="Processes and threads of all sandboxes together.")
+    required: bool = Field(
+        False, description="Whether the daemon serves only where the sandboxes' control group has limits."
+    )
+
+
+class Waive(_Section):
+    """What the operator does without."""
+
+    protections: list[str] = Field(
+        [],
+        description="Protections without which the daemon serves all the same, by the names in docs/security.md. An "
+        "embedded daemon reads this from /etc/enclaved/config.toml only.",
+    )
+
+
 class Daemon(_Section):
     """The daemon itself."""
 
@@ -173,11 +227,14 @@ class Settings(_Section):
 
     listen: Listen = Listen()
     http: Http = Http()
+    tls: Tls = Tls()
     state: State = State()
     engine: Engine = Engine()
     images: Images = Images()
     limits: Limits = Limits()
     sandbox: Sandbox = Sandbox()
+    ceiling: Ceiling = Ceiling()
+    waive: Waive = Waive()
     daemon: Daemon = Daemon()
     log: Log = Log()
     pools: tuple[PoolSettings, ...] = ()

@@ -8,27 +8,30 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from enclaved.agent.guest.limits import UNREACHABLE
 from enclaved.agent.install import PYTHON_TOO_OLD, install_guest, packed_guest, write_accounts
 from enclaved.agent.interpreter import find_guest_runtime
 from enclaved.agent.jobs import environment
 from enclaved.agent.link import GuestLink
+from enclaved.core import host_paths
 from enclaved.core.background import Background
 from enclaved.core.channels import AUTO, Channels
+from enclaved.core.mounting import Places, look_again, user_of
+from enclaved.core.networks import NetworkSettings, SandboxNetworks
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
+from enclaved.core.uids import Uids
 from enclaved.core.watching import Watching
 from enclaved.errors import (
     EngineRefused,
     EngineUnavailable,
     GuestUnavailable,
     ImageUnusable,
-    LimitReached,
     NoSpace,
     SandboxLost,
 )
@@ -63,6 +66,26 @@ class BootSettings:
     """Where the interpreter for images without Python is; empty: in the usual places."""
     channel: str = AUTO
     """How guests are reached: ``auto`` or a `Channel`."""
+    guard_image: str = "python:3.11-slim"
+    """The image in which packet filters of networks are set."""
+    dns: tuple[str, ...] = ()
+    """Name servers of sandboxes with a network; empty: those of the host."""
+
+
+class Gate(Protocol):
+    """Whoever knows whether sandboxes are isolated here."""
+
+    def expect(self, image: str) -> None:
+        """A sandbox of this image is being made."""
+        ...
+
+    def doubt(self) -> None:
+        """The engine may be another one now."""
+        ...
+
+    async def wait_passed(self, image: str) -> None:
+        """Waits until protections were seen to work. Raises `EngineRefused` if they do not."""
+        ...
 
 
 class Boot:
@@ -80,32 +103,26 @@ class Boot:
         self._runtime, self._settings, self._ownership = runtime, settings, ownership
         self._background = background
         self.watching = Watching(runtime)
+        network_settings = NetworkSettings(settings.guard_image, settings.dns, settings.may_pull)
+        self.networks = SandboxNetworks(runtime, ownership, network_settings)
         self._guest_file = install_guest(settings.state_dir / "guest")
         self._guest_arguments = packed_guest()
-        self._uids: set[int] = set()
+        self._uids = Uids(settings.uid_first, settings.uid_count)
         self._old_directories = set((settings.state_dir / "s").glob("*"))
         self._lacking: set[str] = set()
         self.canaries: dict[str, SandboxRecord] = {}
         """Sandboxes of the daemon's own, which are listed nowhere, by id."""
-        self.protected: Callable[[str], Awaitable[None]] = _nothing_to_wait_for
-        """Waits until protections were seen to work here, given an image to look with. Raises `EngineRefused`."""
+        self.gate: Gate | None = None
+        """What holds sandboxes back until protections were seen to work here."""
 
     def take_uid(self) -> int:
-        """Draws a user id that no other live sandbox of this daemon has. Random, since engines are shared."""
-        first, count = self._settings.uid_first, self._settings.uid_count
-        if len(self._uids) >= count:
-            raise LimitReached(
-                "daemon", "uids", f"all {count} user ids for sandboxes are in use; delete some sandboxes"
-            )
-        while (uid := first + random.randrange(count)) in self._uids:  # noqa: S311 - spread, not secrecy
-            pass
-        self._uids.add(uid)
-        return uid
+        """Draws a user id that no other live sandbox of this daemon has. Raises `LimitReached`."""
+        return self._uids.draw()
 
     @property
     def uids(self) -> frozenset[int]:
         """The user ids that are taken."""
-        return frozenset(self._uids)
+        return self._uids.taken
 
     @property
     def guest_file(self) -> Path:
@@ -114,7 +131,7 @@ class Boot:
 
     def return_uid(self, uid: int) -> None:
         """Lets another sandbox have a user id."""
-        self._uids.discard(uid)
+        self._uids.put_back(uid)
 
     def new_directory(self) -> Path:
         """Names a directory on the host for one sandbox, short enough for socket paths."""
@@ -125,7 +142,8 @@ class Boot:
 
     def take_up(self, record: SandboxRecord) -> None:
         """Prepares to take over a sandbox of an earlier daemon: its user id, its directory, a link for its guest."""
-        self._uids.add(record.uid)
+        self._uids.take(record.uid)
+        self.networks.take_up(record)
         self._old_directories.discard(record.directory)
         if record.container_id is not None and record.state is not SandboxState.ERROR:
             has_socket = _socket_dir(record).exists()
@@ -143,9 +161,12 @@ class Boot:
         Leaves nothing behind when it fails, unless the engine is away: then the record still names the container.
         """
         try:
+            gate = self.gate if record.id not in self.canaries else None
+            if gate is not None:
+                gate.expect(record.spec.image)
             await self._up(record, remaining_ttl_s)
-            if record.id not in self.canaries:
-                await self.protected(record.spec.image)
+            if gate is not None:
+                await gate.wait_passed(record.spec.image)
         except BaseException:
             try:
                 await self._background.finish(self.down(record), f"undo {record.id}")
@@ -154,8 +175,19 @@ class Boot:
             raise
 
     async def _up(self, record: SandboxRecord, remaining_ttl_s: float) -> None:
+        with contextlib.ExitStack() as stack:
+            finding = host_paths.found(record.spec.mounts)
+            places = await asyncio.to_thread(stack.enter_context, finding)
+            uid = user_of(record, places, self._uids.range)
+            if uid != record.uid:
+                self._uids.put_back(record.uid)
+                record.uid = uid
+            await self._make(record, remaining_ttl_s, places)
+
+    async def _make(self, record: SandboxRecord, remaining_ttl_s: float, places: Places) -> None:
         spec = record.spec
         image = await self._runtime.resolve_image(spec.image, may_pull=self._settings.may_pull)
+        network = await self.networks.plan(record)
         record.image = image
         record.env = environment(image.env, spec.env_vars, spec.working_dir)
         accounts = record.directory / "accounts"
@@ -163,7 +195,8 @@ class Boot:
             await self._clear_away(record)
         try:
             record.directory.mkdir(mode=0o711, parents=True)
-            write_accounts(accounts, record.uid, spec.working_dir)
+            resolvers = None if network is None else network.resolvers
+            write_accounts(accounts, record.uid, spec.working_dir, extra_hosts=spec.extra_hosts, resolvers=resolvers)
         except OSError as error:
             hint = "look at the room and the permissions there"
             text = f"cannot write to the daemon's state directory {record.directory}: {error.strerror}; {hint}"
@@ -187,10 +220,11 @@ class Boot:
             account_dir=accounts,
             group_id=os.getegid(),
             labels=self._ownership.labels(record.id, record.uid),
+            network=network,
         )
         channel = self.channels.current
         try:
-            await self._start_over(record, plan, channel)
+            await self._start_over(record, plan, channel, places)
         except EngineRefused as error:
             other = self.channels.other_after(error)
             if other is None:
@@ -199,10 +233,10 @@ class Boot:
             if record.link is not None:
                 await record.link.close()
             channel = other
-            await self._start_over(record, plan, channel)
+            await self._start_over(record, plan, channel, places)
         self.channels.works(channel)
 
-    async def _start_over(self, record: SandboxRecord, plan: ContainerPlan, channel: Channel) -> None:
+    async def _start_over(self, record: SandboxRecord, plan: ContainerPlan, channel: Channel, places: Places) -> None:
         """Starts the guest and reaches it over a channel."""
         link = record.link = self._make_link(record, channel)
         if link.attaches:
@@ -210,6 +244,8 @@ class Boot:
         else:
             await link.listen()
         await self._start(record, plan, link)
+        if places:
+            await look_again(record, link, places)
 
     async def _clear_away(self, record: SandboxRecord) -> None:
         """Removes what a daemon that was killed left of a start: it would be in the way of another one."""
@@ -247,6 +283,8 @@ class Boot:
             if link.attaches:
                 await link.listen()
             await self._await_guest(record, record.container_id, link, stderr)
+            if plan.network is not None:
+                record.published_ports = await self._runtime.join_network(record.container_id, plan)
         record.counted = self._runtime.counters(record.container_id)
 
     async def _clear_failed(self, record: SandboxRecord) -> None:
@@ -260,7 +298,8 @@ class Boot:
             record.id,
             _socket_dir(record),
             group_id=os.getegid(),
-            guest_uids={0, os.geteuid()},
+            # Where programs may run as the daemon's own user, that user is no sign of a guest.
+            guest_uids={0} if record.waived else {0, os.geteuid()},
             open_channel=(lambda: self._channel_of(record)) if channel is Channel.ATTACH else None,
         )
         link.on_ready = lambda: self.tell_expiry(record)
@@ -320,6 +359,8 @@ class Boot:
         if link is not None:
             await link.close()
             record.link = None
+        record.published_ports = ()
+        await self.networks.leave(record)
         await asyncio.to_thread(shutil.rmtree, record.directory, True)
 
     async def freeze(self, record: SandboxRecord) -> None:
@@ -344,10 +385,6 @@ class Boot:
             await self._runtime.unpause(record.container_id)
         if record.link is not None:
             record.link.send({"type": "resume"})
-
-
-async def _nothing_to_wait_for(image: str) -> None:
-    """Where protections are not looked at, as in tests without containers."""
 
 
 def _socket_dir(record: SandboxRecord) -> Path:

@@ -22,8 +22,10 @@ LATE_S = 60.0
 """How long an engine may take to make a container."""
 
 
-def is_owned(container: ContainerRecord, sandboxes: Sandboxes) -> bool:
-    """Whether a container of ours belongs to a sandbox that is known, or to one that is being made."""
+def is_owned(container: ContainerRecord, sandboxes: Sandboxes, boot: Boot) -> bool:
+    """Whether a container of ours belongs to a sandbox that is known, to one that is being made, or to a canary."""
+    if container.labels.get(LABEL_ID) in boot.canaries:
+        return True
     record = sandboxes.known(container.labels.get(LABEL_ID, ""))
     return record is not None and (record.container_id == container.id or may_be_made(record))
 
@@ -84,7 +86,7 @@ class Leftovers:
             record = self._sandboxes.known(container.labels.get(LABEL_ID, ""))
             if record is not None and may_be_made(record):
                 complete = False  # it may be the one that is being made at this moment
-            elif not is_owned(container, self._sandboxes):
+            elif not is_owned(container, self._sandboxes, self._boot):
                 await self._runtime.remove(container.id)
                 log.info("leftover removed", extra={"container_id": container.id})
         self._metrics.engine_up(True)

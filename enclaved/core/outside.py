@@ -68,6 +68,8 @@ class Outside:
                 was_told, self._hearsay.listens = self._hearsay.listens, False
                 self._metrics.engine_events(False)
             if was_told:  # and not one more try while the engine is away
+                if self._boot.gate is not None:
+                    self._boot.gate.doubt()
                 self._metrics.engine_event_gap()
                 log.warning("engine events broke off", extra={"reason": reason})
             await asyncio.sleep(RETRY_S)

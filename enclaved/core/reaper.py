@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from enclaved.core import heap, strays
 from enclaved.core.boot import Boot
+from enclaved.core.drift import Drift
 from enclaved.core.executions import Executions
 from enclaved.core.leftovers import is_owned
 from enclaved.core.ownership import Ownership
@@ -65,10 +66,12 @@ class Reaper:
         metrics: Metrics,
         state_dir: Path,
         every_s: float,
+        drift: Drift | None = None,
     ) -> None:
         self._runtime, self._boot, self._ownership = runtime, boot, ownership
         self._sandboxes, self._executions, self._state = sandboxes, executions, state
         self._metrics, self._state_dir, self._every_s = metrics, state_dir, every_s
+        self._drift = drift
         self._seen: dict[Stray, int] = {}
         """What the last look found, and how many have found it in a row."""
         self._began = asyncio.get_running_loop().time()
@@ -112,6 +115,11 @@ class Reaper:
                         self._removed(kind, stray.name)
                 except (EngineRefused, OSError) as error:  # the others are to go all the same
                     failures.append(error)
+        if self._drift is not None:
+            try:
+                await self._drift.look()
+            except EngineRefused as error:
+                failures.append(error)
         self._sweep_sandbox_rows()
         await self._sweep_execution_rows()
         await asyncio.to_thread(heap.give_back)
@@ -138,11 +146,11 @@ class Reaper:
             for container in await self._runtime.list_records()
             if container.labels.get(LABEL_OWNER) == self._ownership.owner
             and self._ownership.proves(container.labels)
-            and not is_owned(container, self._sandboxes)
+            and not is_owned(container, self._sandboxes, self._boot)
         }
 
     async def _remove_container(self, container: ContainerRecord) -> bool:
-        if is_owned(container, self._sandboxes):
+        if is_owned(container, self._sandboxes, self._boot):
             return False
         await self._runtime.remove(container.id)
         return True
@@ -160,7 +168,7 @@ class Reaper:
         return {**places, **{_stray(LeftoverKind.FILE, place): place for place in files}}
 
     def _directories(self) -> set[Path]:
-        return {record.directory for record in self._sandboxes.records}
+        return {record.directory for record in (*self._sandboxes.records, *self._boot.canaries.values())}
 
     async def _remove_directory(self, place: strays.Place) -> bool:
         if place.path in self._directories():
@@ -178,7 +186,7 @@ class Reaper:
         return {Stray(LeftoverKind.UID, str(uid)): uid for uid in self._boot.uids - self._uids_owned()}
 
     def _uids_owned(self) -> set[int]:
-        return {record.uid for record in self._sandboxes.records}
+        return {record.uid for record in (*self._sandboxes.records, *self._boot.canaries.values())}
 
     async def _return_uid(self, uid: int) -> bool:
         if uid in self._uids_owned():

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from enclaved.agent.guest.limits import PROTOCOL_VERSION
 from enclaved.core.channels import Channels
 from enclaved.core.executions import Executions
+from enclaved.core.protections import Protections
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.errors import EngineUnavailable
 from enclaved.metrics import Metrics
@@ -28,7 +29,9 @@ class System:
         executions: Executions,
         channels: Channels,
         metrics: Metrics,
+        protections: Protections,
     ) -> None:
+        self._protections = protections
         self._version, self._embedded = version, embedded
         self._runtime, self._sandboxes, self._executions = runtime, sandboxes, executions
         self._channels, self._metrics = channels, metrics
@@ -51,4 +54,5 @@ class System:
             active_sandboxes=self._sandboxes.active,
             active_executions=self._executions.active,
             guest_protocol_version=PROTOCOL_VERSION,
+            protections=self._protections.states,
         )

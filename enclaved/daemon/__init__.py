@@ -1,9 +1,9 @@
 """The daemon: `serve` builds and runs it in an event loop, `run` in a process of its own."""
 
-from enclaved.daemon._errors import StartError, StateLocked
+from enclaved.daemon._errors import StartError, StateLocked, Unprotected
 from enclaved.daemon._process import run
 from enclaved.daemon._prune import prune
 from enclaved.daemon._reload import Reloads
 from enclaved.daemon._serve import Addresses, StopRequest, serve
 
-__all__ = ["Addresses", "Reloads", "StartError", "StateLocked", "StopRequest", "prune", "run", "serve"]
+__all__ = ["Addresses", "Reloads", "StartError", "StateLocked", "StopRequest", "Unprotected", "prune", "run", "serve"]

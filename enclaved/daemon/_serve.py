@@ -17,6 +17,7 @@ from enclaved.core.background import Background
 from enclaved.core.boot import Boot, BootSettings
 from enclaved.core.contexts import Contexts
 from enclaved.core.crew import PoolParts
+from enclaved.core.drift import Drift
 from enclaved.core.engine import WatchedRuntime
 from enclaved.core.executions import Executions
 from enclaved.core.file_jobs import TOOL as FILES
@@ -27,6 +28,7 @@ from enclaved.core.outside import Outside
 from enclaved.core.ownership import Ownership
 from enclaved.core.policy import Policy
 from enclaved.core.pool import Pools
+from enclaved.core.protections import Protections
 from enclaved.core.reaper import Reaper
 from enclaved.core.recovery import Recovery
 from enclaved.core.reset import TOOL as RESET
@@ -39,6 +41,7 @@ from enclaved.daemon._errors import StartError
 from enclaved.daemon._http import http_endpoint
 from enclaved.daemon._lock import locked_state
 from enclaved.daemon._policy import PolicySource
+from enclaved.daemon._protecting import end_asked, first_verdict, look_with_docker
 from enclaved.daemon._reload import Reloads
 from enclaved.daemon._sockets import listen_tcp, listen_unix
 from enclaved.daemon._systemd import Notifier
@@ -48,6 +51,7 @@ from enclaved.metrics import Metrics
 from enclaved.model import EMBEDDED, LOCAL
 from enclaved.runtime.base import Runtime
 from enclaved.runtime.docker.driver import DockerRuntime
+from enclaved.runtime.inspection import Inspector
 from enclaved.services import Calls, EdgeLimits, Health, add_services, make_server
 from enclaved.tools.registry import ToolRegistry, ToolSetupError
 from enclaved.tools.shell_executor import CommandTool
@@ -108,6 +112,7 @@ class _Core:
     pools: Pools
     images: Images
     system: System
+    protections: Protections
 
     def apply(self, settings: Settings) -> None:
         """Brings into force what needs no restart (`is_live`). Sandboxes that exist keep what they were granted."""
@@ -182,7 +187,8 @@ async def serve(
         if not embedded:
             core.define_pools(settings)
         core.background.spawn(core.state.keep(), "keep state")
-        core.background.spawn(core.engine.watch(health.set_engine_available), "watch engine")
+        core.protections.changed = health.set_engine_available
+        core.background.spawn(core.engine.watch(core.protections.engine_seen), "watch engine")
         core.background.spawn(core.outside.follow(), "follow the engine")
         core.background.spawn(notifier.keep_alive(), "watchdog")
 
@@ -193,12 +199,14 @@ async def serve(
 
         if reloads is not None:
             core.background.spawn(reloads.serve(settings, apply, notifier, core.metrics), "reload")
+        if not embedded:
+            await first_verdict(core.protections, stop.asked)
         addresses = Addresses(listen.unix, tcp, endpoint, http)
         _log.info("ready", extra={"version": __version__, **asdict(addresses)})
         notifier.tell("READY=1")
         ready(addresses)
 
-        await stop.asked.wait()
+        await end_asked(core.protections, stop.asked, embedded=embedded)
         notifier.tell("STOPPING=1")
         grace_s = settings.daemon.drain_grace_s
         if embedded:
@@ -225,7 +233,9 @@ async def _compose(
     except ToolSetupError as error:
         raise StartError(str(error)) from error
     metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES, RESET, PRELOAD))
-    driver = runtime or DockerRuntime(settings.engine.url, image_aliases=settings.images.aliases)
+    driver = runtime or DockerRuntime(
+        settings.engine.url, image_aliases=settings.images.aliases, waived=settings.waive.protections
+    )
     engine = WatchedRuntime(driver, metrics)
     stack.push_async_callback(engine.close)
     background = Background()
@@ -251,6 +261,12 @@ async def _compose(
         raise StartError(f"cannot write to the state directory {state_dir}: {error.strerror}; {hint}") from error
     except StateUnusable as error:
         raise StartError(str(error)) from error
+    inspector: Inspector | None = None
+    if runtime is None:
+        protections, inspector = look_with_docker(stack, settings, embedded, boot, background, metrics)
+    else:
+        protections = Protections(background=background, metrics=metrics)
+    boot.gate = protections
     policy = Policy(limits, tools, rules=policies.rules(settings))
     sandboxes = Sandboxes(
         boot=boot,
@@ -285,6 +301,9 @@ async def _compose(
         metrics=metrics,
         state_dir=state_dir,
         every_s=settings.daemon.reap_every_s,
+        drift=None
+        if inspector is None
+        else Drift(inspector=inspector, sandboxes=sandboxes, boot=boot, metrics=metrics),
     )
     outside = Outside(runtime=engine, sandboxes=sandboxes, boot=boot, background=background, metrics=metrics)
     pools = Pools(
@@ -306,6 +325,7 @@ async def _compose(
         executions=executions,
         channels=boot.channels,
         metrics=metrics,
+        protections=protections,
     )
     return _Core(
         metrics=metrics,
@@ -324,6 +344,7 @@ async def _compose(
         pools=pools,
         images=Images(runtime=engine, policy=policy, may_pull=settings.engine.pull),
         system=system,
+        protections=protections,
     )
 
 
