@@ -17,12 +17,12 @@ _READ_WRITE: Final = 6
 
 
 def let_enter(directory: Path, uid: int) -> None:
-    """Lets one more user go through a directory, without listing it. Raises ``OSError``, where there are no ACLs too."""
+    """Lets one more user go through a directory, without listing it. Raises ``OSError``."""
     _let(directory, uid, _EXECUTE)
 
 
 def let_connect(path: Path, uid: int) -> None:
-    """Lets one more user connect to a socket. Raises ``OSError``, where there are no ACLs too."""
+    """Lets one more user connect to a socket. Raises ``OSError``."""
     _let(path, uid, _READ_WRITE)
 
 
@@ -37,9 +37,8 @@ def _let(path: Path, uid: int, permissions: int) -> None:
         (_MASK, group | permissions, _NOBODY),
         (_OTHER, mode & 7, _NOBODY),
     ]
-    os.setxattr(
-        path, _ATTRIBUTE, struct.pack("<I", _VERSION) + b"".join(struct.pack("<HHI", *each) for each in entries)
-    )
+    listed = b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(path, _ATTRIBUTE, struct.pack("<I", _VERSION) + listed)
 
 
 def who_may_enter(directory: Path) -> int | None:
