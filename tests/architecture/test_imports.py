@@ -162,7 +162,14 @@ ARROWS: dict[str, tuple[str, ...]] = {
 FOREIGN: dict[str, tuple[str, ...]] = {
     "aiodocker": ("enclaved.runtime.docker",),
     "prometheus_client": ("enclaved.metrics",),
-    "grpc": ("enclaved.services", "enclaved.daemon", "enclaved.status", "ms_enclave._transports", "ms_enclave.v1"),
+    "grpc": (
+        "enclaved.services",
+        "enclaved.daemon",
+        "enclaved.doctor",
+        "enclaved.status",
+        "ms_enclave._transports",
+        "ms_enclave.v1",
+    ),
     "google": (
         "enclaved.services",
         "enclaved.status",

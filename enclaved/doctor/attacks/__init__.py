@@ -1,0 +1,1 @@
+"""The hostile programs and clients, by category, each with its judge. `suite` has them all."""
