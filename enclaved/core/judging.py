@@ -244,7 +244,8 @@ def _bounded_files(found: Findings) -> None:
         for flag, name in ((os.ST_NOSUID, "nosuid"), (os.ST_NODEV, "nodev")):
             _need(bool(room["flags"] & flag), f"{path} is not {name}")
     for mount in found.told["mounts"]:
-        if "rw" in _options(mount) and mount["type"] not in _KERNELS_OWN and mount["root"] != "/null":
+        is_no_place = mount["type"] in _KERNELS_OWN or mount["root"] == "/null" or _is_device(mount)
+        if "rw" in _options(mount) and not is_no_place:
             point = mount["point"]
             _need(point in sizes or point == "/dev", f"{point} ({mount['type']}) can be written to")
 
@@ -253,10 +254,16 @@ def _host_files(found: Findings) -> None:
     for mount in found.told["mounts"]:
         point = mount["point"]
         is_fresh = mount["root"] == "/" and mount["type"] == "tmpfs"
-        if point == "/" or is_fresh or mount["root"] == "/null" or mount["type"] in _KERNELS_OWN:
+        if point == "/" or is_fresh or mount["root"] == "/null" or mount["type"] in _KERNELS_OWN or _is_device(mount):
             continue
         _need(point in _OUR_FILES or point.startswith(_OUR_FOLDER), f"something of the host is mounted at {point}")
         _need("ro" in _options(mount), f"what is mounted at {point} can be written to")
+
+
+def _is_device(mount: Mapping[str, Any]) -> bool:
+    """Whether it is one of the usual devices: in a user namespace they cannot be made, so runtimes mount the host's."""
+    name = str(mount["root"]).removeprefix("/")
+    return mount["type"] in ("devtmpfs", "tmpfs") and name in _DEVICES and mount["point"] == f"/dev/{name}"
 
 
 def _options(mount: Mapping[str, Any]) -> list[str]:
