@@ -114,13 +114,16 @@ def landlock_layers() -> int:
 
 
 def mounts() -> list[dict[str, str]]:
-    """Every mount: what of it is mounted where, how, and of which type."""
-    found = []
+    """Every mount that another does not hide: what of it is mounted where, how, and of which type."""
+    found: list[dict[str, str]] = []
     for line in text_of("/proc/self/mountinfo").splitlines():
         fields, _, more = line.partition(" - ")
         parts = fields.split()
         if len(parts) > 5:
-            found.append({"root": parts[3], "point": parts[4], "options": parts[5], "type": more.split(" ")[0]})
+            point = parts[4]
+            hidden = point.rstrip("/") + "/"
+            found = [one for one in found if not (one["point"] + "/").startswith(hidden)]
+            found.append({"root": parts[3], "point": point, "options": parts[5], "type": more.split(" ")[0]})
     return found
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from enclaved.runtime.docker.granted import networks_of
 from enclaved.runtime.inspection import Deviation
 
 LIMIT_FIELDS: Final = ("Memory", "MemorySwap", "NanoCpus", "PidsLimit")
@@ -23,8 +24,8 @@ _CONFIG_FIELDS: Final = (
     "User",
     "WorkingDir",
 )
-_OF_PATHS: Final = frozenset({"Cmd", "Entrypoint", "OpenStdin", "Mounts", "Tmpfs"})
-"""What depends on paths and arguments that a later daemon does not know."""
+_OF_PATHS: Final = frozenset({"Cmd", "Dns", "Entrypoint", "ExtraHosts", "OpenStdin", "Mounts", "Tmpfs"})
+"""What depends on paths, arguments and name servers that a later daemon does not know."""
 
 # What the body does not set has to be neutral, but for what engines fill in by themselves.
 _FILLED_IN: Final[Mapping[str, tuple[object, ...]]] = {
@@ -82,7 +83,7 @@ def _environment(wanted: list[str], found: object) -> Iterator[Deviation]:
 
 def _attached(wanted: Mapping[str, Any], seen: Mapping[str, Any]) -> Iterator[Deviation]:
     networks = _table(_table(seen, "NetworkSettings"), "Networks")
-    if not set(networks) <= {wanted["NetworkMode"]}:
+    if not set(networks) <= networks_of(wanted["NetworkMode"]):
         yield _deviation("NetworkSettings.Networks", [wanted["NetworkMode"]], sorted(networks))
 
 
@@ -103,6 +104,8 @@ def _mounted(wanted: Mapping[str, Any], seen: Mapping[str, Any], skipped: frozen
 
 def _comparable(name: str, value: Any) -> Any:
     """A value in the form in which it can be compared: engines write the same in several ways."""
+    if not value:
+        return None  # engines answer null for what is empty
     if name in ("CapAdd", "CapDrop") and isinstance(value, list):
         return sorted(str(item).removeprefix("CAP_") for item in value)
     if name == "Mounts" and isinstance(value, list):
@@ -113,7 +116,7 @@ def _comparable(name: str, value: Any) -> Any:
         return sorted(json.dumps({k.lower(): v for k, v in limit.items()}, sort_keys=True) for limit in value)
     if name in ("MaskedPaths", "ReadonlyPaths") and isinstance(value, list):
         return sorted(value)
-    return value or None  # engines answer null for what is empty
+    return value
 
 
 def _table(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
