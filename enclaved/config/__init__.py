@@ -5,12 +5,15 @@ A value comes from the last of these that has one: the default, the TOML file, t
 docs/configuration.md lists them all.
 """
 
-from enclaved.config.checks import SOCKET_PATH_BYTES_MAX, Address, http_address, parse_address
-from enclaved.config.loading import DEFAULT_FILE, FILE_VARIABLE, ConfigError, Configuration, load
+from enclaved.config.checks import SOCKET_PATH_BYTES_MAX, Address, http_address, is_loopback, parse_address
+from enclaved.config.errors import ConfigError
+from enclaved.config.loading import DEFAULT_FILE, FILE_VARIABLE, Configuration, load
+from enclaved.config.policy_file import DEFAULT_POLICY_FILE, read_policy
 from enclaved.config.settings import SETTINGS, Setting, Settings
 
 __all__ = [
     "DEFAULT_FILE",
+    "DEFAULT_POLICY_FILE",
     "FILE_VARIABLE",
     "SETTINGS",
     "SOCKET_PATH_BYTES_MAX",
@@ -20,6 +23,8 @@ __all__ = [
     "Setting",
     "Settings",
     "http_address",
+    "is_loopback",
     "load",
     "parse_address",
+    "read_policy",
 ]

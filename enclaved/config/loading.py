@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from enclaved.config.checks import contradictions
+from enclaved.config.errors import ConfigError
 from enclaved.config.pools import PoolSettings, read_pool
 from enclaved.config.settings import PREFIX, SETTINGS, Setting, Settings
 
@@ -31,14 +32,6 @@ _WORDS: Final = {
 }
 """What the library says, and how it is said here."""
 _NAME = re.compile(r"\s*([\w-]+)\s*=")
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; ``problems`` has one line for each reason."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)

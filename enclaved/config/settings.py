@@ -159,6 +159,14 @@ class Limits(_Section):
     )
 
 
+class Policy(_Section):
+    """Who may ask for what."""
+
+    file: str = Field(
+        "", description="File of roles; empty: /etc/enclaved/policy.toml if there is one, else the compiled roles."
+    )
+
+
 class Sandbox(_Section):
     """How sandboxes are made."""
 
@@ -199,6 +207,21 @@ class Waive(_Section):
     )
 
 
+class NetworkOptions(_Section):
+    """Networks of sandboxes, where a role grants them."""
+
+    dns: list[str] = Field(
+        [],
+        description="Addresses (IPv4) of the name servers that sandboxes with a network may ask; at most three count. "
+        "Empty: those of the host that are not its own loopback.",
+    )
+    guard_image: str = Field(
+        "",
+        description="Image with Python, which you trust, in which the packet filters of sandboxes are set; empty: "
+        "images.default.",
+    )
+
+
 class Daemon(_Section):
     """The daemon itself."""
 
@@ -232,9 +255,11 @@ class Settings(_Section):
     engine: Engine = Engine()
     images: Images = Images()
     limits: Limits = Limits()
+    policy: Policy = Policy()
     sandbox: Sandbox = Sandbox()
     ceiling: Ceiling = Ceiling()
     waive: Waive = Waive()
+    network: NetworkOptions = NetworkOptions()
     daemon: Daemon = Daemon()
     log: Log = Log()
     pools: tuple[PoolSettings, ...] = ()

@@ -1,23 +1,43 @@
-"""The rules of a daemon, put together from what it is."""
+"""The rules of a daemon, put together from its configuration and its policy file."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
-from enclaved.config import Settings
-from enclaved.core.policy import Rules, built_in_rules
+from enclaved.config import DEFAULT_POLICY_FILE, Settings, read_policy
+from enclaved.core.policy import Rules, Tools, built_in_rules
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySource:
     """Where the rules come from."""
 
+    tools: Tools
     working_dir: str = ""
     """The directory in which the program works that started the daemon for itself; empty: there is none."""
 
-    def rules(self, settings: Settings) -> Rules:
-        """Puts the rules together."""
-        protected = [settings.state.dir]
-        if settings.engine.url.startswith("unix://"):
-            protected.append(settings.engine.url.removeprefix("unix://"))
-        return built_in_rules(settings.policy_limits(), working_dir=self.working_dir, protected=tuple(protected))
+    def rules(self, settings: Settings, file: Path | None = None) -> Rules:
+        """Puts the rules together; ``file``: with another policy file than the one of the settings.
+
+        Raises `ConfigError` for a file with a mistake, and for one that cannot be read.
+        """
+        built_in = built_in_rules(
+            settings.policy_limits(), working_dir=self.working_dir, protected=_protected(settings)
+        )
+        path = file or (Path(settings.policy.file) if settings.policy.file else None)
+        if path is None:
+            if not DEFAULT_POLICY_FILE.exists():
+                return built_in
+            path = DEFAULT_POLICY_FILE
+        return read_policy(path, built_in, tools=self.tools, working_dir=self.working_dir)
+
+
+def _protected(settings: Settings) -> tuple[str, ...]:
+    """Host paths of the daemon's own that nobody may mount, by all the names that they have now."""
+    paths = [settings.state.dir]
+    paths += [each for each in (settings.listen.unix, settings.listen.http.removeprefix("unix:")) if each[:1] == "/"]
+    if settings.engine.url.startswith("unix://"):
+        paths.append(settings.engine.url.removeprefix("unix://"))
+    return tuple(dict.fromkeys([*paths, *(os.path.realpath(path) for path in paths)]))

@@ -12,6 +12,8 @@ DEFAULT_ROLE: Final = "default"
 """The role of whoever reaches a listener that needs no key."""
 EMBEDDED_ROLE: Final = "embedded"
 """The role of the program that started a daemon for itself."""
+MONITOR_ROLE: Final = "monitor"
+"""The role of programs that watch a daemon."""
 
 
 class IdentityKind(enum.StrEnum):

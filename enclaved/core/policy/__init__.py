@@ -9,7 +9,10 @@ from __future__ import annotations
 from enclaved.core.policy.admission import WORKING_DIR_DEFAULT, Admission, Policy
 from enclaved.core.policy.docket import Outcome, Ruling
 from enclaved.core.policy.executions import execution_timeout, output_limit
+from enclaved.core.policy.images import entry_problem as image_problem
+from enclaved.core.policy.images import granted_image
 from enclaved.core.policy.limits import LIMIT_NAMES, PolicyLimits
+from enclaved.core.policy.mounts import is_protected
 from enclaved.core.policy.names import (
     LABEL_VALUE_MAX,
     LABELS_MAX,
@@ -20,6 +23,7 @@ from enclaved.core.policy.names import (
     check_request_id,
 )
 from enclaved.core.policy.programs import Tools
+from enclaved.core.policy.programs import matches as tool_matches
 from enclaved.core.policy.roles import (
     RULE_NAMES,
     PortRange,
@@ -29,6 +33,7 @@ from enclaved.core.policy.roles import (
     VolumeRule,
     built_in_rules,
 )
+from enclaved.core.policy.users import user_problem
 
 __all__ = [
     "LABELS_MAX",
@@ -54,5 +59,10 @@ __all__ = [
     "check_labels",
     "check_request_id",
     "execution_timeout",
+    "granted_image",
+    "image_problem",
+    "is_protected",
     "output_limit",
+    "tool_matches",
+    "user_problem",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 from enclaved.core.spec_fields import CPU_MIN, MEMORY_MIN_BYTES, MIB, PIDS_MIN, TTL_MIN_S
 
-_ZERO_IS_ANY = (
+LIMITS_OF_ROLES: Final = (
     "working_dir_size_max_bytes",
     "tmp_size_max_bytes",
     "output_default_bytes",
@@ -15,6 +16,7 @@ _ZERO_IS_ANY = (
     "creates_per_minute",
     "executions_per_minute",
 )
+"""Numbers that only roles have, not the configuration's ``[limits]``; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,11 @@ class PolicyLimits:
         for count in ("sandboxes_max", "executions_per_sandbox_max"):
             if getattr(self, count) < 1:
                 raise ValueError(f"{count} must be at least 1")
-        for count in _ZERO_IS_ANY:
+        for count in LIMITS_OF_ROLES:
             if getattr(self, count) < 0:
                 raise ValueError(f"{count} must be 0 or more")
         if not self.image_default:
             raise ValueError("image_default must name an image")
 
 
-LIMIT_NAMES = tuple(field.name for field in fields(PolicyLimits))
+LIMIT_NAMES: Final = tuple(field.name for field in fields(PolicyLimits))

@@ -56,9 +56,10 @@ def decide_mounts(docket: Docket, protected: tuple[str, ...]) -> tuple[Mount, ..
     )
 
 
-def is_protected(path: str, protected: tuple[str, ...]) -> str:
-    """Names what no policy lets anybody mount and a path would show, or nothing."""
-    return next((one for one in (*NEVER, *protected) if _is_within(path, one) or _is_within(one, path)), "")
+def is_protected(path: str, protected: tuple[str, ...], *, whole: bool = True) -> str:
+    """Names what no policy lets anybody mount and a path lies in (``whole``: or holds), or nothing."""
+    every = (*NEVER, *protected)
+    return next((one for one in every if _is_within(path, one) or (whole and _is_within(one, path))), "")
 
 
 def _decide(docket: Docket, volume: Volume, protected: tuple[str, ...]) -> Mount | None:

@@ -31,6 +31,10 @@ class Tools(Protocol):
         """Returns the name of a tool. Raises `ToolNotFound`."""
         ...
 
+    def option_names(self, name: str) -> tuple[str, ...]:
+        """Lists the options of a tool. Raises `ToolNotFound`."""
+        ...
+
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
         """Checks the options of a tool. Raises `InvalidRequest` with fields ``tools.NAME.OPTION``."""
         ...

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from enclaved.core.policy.limits import LIMIT_NAMES, PolicyLimits
-from enclaved.model import DEFAULT_ROLE, EMBEDDED_ROLE, EMPTY
+from enclaved.core.policy.limits import LIMIT_NAMES, LIMITS_OF_ROLES, PolicyLimits
+from enclaved.model import DEFAULT_ROLE, EMBEDDED_ROLE, EMPTY, MONITOR_ROLE, Scope
 
 ANY_IMAGE: Final = "**"
 ANY: Final = "*"
@@ -56,6 +56,8 @@ class Role:
 
     name: str
     limits: PolicyLimits = field(default_factory=PolicyLimits)
+    scopes: tuple[str, ...] = (Scope.READ, Scope.RUN, Scope.CREATE)
+    """What sort of calls are open (`Scope`)."""
     users: tuple[str, ...] = ()
     """Who has this role whatever their token says: ``KIND`` or ``KIND:NAME``, with ``*`` in the name."""
     images: tuple[str, ...] = ()
@@ -82,6 +84,7 @@ class Role:
 
 
 RULE_NAMES: Final = (
+    "scopes",
     "users",
     "images",
     "images_by_digest",
@@ -122,6 +125,7 @@ def embedded_role(limits: PolicyLimits, working_dir: str = "") -> Role:
     return Role(
         name=EMBEDDED_ROLE,
         limits=limits,
+        scopes=tuple(Scope),
         images=(ANY_IMAGE, "localhost*/**", "127.0.0.1*/**"),
         may_pull=True,
         runtime_classes=(RUNC, ANY),
@@ -136,9 +140,14 @@ def embedded_role(limits: PolicyLimits, working_dir: str = "") -> Role:
     )
 
 
+def monitor_role(limits: PolicyLimits) -> Role:
+    """Makes the role of programs that watch a daemon: they see everything, and change nothing."""
+    return Role(name=MONITOR_ROLE, limits=limits, scopes=(Scope.READ, Scope.ADMIN), origins=_limit_origins())
+
+
 def _limit_origins() -> dict[str, str]:
     own = {"image_default": "setting images.default", "kill_at_pids_limit": "setting sandbox.kill_at_pids_limit"}
-    return {name: own.get(name, f"setting limits.{name}") for name in LIMIT_NAMES}
+    return {name: own.get(name, f"setting limits.{name}") for name in LIMIT_NAMES if name not in LIMITS_OF_ROLES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +167,5 @@ class Rules:
 def built_in_rules(limits: PolicyLimits, *, working_dir: str = "", protected: tuple[str, ...] = ()) -> Rules:
     """Makes the rules of a daemon without a policy file."""
     roles = {DEFAULT_ROLE: default_role(limits), EMBEDDED_ROLE: embedded_role(limits, working_dir)}
+    roles[MONITOR_ROLE] = monitor_role(limits)
     return Rules(limits, roles, protected)

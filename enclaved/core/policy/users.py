@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from enclaved.core.policy.programs import matches
 from enclaved.core.policy.roles import ANY, Role, Rules
 from enclaved.core.spec_fields import shown
@@ -41,10 +39,3 @@ def _is_named(identity: Identity, user: str, is_exact: bool) -> bool:
     if kind != identity.kind.value or (ANY not in name and bool(colon)) is not is_exact:
         return False
     return not colon or matches(identity.name, (name,))
-
-
-def all_users(rules: Rules) -> Iterator[tuple[str, str]]:
-    """Lists every user that a role names, with the role."""
-    for role in rules.roles.values():
-        for user in role.users:
-            yield user, role.name
