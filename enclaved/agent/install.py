@@ -6,8 +6,10 @@ import base64
 import hashlib
 import os
 import zlib
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 
 from enclaved.runtime.base import HOST_NAME
 
@@ -17,6 +19,7 @@ PYTHON_TOO_OLD = 78
 ARGUMENT_BYTES = 100_000
 """What one argument of the guest takes at most; Linux allows 128 KiB."""
 
+_NO_HOSTS: Mapping[str, str] = MappingProxyType({})
 _HEAD = f"""# The guest, PID 1 of a sandbox: the modules of enclaved/agent/guest in one file. See `loader` in it.
 
 import sys
@@ -87,8 +90,19 @@ def install_guest(directory: Path) -> Path:
     return path
 
 
-def write_accounts(directory: Path, uid: int, working_dir: str) -> None:
-    """Writes ``passwd``, ``group`` and ``hosts`` for one sandbox: root, nobody, the user of programs, and itself."""
+def write_accounts(
+    directory: Path,
+    uid: int,
+    working_dir: str,
+    *,
+    extra_hosts: Mapping[str, str] = _NO_HOSTS,
+    resolvers: Sequence[str] | None = None,
+) -> None:
+    """Writes ``passwd``, ``group`` and ``hosts`` for one sandbox: root, nobody, the user of programs, and itself.
+
+    ``extra_hosts`` are further names with their addresses, ``resolvers`` the name servers for ``resolv.conf``; ``None``
+    makes no such file.
+    """
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     directory.chmod(0o755)
     passwd = [
@@ -98,7 +112,11 @@ def write_accounts(directory: Path, uid: int, working_dir: str) -> None:
     ]
     group = ["root:x:0:", f"{USER_NAME}:x:{uid}:", "nogroup:x:65534:"]
     hosts = [f"127.0.0.1 localhost {HOST_NAME}", "::1 localhost ip6-localhost ip6-loopback"]
-    for name, lines in (("passwd", passwd), ("group", group), ("hosts", hosts)):
+    hosts += [f"{address} {name}" for name, address in extra_hosts.items()]
+    files = {"passwd": passwd, "group": group, "hosts": hosts}
+    if resolvers is not None:
+        files["resolv.conf"] = [f"nameserver {address}" for address in resolvers]
+    for name, lines in files.items():
         path = directory / name
         path.write_text("\n".join(lines) + "\n")
         path.chmod(0o444)

@@ -26,6 +26,7 @@ from enclaved.core.networks import NetworkSettings, SandboxNetworks
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
 from enclaved.core.uids import Uids
+from enclaved.core.users import Users
 from enclaved.core.watching import Watching
 from enclaved.errors import (
     EngineRefused,
@@ -108,6 +109,7 @@ class Boot:
         self._guest_file = install_guest(settings.state_dir / "guest")
         self._guest_arguments = packed_guest()
         self._uids = Uids(settings.uid_first, settings.uid_count)
+        self._users = Users(runtime, self._uids)
         self._old_directories = set((settings.state_dir / "s").glob("*"))
         self._lacking: set[str] = set()
         self.canaries: dict[str, SandboxRecord] = {}
@@ -178,6 +180,9 @@ class Boot:
         with contextlib.ExitStack() as stack:
             finding = host_paths.found(record.spec.mounts)
             places = await asyncio.to_thread(stack.enter_context, finding)
+            await self._users.learn()
+            self._users.check_mounts(record.spec.mounts)
+            record.uid = self._users.fitting(record.uid)
             uid = user_of(record, places, self._uids.range)
             if uid != record.uid:
                 self._uids.put_back(record.uid)
@@ -301,6 +306,7 @@ class Boot:
             # Where programs may run as the daemon's own user, that user is no sign of a guest.
             guest_uids={0} if record.waived else {0, os.geteuid()},
             open_channel=(lambda: self._channel_of(record)) if channel is Channel.ATTACH else None,
+            find_mapped_root=lambda: self._users.guest_on_host(_socket_dir(record)),
         )
         link.on_ready = lambda: self.tell_expiry(record)
         return link

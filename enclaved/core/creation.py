@@ -17,6 +17,7 @@ from enclaved.core.changes import Changes
 from enclaved.core.endings import Endings
 from enclaved.core.policy import Admission, Policy, check_id, check_labels, check_request_id
 from enclaved.core.record import SandboxRecord
+from enclaved.core.startup_command import StartupCommands
 from enclaved.core.state import Chronicle
 from enclaved.core.state.rows import encode
 from enclaved.errors import (
@@ -80,6 +81,7 @@ class Creation:
         changes: Changes,
         chronicle: Chronicle,
         endings: Endings,
+        commands: StartupCommands,
         up: Callable[[SandboxRecord], Awaitable[None]],
         began: Callable[[SandboxRecord], None],
         closing: Callable[[], bool],
@@ -87,6 +89,7 @@ class Creation:
         self._records, self._up, self._began, self._closing = records, up, began, closing
         self._boot, self._policy, self._background, self._metrics = boot, policy, background, metrics
         self._changes, self._chronicle, self._endings = changes, chronicle, endings
+        self._commands = commands
         self._by_request: dict[tuple[str, str], SandboxRecord] = {}
         self._births: dict[SandboxRecord, Birth] = {}
         self._count = 0
@@ -121,6 +124,9 @@ class Creation:
             check_id(wish.sandbox_id)
         check_labels(wish.labels)
         admission = self._policy.admit(wish.request, identity.current())
+        if wish.pool_id and admission.spec.command:
+            text = "a pool ends everything that runs in its sandboxes after each call; leave the command out"
+            raise InvalidRequest.of("spec.command", text)
         if wish.sandbox_id in self._records:
             await self._await_gone(self._records[wish.sandbox_id], wish)
             return await self.create(wish)  # whatever has changed meanwhile
@@ -220,7 +226,9 @@ class Creation:
                 self._changes.save(record, self._cause(record))
                 await self._up(record)
                 record.touch()
+                self._commands.choose_id(record)
                 self._changes.move(record, SandboxState.RUNNING, self._cause(record))
+                await self._commands.begin(record)
         except BaseException as error:
             # What was made could not be removed yet: the id stays taken until it is.
             left = record.container_id is not None or record.state is SandboxState.DELETING

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextman
 
 from enclaved.errors import EngineUnavailable
 from enclaved.metrics import Metrics
-from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
+from enclaved.model import EngineInfo, PortMapping, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     ByteChannel,
     ContainerEvent,
@@ -19,6 +19,7 @@ from enclaved.runtime.base import (
     ContainerStatus,
     Counters,
     Image,
+    NetworkRecord,
     Runtime,
     StderrTail,
 )
@@ -116,6 +117,21 @@ class WatchedRuntime:
             with self._calling("attach"):
                 channel = await stack.enter_async_context(self._runtime.channel(container_id))
             yield channel
+
+    async def join_network(self, container_id: str, plan: ContainerPlan) -> tuple[PortMapping, ...]:
+        """See `Runtime.join_network`."""
+        with self._calling("join_network"):
+            return await self._runtime.join_network(container_id, plan)
+
+    async def list_networks(self) -> list[NetworkRecord]:
+        """See `Runtime.list_networks`."""
+        with self._calling("list_networks"):
+            return await self._runtime.list_networks()
+
+    async def remove_network(self, network_id: str) -> bool:
+        """See `Runtime.remove_network`."""
+        with self._calling("remove_network"):
+            return await self._runtime.remove_network(network_id)
 
     async def status(self, container_id: str) -> ContainerStatus | None:
         """See `Runtime.status`."""

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from enclaved.core.boot import Boot
+from enclaved.core.networks import remove_networks
 from enclaved.core.ownership import Ownership, abandoned, remove_state
 from enclaved.core.record import SandboxRecord
 from enclaved.core.sandboxes import Sandboxes
@@ -61,10 +62,12 @@ class Leftovers:
         while not complete:
             try:
                 complete = await self._remove_owned(self._ownership)
+                await self._boot.networks.sweep()
                 await asyncio.to_thread(self._boot.remove_old_directories)
                 if embedded_base is not None:
                     for directory, ownership in abandoned(embedded_base, state_dir):
                         await self._remove_owned(ownership)
+                        await remove_networks(self._runtime, ownership)
                         await asyncio.to_thread(remove_state, directory)
             except EngineUnavailable as error:
                 self._metrics.engine_up(False)

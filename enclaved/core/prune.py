@@ -23,10 +23,11 @@ from typing import Final
 from urllib.parse import quote
 
 from enclaved.core import strays
+from enclaved.core.networks import owned_networks
 from enclaved.core.ownership import EMBEDDED_NAME, KEY_NAME, LOCK_NAME, Ownership, owner_of_embedded
 from enclaved.core.state import DATABASE_NAME
-from enclaved.errors import EnclaveError
-from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, ContainerRecord, Runtime
+from enclaved.errors import EnclaveError, EngineRefused
+from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, ContainerRecord, NetworkRecord, Runtime
 
 _NO_DAEMON: Final = "no daemon uses it, and no sandbox that is written down"
 _ALL: Final = "everything of this state directory was asked for"
@@ -37,6 +38,7 @@ class Sort(enum.StrEnum):
     """A sort of thing that can be left."""
 
     CONTAINER = "container"
+    NETWORK = "network"
     DIRECTORY = "directory"
     FILE = "file"
     SOCKET = "socket"
@@ -74,10 +76,12 @@ class Prune:
         self._runtime, self._dry_run, self._everything = runtime, dry_run, everything
         self._found = Pruned()
         self._containers: dict[str, ContainerRecord] = {}
+        self._networks: list[NetworkRecord] = []
 
     async def run(self, state_dir: Path, bases: Sequence[Path], sockets: Sequence[Path]) -> Pruned:
         """Looks at a state directory, at those of embedded daemons below bases, and at sockets of the first."""
         self._containers = {container.id: container for container in await self._runtime.list_records()}
+        self._networks = await self._runtime.list_networks()
         with _locked(state_dir) as obstacle:
             if obstacle:
                 self._keep_state(state_dir, obstacle)
@@ -140,6 +144,16 @@ class Prune:
                 self._found.kept.append(replace(thing, reason="the next daemon takes its sandbox up"))
             else:
                 await self._attempt(thing, partial(self._runtime.remove, container.id))
+        for network in owned_networks(self._networks, ownership):
+            thing = Thing(Sort.NETWORK, network.id, reason)
+            if not written:
+                await self._attempt(thing, partial(self._remove_network, network.id))
+            else:
+                self._found.kept.append(replace(thing, reason="the next daemon's sandboxes may need it"))
+
+    async def _remove_network(self, network_id: str) -> None:
+        if not await self._runtime.remove_network(network_id):
+            raise EngineRefused("remove a network", "a container is in it")
 
     async def _prune_socket(self, path: Path) -> None:
         if _is_dead_socket(path):

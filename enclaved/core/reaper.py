@@ -120,6 +120,9 @@ class Reaper:
                 await self._drift.look()
             except EngineRefused as error:
                 failures.append(error)
+        for name in await self._boot.networks.sweep():
+            self._metrics.leftover_found(LeftoverKind.NETWORK)
+            self._removed(LeftoverKind.NETWORK, name)
         self._sweep_sandbox_rows()
         await self._sweep_execution_rows()
         await asyncio.to_thread(heap.give_back)

@@ -85,6 +85,7 @@ class Sandboxes:
             unwatch=self._unwatch,
             closing=self._closing.is_set,
         )
+        self.commands = self._switching.commands
         self._creation = Creation(
             self._records,
             boot=boot,
@@ -94,6 +95,7 @@ class Sandboxes:
             changes=self._changes,
             chronicle=table.chronicle,
             endings=self._endings,
+            commands=self.commands,
             up=self._switching.up,
             began=self._began,
             closing=self._closing.is_set,
@@ -391,9 +393,8 @@ class Sandboxes:
         records = list(self._records.values())
         for record in records:
             self._endings.delete(record, "the daemon was stopped", Cause.DAEMON)
-        if records:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(deadline_s):
-                    await asyncio.gather(*(record.gone.wait() for record in records))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                await asyncio.gather(*(record.gone.wait() for record in records))
         for record in self._records.values():
             log.error("sandbox left behind", extra={"sandbox_id": record.id, "reason": record.state_reason})

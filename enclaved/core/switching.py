@@ -13,6 +13,7 @@ from enclaved.core.boot import Boot
 from enclaved.core.changes import Changes
 from enclaved.core.endings import Endings
 from enclaved.core.record import SandboxRecord
+from enclaved.core.startup_command import StartupCommands
 from enclaved.errors import EnclaveError, EngineUnavailable, SandboxLost, ShuttingDown, WrongState
 from enclaved.model import Cause, SandboxState
 
@@ -38,6 +39,7 @@ class Switching:
     ) -> None:
         self._boot, self._background, self._changes, self._endings = boot, background, changes, endings
         self._began, self._unwatch, self._closing = began, unwatch, closing
+        self.commands = StartupCommands()
 
     async def up(self, record: SandboxRecord) -> None:
         """Makes the container of a sandbox, whose lock the caller holds, and waits for its guest.
@@ -70,6 +72,7 @@ class Switching:
         if record.state is not SandboxState.STOPPED:
             text = f"sandbox {record.id!r} is {record.state.value}: {record.state_reason}; delete it"
             raise WrongState(f"sandbox/{record.id}", record.state.value, SandboxState.STOPPED.value, text)
+        self.commands.choose_id(record)
         # On a full disk it must not start at all.
         if record.container_id is not None:
             self._changes.move(record, SandboxState.RUNNING, Cause.REQUEST)
@@ -78,6 +81,7 @@ class Switching:
             await self._up_again(record)
         record.touch()
         self._began(record)
+        await self.commands.begin(record)
 
     async def _up_again(self, record: SandboxRecord) -> None:
         try:

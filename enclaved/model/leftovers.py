@@ -10,6 +10,8 @@ class LeftoverKind(enum.StrEnum):
 
     CONTAINER = "container"
     """On the engine, with labels that prove whose it is."""
+    NETWORK = "network"
+    """On the engine, with labels that prove whose it is, while no sandbox needs it."""
     DIRECTORY = "directory"
     """Of a sandbox, in the state directory, with its socket."""
     FILE = "file"

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
+from enclaved.model import EngineInfo, PortMapping, PullProgress, ResourceUsage, SandboxSpec
 
 LABEL_ID = "enclaved.id"
 """Label with the sandbox's id. Images can imitate labels: only the HMAC proves that a container is ours."""
@@ -69,6 +69,20 @@ class GuestSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """What a runtime needs to give a sandbox a network of which only the outside can be reached."""
+
+    guard: Image
+    """An image that the operator trusts, with Python: in it runs what sets the packet filter."""
+    labels: Mapping[str, str]
+    """Labels of the daemon's networks."""
+    resolvers: tuple[str, ...]
+    """Addresses of name servers. They can be asked although they may lie in a network that is closed otherwise."""
+    host_addresses: tuple[str, ...] = ()
+    """Addresses of this machine, which are closed as private ones are."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerPlan:
     """Everything that a runtime needs to make the container of one sandbox."""
 
@@ -80,7 +94,8 @@ class ContainerPlan:
     socket_dir: Path
     """The directory on the host that holds the listening socket ``agent.sock``; mounted read-only."""
     account_dir: Path
-    """The directory on the host with ``passwd``, ``group`` and ``hosts``, all mounted read-only over the image's."""
+    """The directory on the host with ``passwd``, ``group`` and ``hosts``, and with a network ``resolv.conf``, all
+    mounted read-only over the image's."""
     group_id: int
     """Group under which the guest may reach the socket."""
     labels: Mapping[str, str]
@@ -89,6 +104,8 @@ class ContainerPlan:
     guest_arguments: tuple[str, ...] = ()
     """The guest in pieces, for an engine that does not see the daemon's files: then nothing is mounted, and the frames
     travel over `Runtime.channel`. Empty: the guest is mounted and connects to the socket."""
+    network: NetworkPlan | None = None
+    """Needed where the spec has a network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +129,14 @@ class ContainerRecord:
     running: bool
     """Also while it is paused."""
     paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRecord:
+    """A network that carries `LABEL_OWNER`."""
+
+    id: str
+    labels: Mapping[str, str]
 
 
 class ContainerChange(enum.Enum):
@@ -228,6 +253,22 @@ class Runtime(Protocol):
         Who attaches later goes on in the same stream, wherever another one stopped; output that nobody reads is lost.
         Raises `EngineRefused`.
         """
+        ...
+
+    async def join_network(self, container_id: str, plan: ContainerPlan) -> tuple[PortMapping, ...]:
+        """Gives a container that was started the network of its plan; returns the ports of the host that lead to it.
+
+        Before this it can reach nobody, and afterwards only what its packet filter lets through, which was read back.
+        Makes the network if there is none. Raises `EngineRefused`: then it has no network, and must not be used.
+        """
+        ...
+
+    async def list_networks(self) -> list[NetworkRecord]:
+        """Lists all networks that carry `LABEL_OWNER`, whoever made them."""
+        ...
+
+    async def remove_network(self, network_id: str) -> bool:
+        """Removes a network; false if a container is in it. One that is gone is fine."""
         ...
 
     async def status(self, container_id: str) -> ContainerStatus | None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from enclaved.errors import EngineRefused, ImageNotFound
-from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
+from enclaved.model import EngineInfo, Network, PortMapping, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     LABEL_ID,
     STDERR_TAIL_BYTES,
@@ -36,6 +36,7 @@ from enclaved.runtime.base import (
     ContainerStatus,
     Counters,
     Image,
+    NetworkRecord,
     attached_guest_argv,
     guest_argv,
 )
@@ -153,6 +154,8 @@ class SubprocessRuntime:
 
     async def create(self, plan: ContainerPlan) -> str:
         """Makes the working directory."""
+        if plan.spec.mounts or plan.spec.network is not Network.NONE:
+            raise EngineRefused("make the sandbox", "this runtime has neither mounts nor networks of its own")
         if self._base is None:
             self._base = Path(tempfile.mkdtemp(prefix="enclaved-subprocess-"))
             self._base.chmod(0o711)
@@ -235,6 +238,18 @@ class SubprocessRuntime:
         finally:
             container.channels.remove(channel)
             channel.close()
+
+    async def join_network(self, container_id: str, plan: ContainerPlan) -> tuple[PortMapping, ...]:
+        """Has no networks."""
+        return ()
+
+    async def list_networks(self) -> list[NetworkRecord]:
+        """Has no networks."""
+        return []
+
+    async def remove_network(self, network_id: str) -> bool:
+        """Has no networks."""
+        return True
 
     async def status(self, container_id: str) -> ContainerStatus | None:
         """Looks at the child process."""

@@ -20,7 +20,7 @@ from enclaved.core.ownership import LOCK_NAME, Ownership
 from enclaved.core.prune import Prune, Pruned, Sort
 from enclaved.core.state import DATABASE_NAME
 from enclaved.errors import EngineRefused, EngineUnavailable
-from enclaved.runtime.base import LABEL_HMAC, ContainerRecord, Runtime
+from enclaved.runtime.base import LABEL_HMAC, ContainerRecord, NetworkRecord, Runtime
 from enclaved.testing.subprocess_runtime import SubprocessRuntime
 from tests.service.daemons import daemon, settings_in
 
@@ -35,6 +35,9 @@ class Engine:
     containers: dict[str, Mapping[str, str]] = field(default_factory=dict)
     stubborn: str = ""
     away: bool = False
+
+    async def list_networks(self) -> list[NetworkRecord]:
+        return []
 
     async def list_records(self) -> list[ContainerRecord]:
         if self.away:

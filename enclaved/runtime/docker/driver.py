@@ -15,7 +15,7 @@ import aiodocker
 from aiodocker.containers import DockerContainer
 
 from enclaved.errors import EnclaveError, EngineUnavailable, InvalidRequest
-from enclaved.model import EngineInfo, PullProgress, ResourceUsage, SandboxSpec
+from enclaved.model import EngineInfo, Network, PortMapping, PullProgress, ResourceUsage, SandboxSpec
 from enclaved.runtime.base import (
     LABEL_ID,
     ByteChannel,
@@ -25,6 +25,7 @@ from enclaved.runtime.base import (
     ContainerStatus,
     Counters,
     Image,
+    NetworkRecord,
     StderrTail,
 )
 from enclaved.runtime.docker.cgroup import DEFAULT_ROOT, ControlGroups
@@ -34,7 +35,9 @@ from enclaved.runtime.docker.errors import docker_errors
 from enclaved.runtime.docker.events import OPERATION, query, read_events
 from enclaved.runtime.docker.facts import cgroup_version
 from enclaved.runtime.docker.images import Images
+from enclaved.runtime.docker.networks import Networks
 from enclaved.runtime.docker.options import container_name, create_body, resource_limits
+from enclaved.runtime.docker.remap import mapped_root, maps_users
 from enclaved.runtime.docker.stderr import Attachment, Tail
 
 STARTS_AT_ONCE = 64
@@ -73,6 +76,7 @@ class DockerRuntime:
         # Each channel keeps a connection for as long as its sandbox runs.
         self._channels = Engine(engine_url, self._deadlines, connections_max=0)
         self._images = Images(self._engine, image_aliases)
+        self._networks = Networks(self._engine)
         self._groups = ControlGroups(cgroup_root)
         self._starting = asyncio.Semaphore(STARTS_AT_ONCE)
         self._tails: dict[str, Tail] = {}
@@ -83,7 +87,14 @@ class DockerRuntime:
         async with self._engine.calling("say what it is", self._deadlines.query_s) as docker:
             info = await docker.system.info()
         version = str(info.get("ServerVersion", ""))
-        return EngineInfo(name="docker", version=version, available=True, cgroup_version=cgroup_version(info))
+        return EngineInfo(
+            name="docker",
+            version=version,
+            available=True,
+            cgroup_version=cgroup_version(info),
+            maps_users=maps_users(info),
+            mapped_root=mapped_root(info),
+        )
 
     async def resolve_image(self, image: str, *, may_pull: bool) -> Image:
         """See `Runtime.resolve_image`. Raises `InvalidRequest` too, for what is no image name."""
@@ -97,9 +108,13 @@ class DockerRuntime:
         """See `Runtime.create`. Raises `InvalidRequest` and `ImageUnusable` too (see `create_body`)."""
         name = container_name(plan)
         body = create_body(plan, await self._engine.facts())
+        if plan.spec.network is not Network.NONE:
+            if plan.network is None:
+                raise InvalidRequest.of("spec.network", "needs a network that the daemon has planned")
+            await self._networks.ensure(plan, plan.network)
         # An engine goes on with a create whose client has left. So this call is not cancelled with its caller: it is
         # waited for, and what it made is removed.
-        creating = asyncio.create_task(self._create(name, body, plan.image.name), name=f"create {name}")
+        creating = asyncio.create_task(self._create(name, body, plan), name=f"create {name}")
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
@@ -134,6 +149,22 @@ class DockerRuntime:
                 yield channel
             finally:
                 await channel.close()
+
+    async def join_network(self, container_id: str, plan: ContainerPlan) -> tuple[PortMapping, ...]:
+        """See `Runtime.join_network`."""
+        _check_id(container_id)
+        if plan.network is None:
+            return ()
+        return await self._networks.join(container_id, plan, plan.network)
+
+    async def list_networks(self) -> list[NetworkRecord]:
+        """See `Runtime.list_networks`."""
+        return await self._networks.records()
+
+    async def remove_network(self, network_id: str) -> bool:
+        """See `Runtime.remove_network`."""
+        _check_id(network_id)
+        return await self._networks.remove(network_id)
 
     async def status(self, container_id: str) -> ContainerStatus | None:
         """See `Runtime.status`. In a `starting` block, one that ended has no more to say on standard error."""
@@ -247,15 +278,20 @@ class DockerRuntime:
         await self._engine.close()
         self._groups.close()
 
-    async def _create(self, name: str, body: Mapping[str, Any], image: str) -> str:
+    async def _create(self, name: str, body: Mapping[str, Any], plan: ContainerPlan) -> str:
+        image, wanted = plan.image.name, {"name": name}
+        if plan.spec.platform:
+            wanted["platform"] = plan.spec.platform  # the engine refuses an image that is for another one
         try:
             async with self._engine.calling("create a container", self._deadlines.create_s, image=image) as docker:
-                container = await docker.containers.create(body, name=name)
+                # The library's method has no platform.
+                path = "containers/create"
+                made = await docker._query_json(path, "POST", params=wanted, data=dict(body))  # noqa: SLF001
         except EngineUnavailable:
             # The engine may have made it all the same, and we do not know its id.
             await self._remove_unstarted(name)
             raise
-        return container.id
+        return str(made["Id"])
 
     async def _undo(self, creating: asyncio.Task[str]) -> None:
         try:

@@ -7,16 +7,16 @@ otherwise fill from the image (entry point, user, health check, volumes, environ
 
 from __future__ import annotations
 
-import hashlib
 import math
-import posixpath
 import re
 from typing import Any
 
 from enclaved.errors import ImageUnusable, InvalidRequest
-from enclaved.model import SandboxSpec
-from enclaved.runtime.base import HOST_NAME, LABEL_OWNER, ContainerPlan, attached_guest_argv, guest_argv
+from enclaved.model import Network, SandboxSpec
+from enclaved.runtime.base import HOST_NAME, ContainerPlan, attached_guest_argv, guest_argv
 from enclaved.runtime.docker.facts import EngineFacts
+from enclaved.runtime.docker.granted import exposed_ports, host_mounts, left_volumes, network_fields, owner_mark
+from enclaved.runtime.docker.paths import clean_path, is_system_path
 
 GUEST_FILE = "/run/enclave/guest.py"
 INTERPRETER_DIR = "/run/enclave/rt"
@@ -62,22 +62,6 @@ MASKED_PATHS = (
 )
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
-# A tmpfs must not hide one of these (at it or above it) ...
-_NEEDED_PATHS = (
-    "/bin",
-    "/etc/group",
-    "/etc/hosts",
-    "/etc/passwd",
-    "/lib",
-    "/lib64",
-    "/sbin",
-    "/usr/bin",
-    "/usr/lib",
-    "/usr/local/lib",
-)
-# ... nor come to lie in one of these.
-_FORBIDDEN_TREES = ("/dev", "/proc", "/run/enclave", "/sys")
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _SANDBOX_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 
@@ -91,8 +75,7 @@ def container_name(plan: ContainerPlan) -> str:
         raise InvalidRequest.of(
             "sandbox_id", "use 1 to 128 letters, digits, dots, dashes and underscores, starting with a letter or digit"
         )
-    owner = hashlib.sha256(plan.labels.get(LABEL_OWNER, "").encode()).hexdigest()[:8]
-    return f"enclaved-{sandbox_id}-{owner}"
+    return f"enclaved-{sandbox_id}-{owner_mark(plan.labels)}"
 
 
 def create_body(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
@@ -114,7 +97,8 @@ def create_body(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGTERM",
         "Hostname": HOST_NAME,
-        "NetworkDisabled": True,
+        "NetworkDisabled": plan.spec.network is Network.NONE,
+        "ExposedPorts": exposed_ports(plan),
         "Tty": False,
         # Open without "once": who attaches later goes on where another one stopped.
         "OpenStdin": bool(plan.guest_arguments),
@@ -135,8 +119,8 @@ def usable_volumes(image: str, volumes: tuple[str, ...]) -> tuple[str, ...]:
         raise ImageUnusable(image, f"it declares {len(volumes)} volumes; at most {VOLUMES_MAX} are supported")
     clean = set()
     for volume in volumes:
-        path = _clean_path(volume)
-        if path is None or _is_system_path(path):
+        path = clean_path(volume)
+        if path is None or is_system_path(path):
             raise ImageUnusable(
                 image,
                 f"it declares the volume {volume!r}, which cannot be replaced by a bounded one; "
@@ -170,7 +154,7 @@ def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "Devices": [],
         "DeviceRequests": [],
         "DeviceCgroupRules": [],
-        # What it sees of the host: nothing but our own read-only mounts.
+        # What it sees of the host: our own read-only mounts, and what was granted.
         "ReadonlyRootfs": True,
         "Tmpfs": _tmpfs(plan),
         "Mounts": _mounts(plan),
@@ -183,11 +167,9 @@ def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "UTSMode": "",
         "UsernsMode": "",
         "CgroupnsMode": "private",
-        # Whom it can talk to: nobody.
-        "NetworkMode": "none",
-        "PortBindings": {},
+        # Whom it can talk to: nobody, or whom the packet filter of its network lets it (see guard.py).
+        **network_fields(plan),
         "PublishAllPorts": False,
-        "ExtraHosts": [],
         "Links": [],
         # How much it gets.
         "CgroupParent": CGROUP_PARENTS[facts.cgroup_driver],
@@ -232,14 +214,14 @@ def _tmpfs(plan: ContainerPlan) -> dict[str, str]:
     spec = plan.spec
     uid = _at_least("settings.uid", plan.settings.uid, 1)
     own = f"uid={uid},gid={uid},mode=0700"
-    working_dir = _clean_path(spec.working_dir)
-    if working_dir is None or working_dir != spec.working_dir or _is_system_path(working_dir):
+    working_dir = clean_path(spec.working_dir)
+    if working_dir is None or working_dir != spec.working_dir or is_system_path(working_dir):
         raise InvalidRequest.of(
             "spec.working_dir", "must be an absolute, normalised path outside the system's directories, as /sandbox"
         )
     mounts = {
         volume: _tmpfs_options("exec", VOLUME_SIZE_BYTES, own)
-        for volume in usable_volumes(plan.image.name, plan.image.volumes)
+        for volume in left_volumes(plan, usable_volumes(plan.image.name, plan.image.volumes))
     }
     # These last: they win where the image declares a volume at the same path.
     mounts["/dev/shm"] = _tmpfs_options(  # noqa: S108 - a mount point in the container
@@ -261,12 +243,15 @@ def _tmpfs_options(execution: str, size_bytes: int, owner: str, inodes: int | No
 
 
 def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
-    """Our own mounts, all read-only; none where the engine does not see our files.
+    """Our own mounts, all read-only, and those that were granted; none where the engine does not see our files.
 
     In the long form, because a source that does not exist is then an error; the short form would create it on the
     host, and would trip over colons in paths.
     """
     if plan.guest_arguments:
+        if plan.spec.mounts:
+            text = "need an engine that sees this machine's files; leave them out, and write files into the sandbox"
+            raise InvalidRequest.of("spec.volumes", text)
         return []
     sources = {
         "/etc/group": plan.account_dir / "group",
@@ -277,10 +262,13 @@ def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
     }
     if plan.interpreter_dir is not None:
         sources[INTERPRETER_DIR] = plan.interpreter_dir
-    return [
+    if plan.spec.network is not Network.NONE:
+        sources["/etc/resolv.conf"] = plan.account_dir / "resolv.conf"
+    ours = [
         {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": True}
         for target, source in sources.items()
     ]
+    return [*ours, *host_mounts(plan)]
 
 
 def _ulimits(plan: ContainerPlan) -> list[dict[str, Any]]:
@@ -304,17 +292,3 @@ def _at_least(field: str, value: int, minimum: int) -> int:
     if value < minimum:
         raise InvalidRequest.of(field, f"must be {minimum} or more, not {value}")
     return value
-
-
-def _clean_path(path: str) -> str | None:
-    """The absolute path in the form in which the engine compares it; ``None`` for what is no such path."""
-    if not path.startswith("/") or len(path) > 4096 or _CONTROL_CHARACTER.search(path):
-        return None
-    return posixpath.normpath("/" + path.lstrip("/"))
-
-
-def _is_system_path(path: str) -> bool:
-    below = path.rstrip("/") + "/"
-    return any(f"{needed}/".startswith(below) for needed in (*_NEEDED_PATHS, *_FORBIDDEN_TREES)) or any(
-        below.startswith(f"{tree}/") for tree in _FORBIDDEN_TREES
-    )

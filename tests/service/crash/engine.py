@@ -17,7 +17,7 @@ from typing import Any
 
 from enclaved.errors import EngineRefused, EngineUnavailable
 from enclaved.model import SandboxSpec
-from enclaved.runtime.base import ContainerPlan, ContainerRecord, ContainerStatus
+from enclaved.runtime.base import ContainerPlan, ContainerRecord, ContainerStatus, NetworkRecord
 from enclaved.testing.subprocess_runtime import SubprocessRuntime
 from tests.service.crash.fuse import Fuse
 
@@ -143,6 +143,10 @@ class RemoteRuntime(SubprocessRuntime):
         """See `Runtime.list_records`."""
         found: list[ContainerRecord] = await self._ask("list_records")
         return found
+
+    async def list_networks(self) -> list[NetworkRecord]:
+        """There are none."""
+        return []
 
     async def close(self) -> None:
         """Containers stay."""

@@ -19,7 +19,7 @@ from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.state import State
 from enclaved.metrics import Metrics
 from enclaved.model import SandboxRequest, SandboxState
-from enclaved.runtime.base import ContainerRecord, Runtime
+from enclaved.runtime.base import ContainerRecord, NetworkRecord, Runtime
 from enclaved.tools.registry import ToolRegistry
 
 OURS, THEIRS = Ownership(b"ours"), Ownership(b"theirs")
@@ -32,6 +32,9 @@ class FakeRuntime:
     containers: dict[str, Mapping[str, str]] = field(default_factory=dict)
     failures: list[Exception] = field(default_factory=list)
     """Raised one after the other instead of the next answers."""
+
+    async def list_networks(self) -> list[NetworkRecord]:
+        return []
 
     async def list_records(self) -> list[ContainerRecord]:
         self._fail()

@@ -33,6 +33,16 @@ class Around:
     stubborn: str = ""
     guest_file: Path = Path("guest-0000000000000000.py")
     is_closing: bool = False
+    canaries: Mapping[str, Any] = field(default_factory=dict)
+    idle_networks: list[str] = field(default_factory=list)
+
+    @property
+    def networks(self) -> Around:
+        return self
+
+    async def sweep(self) -> list[str]:
+        gone, self.idle_networks = self.idle_networks, []
+        return gone
 
     def known(self, sandbox_id: str) -> Any:
         return next((record for record in self.records if record.id == sandbox_id), None)

@@ -113,6 +113,7 @@ def assert_profile(body: dict[str, Any], plan: ContainerPlan, facts: EngineFacts
     # The keys are a closed list: a new one has to be argued for here.
     assert set(body) == {
         *("Image", "User", "Entrypoint", "Cmd", "Env", "WorkingDir", "Labels", "Healthcheck", "StopSignal"),
+        "ExposedPorts",
         *(
             "Hostname",
             "NetworkDisabled",
