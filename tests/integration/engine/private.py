@@ -23,6 +23,7 @@ from tests.conftest import DEFAULT_IMAGE
 from tests.integration.failures.ground import LOOK_EVERY_S, until
 
 START_S = 60.0
+FIRST_UID = 1_000_000
 DATA_MIB = 700
 GROUPS = Path("/sys/fs/cgroup")
 
@@ -30,8 +31,10 @@ GROUPS = Path("/sys/fs/cgroup")
 class PrivateEngine:
     """One engine, as root. Use `private_engine`."""
 
-    def __init__(self, folder: Path, holder: int) -> None:
+    def __init__(self, folder: Path, holder: int, *, remapped: bool = False) -> None:
         self.folder, self._holder = folder, holder
+        self.remapped = remapped
+        """Whether user ids in its containers begin at `FIRST_UID` on the host."""
         self.live_restore = False
         """Whether containers live on without it. Counts from its next start on."""
         self.socket = folder / "docker.sock"
@@ -66,6 +69,7 @@ class PrivateEngine:
             *("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"),
             "--exec-opt=native.cgroupdriver=cgroupfs",
             f"--live-restore={str(self.live_restore).lower()}",
+            *(["--userns-remap=nobody:nogroup"] if self.remapped else []),
         ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
         with self._log.open("ab") as log:
@@ -113,6 +117,13 @@ class PrivateEngine:
     def show(self) -> None:
         """Puts its socket back."""
         (self.folder / "hidden.sock").rename(self.socket)
+
+    def map_users(self) -> None:
+        """Gives it ranges of ids that no other program of the machine sees. Before its first start."""
+        self.folder.chmod(0o711)  # the mapped root has to get to its data
+        for name in ("subuid", "subgid"):
+            (self.folder / name).write_text(f"nobody:{FIRST_UID}:65536\n")
+            self.in_its_mounts("mount", "--bind", str(self.folder / name), f"/etc/{name}")
 
     def in_its_mounts(self, *command: str) -> None:
         """Runs a command that sees what it sees."""
@@ -181,18 +192,23 @@ class PrivateEngine:
 
 
 @asynccontextmanager
-async def private_engine() -> AsyncIterator[PrivateEngine]:
-    """An engine that runs and has the default image on a small disk in memory; nothing of it stays."""
+async def private_engine(*, remapped: bool = False) -> AsyncIterator[PrivateEngine]:
+    """An engine that runs and has the default image on a small disk in memory; nothing of it stays.
+
+    A ``remapped`` one runs containers in user namespaces.
+    """
     folder = Path(tempfile.mkdtemp(prefix="pe", dir="/tmp"))
     holder = _namespaces()
     try:
         first = await until(lambda: _first_child(holder.pid), "a process namespace")
-        engine = PrivateEngine(folder, first)
+        engine = PrivateEngine(folder, first, remapped=remapped)
         (folder / "daemon.json").write_text("{}")
         engine.data.mkdir()
         try:
             options = f"size={DATA_MIB}m,mode=0711"
             engine.in_its_mounts("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(engine.data))
+            if remapped:
+                engine.map_users()
             await engine.start()
             await engine.load()
             yield engine

@@ -80,12 +80,28 @@ class Site:
         """Deletes one sandbox."""
         await self.stubs.sandboxes.DeleteSandbox(sandbox_pb.DeleteSandboxRequest(sandbox_id=name), timeout=PATIENCE_S)
 
+    async def replace_daemon(self) -> None:
+        """Kills the daemon without a word and starts another one in its place."""
+        self.daemon.process.kill()
+        await self.daemon.ended()
+        self.daemon.check_log()
+        self.daemon = await self.ground.daemon("--engine-url", self.engine.url)
+
     async def works(self, name: str) -> bool:
         """Whether a program runs in a sandbox, in an interpreter that is there already."""
         parameters = json.dumps({"code": "print(6 * 7)"})
         spec = pb.ExecutionSpec(sandbox_id=name, tool="python_executor", parameters_json=parameters)
         answer = await self.stubs.executions.Run(pb.RunRequest(spec=spec), timeout=PATIENCE_S)
         return bool(answer.stdout == b"42\n")
+
+    async def is_back(self, name: str) -> bool:
+        """Whether the guest of a sandbox has come back to a daemon that was started anew."""
+        try:
+            return await self.works(name)
+        except aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False
 
     async def counts_on(self, name: str) -> bool:
         """Whether the program of a sandbox has gone on since this was asked last."""
@@ -135,10 +151,11 @@ async def site(engine: PrivateEngine) -> AsyncIterator[Site]:
     try:
         daemon = await ground.daemon("--engine-url", engine.url)
         async with aio.insecure_channel(daemon.address) as channel:
-            yield Site(engine, ground, daemon, Stubs(channel))
-        daemon.process.terminate()
-        await daemon.ended()
-        daemon.check_log()
+            found = Site(engine, ground, daemon, Stubs(channel))
+            yield found
+        found.daemon.process.terminate()
+        await found.daemon.ended()
+        found.daemon.check_log()
     finally:
         ground.clear()
 
