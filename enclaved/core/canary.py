@@ -49,6 +49,7 @@ class Canary:
     ) -> None:
         self._boot, self._inspector, self._background = boot, inspector, background
         self._waived, self._needs_ceiling = waived, needs_ceiling
+        self._removals: set[asyncio.Task[None]] = set()
         self._metrics = Metrics(version="canary")  # whose sandboxes are nobody's
         self._program = Path(canary_program.__file__).read_text()
 
@@ -86,7 +87,14 @@ class Canary:
             )
             return judge(found, waived=self._waived, needs_ceiling=self._needs_ceiling)
         finally:
-            self._background.spawn(self._remove(record), f"remove {record.id}")
+            removal = self._background.spawn(self._remove(record), f"remove {record.id}")
+            self._removals.add(removal)
+            removal.add_done_callback(self._removals.discard)
+
+    async def close(self, deadline_s: float) -> None:
+        """Waits until no canary is left, within a deadline."""
+        if self._removals:
+            await asyncio.wait(self._removals, timeout=deadline_s)
 
     def _record(self, image: str) -> SandboxRecord:
         spec = SandboxSpec(

@@ -32,6 +32,10 @@ class Looking(Protocol):
         """Says of each protection whether it works."""
         ...
 
+    async def close(self, deadline_s: float) -> None:
+        """Waits until nothing of it is left, within a deadline."""
+        ...
+
 
 class Protections:
     """Looks at the protections when the engine comes, and holds back new sandboxes until they were seen to work.
@@ -118,6 +122,14 @@ class Protections:
             except EnclaveError:
                 if began:
                     raise
+
+    async def close(self, deadline_s: float) -> None:
+        """Looks no more, and waits until no canary is left, within a deadline."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking], timeout=deadline_s)
+        if self._canary is not None:
+            await self._canary.close(deadline_s)
 
     def _begin(self, image: str) -> asyncio.Task[None]:
         if self._looking is None:

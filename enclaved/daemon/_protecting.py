@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 from enclaved.config import Settings
 from enclaved.core.background import Background
@@ -15,6 +15,8 @@ from enclaved.core.protections import Protections
 from enclaved.daemon._errors import Unprotected
 from enclaved.metrics import Metrics
 from enclaved.runtime.docker.inspection import DockerInspector
+
+REMOVE_CANARY_S: Final = 15.0
 
 
 def look_with_docker(
@@ -32,7 +34,9 @@ def look_with_docker(
         needs_ceiling=settings.ceiling.required,
     )
     image = "" if embedded else settings.images.default
-    return Protections(background=background, metrics=metrics, canary=canary, image=image), inspector
+    protections = Protections(background=background, metrics=metrics, canary=canary, image=image)
+    stack.push_async_callback(protections.close, REMOVE_CANARY_S)
+    return protections, inspector
 
 
 async def first_verdict(protections: Protections, stop: asyncio.Event) -> None:
