@@ -12,6 +12,7 @@ from ms_enclave import __version__
 
 from enclaved.cli.common import ExitCode, leave
 from enclaved.cli.configuration import config
+from enclaved.cli.doctor import doctor
 from enclaved.cli.prune import prune
 from enclaved.cli.run import run
 from enclaved.cli.tokens import token
@@ -62,6 +63,7 @@ def enclaved() -> None:
       enclaved config show                          every setting in force, and where it came from
       enclaved config check /etc/enclaved/config.toml
       enclaved prune --dry-run                      what daemons that are gone left behind
+      enclaved doctor                               what of this host to mend for sandboxes
       enclaved token create ci                      a token for somebody who calls from another machine
 
     \b
@@ -74,5 +76,5 @@ def enclaved() -> None:
     """
 
 
-for _command in (run, config, prune, token):
+for _command in (run, config, prune, token, doctor):
     enclaved.add_command(_command)

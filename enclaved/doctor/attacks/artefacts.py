@@ -235,18 +235,16 @@ async def _tree(act: Act) -> Evidence:
         )
     )
     files = act.stubs.files
-    found = 0
 
     async def listing() -> None:
-        nonlocal found
         request = file_pb.ListDirectoryRequest(sandbox_id=act.sandbox_id, path=".", recursive=True)
-        async for page in files.ListDirectory(request):
-            found += len(page.files)
+        async for _ in files.ListDirectory(request):
+            pass
 
     await act.ask("list", listing())
     remove = file_pb.RemoveFileRequest(sandbox_id=act.sandbox_id, path="deeper-and-deeper", recursive=True)
     await act.ask("remove", files.RemoveFile(remove))
-    return act.evidence(found=found)
+    return act.evidence()
 
 
 def _number(value: Told | None) -> int:
@@ -320,7 +318,7 @@ ATTACKS: Final = (
     _attack(
         "deep-tree",
         "Makes a tree deeper than paths can be long.",
-        all_of(answers(*REFUSED_CODES, "OK", least=2), finds("found", bool, "it was listed")),
+        answers(*REFUSED_CODES, "OK", least=2),
         _tree,
     ),
 )

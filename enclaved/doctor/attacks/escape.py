@@ -235,13 +235,14 @@ for path in ("/proc/1/exe", "/proc/1/mem", "/proc/1/environ", "/proc/1/maps", "/
         """
 import stat
 found = []
-for name in os.listdir("/proc/self/fd"):
+names = os.listdir("/proc/self/fd")  # closed again, so that it does not count itself
+for name in names:
     try:
         mode = os.fstat(int(name)).st_mode
         target = os.readlink("/proc/self/fd/" + name)
     except OSError:
         continue
-    if int(name) > 2 and (stat.S_ISDIR(mode) or stat.S_ISSOCK(mode)) and not target.startswith("/proc/"):
+    if int(name) > 2 and (stat.S_ISDIR(mode) or stat.S_ISBLK(mode) or target.startswith("/")):
         found.append([name, target])
 tell("found", found)
 tell("directory", os.path.realpath("/proc/self/cwd"))
