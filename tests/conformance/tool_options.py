@@ -117,7 +117,7 @@ class ToolOptionsContract:
         assert result.error == "Command not allowed: uname (allowed_commands: echo, tr)"
 
     async def test_the_file_tool_stays_on_its_paths_wherever_links_lead(self, run: Run, transport: Transport) -> None:
-        options = FileOperationConfig(allowed_paths=["data", "/tmp/out"], blocked_paths=["data/secret"])
+        options = FileOperationConfig(allowed_paths=["data", "one/file.txt"], blocked_paths=["data/secret"])
 
         async def do(operation: str, path: str, **more: str) -> ToolResult:
             return await run("file_operation", options, operation=operation, file_path=path, **more)
@@ -126,11 +126,11 @@ class ToolOptionsContract:
         where = await transport.run(ToolCall("box", "command", {"command": "pwd"}))
         absolute = await do("read", f"{(where.output or '').strip()}/data/a.txt")
         assert (absolute.output, absolute.error) == ("hello", None)
-        assert (await do("write", "/tmp/out", content="x")).success  # a file can be named as well
+        assert (await do("write", "one/file.txt", content="x")).success  # a file can be named as well
         links = "mkdir data/secret; ln -s ../elsewhere data/out; ln -s secret data/in; echo x > elsewhere"
         made = await transport.run(ToolCall("box", "command", {"command": links}))
         assert made.success
-        for path in ("b.txt", "data/../b.txt", "data/out", "/tmp/b", "database/x", "/etc/passwd"):
+        for path in ("b.txt", "data/../b.txt", "data/out", "one/b", "one", "database/x", "/etc/passwd"):
             refused = await do("read", path)
             assert refused.status is ExecutionStatus.ERROR
         assert "is not allowed (allowed_paths)" in ((await do("read", "data/out")).error or "")

@@ -18,6 +18,7 @@ PAGES = (
     "docs/files.md",
     "docs/sandboxes.md",
     "docs/pools.md",
+    "docs/tools.md",
 )
 ALL_PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 COMPLETE = [block for page in PAGES for block in blocks(page, "python") if block.is_complete]

@@ -99,25 +99,33 @@ class PythonExecutorConfig(ToolConfig):
     """Options of ``python_executor``."""
 
     python_path: str = Field(default="python3", description="Interpreter")
-    allowed_modules: list[str] | None = Field(default=None, description="Modules that may be imported; None: all")
-    blocked_modules: list[str] = Field(default_factory=list, description="Modules that may not be imported")
-    max_output_size: int = Field(default=1024 * 1024, description="Bytes of output at most")
+    allowed_modules: list[str] | None = Field(
+        default=None, description="Modules that programs may import; None: all. A guard rail, no wall"
+    )
+    blocked_modules: list[str] = Field(
+        default_factory=list, description="Modules that programs may not import. A guard rail, no wall"
+    )
+    max_output_size: int = Field(default=1024 * 1024, description="Bytes of output; more ends the execution")
 
 
 class ShellExecutorConfig(ToolConfig):
     """Options of ``shell_executor``."""
 
     shell_path: str = Field(default="/bin/bash", description="Shell")
-    allowed_commands: list[str] | None = Field(default=None, description="Commands that may be run; None: all")
-    blocked_commands: list[str] = Field(default_factory=list, description="Commands that may not be run")
-    max_output_size: int = Field(default=1024 * 1024, description="Bytes of output at most")
+    allowed_commands: list[str] | None = Field(
+        default=None, description="Commands that may be run; None: all. A guard rail, no wall"
+    )
+    blocked_commands: list[str] = Field(
+        default_factory=list, description="Commands that may not be run. A guard rail, no wall"
+    )
+    max_output_size: int = Field(default=1024 * 1024, description="Bytes of output; more ends the execution")
 
 
 class FileOperationConfig(ToolConfig):
     """Options of ``file_operation``."""
 
-    allowed_paths: list[str] | None = Field(default=None, description="Paths that may be touched; None: all")
-    blocked_paths: list[str] = Field(default_factory=list, description="Paths that may not be touched")
+    allowed_paths: list[str] | None = Field(default=None, description="Paths that the tool may touch; None: all")
+    blocked_paths: list[str] = Field(default_factory=list, description="Paths that the tool may not touch")
     max_file_size: int = Field(default=10 * 1024 * 1024, description="Bytes in a file at most")
     allowed_extensions: list[str] | None = Field(default=None, description="Extensions that are allowed; None: all")
 
