@@ -17,6 +17,9 @@ from enclaved.model import Identity, IdentityKind
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
 FIRST_MESSAGE_S: Final = 30.0
 """A call whose message does not come within this time ends."""
+HANDSHAKE_MS: Final = 10_000
+CONNECTION_IDLE_MS: Final = 300_000
+"""A connection without a call is closed after this time."""
 BRIEF_SHARE: Final = 8
 """One in so many places for calls is kept for calls that are over soon."""
 
@@ -55,7 +58,7 @@ class EdgeLimits:
             ("grpc.max_metadata_size", 8 * 1024),
             ("grpc.absolute_max_metadata_size", 16 * 1024),
             # From the connection's first byte to its HTTP/2 settings, with TLS or without.
-            ("grpc.server_handshake_timeout_ms", 10_000),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             # Finds clients that vanished without a word, also while a long execution is silent.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
@@ -64,7 +67,7 @@ class EdgeLimits:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             ("grpc.http2.max_ping_strikes", 2),
             # Old connections go away; calls that run on them may finish first, but not take for ever.
-            ("grpc.max_connection_idle_ms", 300_000),
+            ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS),
             ("grpc.max_connection_age_ms", 3_600_000),
             ("grpc.max_connection_age_grace_ms", 86_400_000),
         )
@@ -118,13 +121,13 @@ class Shares:
                 del self._clients[client]
 
 
-async def first_message(requests: AsyncIterator[_AnyT], context: Any, within_s: float = FIRST_MESSAGE_S) -> _AnyT:
+async def first_message(requests: AsyncIterator[_AnyT], context: Any) -> _AnyT:
     """Waits for the first message of a call. Raises `InvalidRequest` if none comes, or not in time."""
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(FIRST_MESSAGE_S):
             return await anext(requests)
     except TimeoutError:
-        raise InvalidRequest.of("message", f"did not come within {within_s:g} s of the call's begin") from None
+        raise InvalidRequest.of("message", f"did not come within {FIRST_MESSAGE_S:g} s of the call's begin") from None
     except StopAsyncIteration:
         await check_end(context)
         raise InvalidRequest.of("message", "is missing: the call ended without one") from None
@@ -142,17 +145,17 @@ async def check_end(context: Any) -> None:
 
 
 class InTime(Generic[_AnyT]):
-    """The messages of a call for as long as there is no pause of more than ``idle_s`` between two."""
+    """The messages of a call for as long as there is no pause of more than `FIRST_MESSAGE_S` between two."""
 
-    def __init__(self, requests: AsyncIterator[_AnyT], idle_s: float = FIRST_MESSAGE_S) -> None:
-        self._requests, self._idle_s = requests, idle_s
+    def __init__(self, requests: AsyncIterator[_AnyT]) -> None:
+        self._requests = requests
 
     def __aiter__(self) -> AsyncIterator[_AnyT]:
         return self
 
     async def __anext__(self) -> _AnyT:
         try:
-            async with asyncio.timeout(self._idle_s):
+            async with asyncio.timeout(FIRST_MESSAGE_S):
                 return await anext(self._requests)
         except TimeoutError:
             raise StopAsyncIteration from None
