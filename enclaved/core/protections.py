@@ -59,6 +59,8 @@ class Protections:
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._has_passed = False
+        self._unmade = ""
+        """Why no canary could be made."""
         self._settled = asyncio.Event()
         self.refused = asyncio.Event()
         """Set where a look failed before any passed: such a daemon does not serve."""
@@ -77,6 +79,8 @@ class Protections:
         failed = [one for one in self._states if one.state is ProtectionState.FAILED]
         if not failed:
             return ""
+        if self._unmade:
+            return f"no sandbox can be made here, so that nothing shows how isolated one is: {self._unmade}"
         listed = "; ".join(f"{one.name}: {one.detail}" for one in failed)
         names = ", ".join(f'"{one.name}"' for one in failed)
         return (
@@ -156,6 +160,7 @@ class Protections:
             await self.changed(self._passed is True)
 
     async def _found(self, canary: Looking, image: str) -> tuple[Protection, ...]:
+        self._unmade = ""
         why = ""
         for _ in range(ATTEMPTS):
             try:
@@ -169,6 +174,7 @@ class Protections:
                 raise  # that says nothing about protections
             except EngineRefused as error:
                 why = str(error)
+        self._unmade = why
         return all_failed_by(GUEST, f"no sandbox can be made: {why}")
 
     def _conclude(self, states: tuple[Protection, ...]) -> None:

@@ -91,10 +91,9 @@ CASES = {
     ),
     "no-new-privileges is dropped": (Lies(create=host(SecurityOpt=[])), "no_new_privileges"),
     "a capability too many is added": (
-        Lies(create=host(CapAdd=["SETUID", "SETGID", "KILL", "SYS_PTRACE"])),
+        Lies(create=host(CapAdd=["SETUID", "SETGID", "KILL", "CHOWN"])),
         "guest",
     ),
-    "the container is privileged": (Lies(create=host(Privileged=True, SecurityOpt=[])), "devices"),
     "the memory limit is dropped": (Lies(create=host(Memory=0, MemorySwap=0)), "memory_limit"),
     "the memory limit is another": (Lies(create=host(Memory=1 << 30, MemorySwap=1 << 30)), "memory_limit"),
     "the limit of processes is dropped": (Lies(create=without("PidsLimit")), "pids_limit"),
@@ -110,11 +109,14 @@ CASES = {
     "the names are the host's": (Lies(create=hosts_names), "namespaces"),
     "shared memory is the host's": (Lies(create=host(IpcMode="host")), "namespaces"),
     "the control groups are the host's": (Lies(create=host(CgroupnsMode="host")), "namespaces"),
-    "the processes are the host's": (Lies(create=host(PidMode="host")), "guest"),
     "nothing of the kernel is masked": (Lies(create=host(MaskedPaths=[], ReadonlyPaths=[])), "kernel_view"),
     "/proc/sys can be written to": (Lies(create=host(ReadonlyPaths=[])), "kernel_view"),
     "a device is added": (
-        Lies(create=host(Devices=[{"PathOnHost": "/dev/full", "PathInContainer": "/dev/spare"}])),
+        Lies(
+            create=host(
+                Devices=[{"PathOnHost": "/dev/full", "PathInContainer": "/dev/spare", "CgroupPermissions": "rw"}]
+            )
+        ),
         "devices",
     ),
     "a lack of memory ends any program": (Lies(create=host(OomScoreAdj=0)), "oom_preference"),
@@ -133,5 +135,14 @@ async def test_the_daemon_does_not_serve_where(lies: Lies, name: str, default_im
             async with daemon(settings_in(folder, engine__url=url), runtime=None):
                 pass
     text = str(refusal.value)
-    assert f'"{name}"' in text.partition("protections = [")[2]
     assert text.startswith("sandboxes would not be isolated here: ")
+    assert f'"{name}"' in text.partition("protections = [")[2]
+
+
+async def test_the_daemon_does_not_serve_where_the_processes_are_the_hosts(default_image: str) -> None:
+    """The guest does not go on there, so that there is no canary at all."""
+    lies = Lies(create=host(PidMode="host"))
+    async with short_directory() as folder, lying_engine(folder, lies) as url:
+        with pytest.raises(Unprotected, match=r"no sandbox can be made here.* needs to be PID 1"):
+            async with daemon(settings_in(folder, engine__url=url), runtime=None):
+                pass
