@@ -4,6 +4,7 @@ from enclaved.daemon._errors import StartError, StateLocked, Unprotected
 from enclaved.daemon._process import run
 from enclaved.daemon._prune import prune
 from enclaved.daemon._reload import Reloads
-from enclaved.daemon._serve import Addresses, StopRequest, serve
+from enclaved.daemon._serve import Addresses, serve
+from enclaved.daemon._stop import StopRequest
 
 __all__ = ["Addresses", "Reloads", "StartError", "StateLocked", "StopRequest", "Unprotected", "prune", "run", "serve"]

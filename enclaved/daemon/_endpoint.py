@@ -9,9 +9,13 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from enclaved.config import Address
+from enclaved.core.access import bearers
 from enclaved.daemon._errors import StartError
+from enclaved.daemon._gates import Gates
+from enclaved.errors import PolicyDenied, Unauthenticated, Unavailable
 from enclaved.gateway import Bounded
 from enclaved.metrics import CONTENT_TYPE, Metrics
 
@@ -23,7 +27,12 @@ CONNECTION_S: Final = 60.0
 
 @asynccontextmanager
 async def metrics_endpoint(
-    address: Address, metrics: Metrics, *, stopping: Callable[[], bool], engine_available: Callable[[], bool]
+    address: Address,
+    metrics: Metrics,
+    *,
+    gates: Gates,
+    stopping: Callable[[], bool],
+    engine_available: Callable[[], bool],
 ) -> AsyncIterator[Address]:
     """Serves until the block ends; gives the address with the port that it got. Raises `StartError`.
 
@@ -41,7 +50,22 @@ async def metrics_endpoint(
             return await health(request)
         return web.Response(text="the engine does not answer\n", status=503)
 
-    app = web.Application()
+    @web.middleware
+    async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
+        headers = request.headers
+        shown = [*headers.getall("X-API-Key", ()), *bearers(headers.getall("Authorization", ()))]
+        try:
+            caller = gates.metrics.identify(shown, request.remote or "")
+            gates.metrics.check(caller.identity, "Metrics.Scrape" if request.path == "/metrics" else "Health.Check")
+        except Unauthenticated as error:
+            return web.Response(text=f"{error}\n", status=401, headers={"WWW-Authenticate": "Bearer"})
+        except PolicyDenied as error:
+            return web.Response(text=f"{error}\n", status=403)
+        except Unavailable as error:
+            return web.Response(text=f"{error}\n", status=503)
+        return await handler(request)
+
+    app = web.Application(middlewares=[admitted])
     app.add_routes([web.get("/metrics", scrape), web.get("/healthz", health), web.get("/readyz", ready)])
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
@@ -49,7 +73,8 @@ async def metrics_endpoint(
         try:
             family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
             listener = socket.create_server((address.host, address.port), family=family)
-            await web.SockSite(runner, Bounded(listener, CONNECTIONS_MAX, life_s=CONNECTION_S)).start()
+            sock = Bounded(listener, CONNECTIONS_MAX, life_s=CONNECTION_S)
+            await web.SockSite(runner, sock, ssl_context=gates.metrics_tls).start()
         except OSError as error:
             hint = "choose another address with listen.metrics (--listen-metrics), or none with an empty one"
             why = os.strerror(error.errno) if error.errno else str(error)

@@ -11,8 +11,9 @@ from urllib.parse import unquote
 
 from enclaved.config import Address, Settings, http_address
 from enclaved.daemon._errors import StartError
+from enclaved.daemon._gates import Gates
 from enclaved.daemon._sockets import listen_unix
-from enclaved.gateway import Access, Core, make_app, serving
+from enclaved.gateway import Core, Entrance, make_app, serving
 from enclaved.metrics import Metrics
 from enclaved.services import Calls
 
@@ -20,17 +21,19 @@ BACKLOG = 512
 
 
 @asynccontextmanager
-async def http_endpoint(settings: Settings, core: Core, metrics: Metrics, calls: Calls) -> AsyncIterator[str]:
+async def http_endpoint(
+    settings: Settings, core: Core, metrics: Metrics, calls: Calls, gates: Gates
+) -> AsyncIterator[str]:
     """Serves until the block ends; gives the address with the port that it got. Raises `StartError`."""
     listen, http = settings.listen, settings.http
     where = http_address(listen.http)
-    access = Access(
-        http.api_keys,
+    entrance = Entrance(
+        gates.http,
         key_in_url=http.api_key_in_url,
         hosts=None if isinstance(where, Path) else (where.host, *http.hosts),
         requests_max=http.requests_max,
     )
-    app = make_app(core, access=access, metrics=metrics, gate=calls, archive_bytes_max=http.archive_max_bytes)
+    app = make_app(core, entrance=entrance, metrics=metrics, gate=calls, archive_bytes_max=http.archive_max_bytes)
     if isinstance(where, Path):
         bound = _Unix()
         listen_unix(bound, where, int(listen.unix_mode, 8), listen.unix_group)
@@ -44,7 +47,7 @@ async def http_endpoint(settings: Settings, core: Core, metrics: Metrics, calls:
         return
     listener = _bind(where)
     host, port = listener.getsockname()[:2]
-    async with serving(app, listener, listen.connections_max, metrics):
+    async with serving(app, listener, listen.connections_max, metrics, gates.http_tls):
         yield str(Address(host, port))
 
 

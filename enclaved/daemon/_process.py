@@ -14,7 +14,8 @@ from typing import Final
 from enclaved.config import Settings
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._reload import Reloads
-from enclaved.daemon._serve import Addresses, StopRequest, serve
+from enclaved.daemon._serve import Addresses, serve
+from enclaved.daemon._stop import StopRequest
 
 FILES_MAX: Final = 65_536
 

@@ -29,30 +29,33 @@ from enclaved.core.ownership import Ownership
 from enclaved.core.policy import Policy
 from enclaved.core.pool import Pools
 from enclaved.core.protections import Protections
+from enclaved.core.quotas import Quotas
 from enclaved.core.reaper import Reaper
 from enclaved.core.recovery import Recovery
 from enclaved.core.reset import TOOL as RESET
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.state import DATABASE_NAME, State, StateUnusable
 from enclaved.core.system import System
+from enclaved.core.tokens import Tokens
 from enclaved.core.warming import TOOL as PRELOAD
 from enclaved.daemon._endpoint import metrics_endpoint
 from enclaved.daemon._errors import StartError
+from enclaved.daemon._gates import Gates
 from enclaved.daemon._http import http_endpoint
 from enclaved.daemon._lock import locked_state
 from enclaved.daemon._policy import PolicySource
 from enclaved.daemon._protecting import end_asked, first_verdict, look_with_docker
 from enclaved.daemon._reload import Reloads
-from enclaved.daemon._sockets import listen_tcp, listen_unix
+from enclaved.daemon._sockets import listen_unix
+from enclaved.daemon._stop import StopRequest, drain
 from enclaved.daemon._systemd import Notifier
 from enclaved.gateway import Core as HttpCore
 from enclaved.gateway import connections_possible
 from enclaved.metrics import Metrics
-from enclaved.model import EMBEDDED, LOCAL
 from enclaved.runtime.base import Runtime
 from enclaved.runtime.docker.driver import DockerRuntime
 from enclaved.runtime.inspection import Inspector
-from enclaved.services import Calls, EdgeLimits, Health, add_services, make_server
+from enclaved.services import Calls, EdgeLimits, add_services, make_server
 from enclaved.tools.registry import ToolRegistry, ToolSetupError
 from enclaved.tools.shell_executor import CommandTool
 
@@ -65,21 +68,6 @@ KEPT_DRAIN_GRACE_S = 2.0
 REMOVE_SANDBOXES_S = 15.0
 STOP_SERVER_S = 1.0
 CLOSE_BACKGROUND_S = 5.0
-
-
-class StopRequest:
-    """The wish that a daemon stops; a second one says not to wait for calls."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.hurried = asyncio.Event()
-
-    def ask(self, why: str) -> None:
-        """Asks the daemon to stop, or, if it has been asked, to hurry."""
-        if self.asked.is_set():
-            self.hurried.set()
-        _log.info("stop requested", extra={"by": why, "hurried": self.hurried.is_set()})
-        self.asked.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +101,17 @@ class _Core:
     images: Images
     system: System
     protections: Protections
+    gates: Gates
 
     def apply(self, settings: Settings) -> None:
-        """Brings into force what needs no restart (`is_live`). Sandboxes that exist keep what they were granted."""
-        self.policy.rules = self.policies.rules(settings)
+        """Brings into force what needs no restart (`is_live`). Sandboxes that exist keep what they were granted.
+
+        Raises `ConfigError` for a policy file with a mistake, and then has changed nothing.
+        """
+        self.policy.rules = self.policies.rules(settings)  # first, since it may raise
         self.executions.most = settings.limits.executions_per_sandbox_max
         log.set_level(settings.log.level)
+        self.gates.reload()
         self.define_pools(settings)
 
     def define_pools(self, settings: Settings) -> None:
@@ -152,11 +145,11 @@ async def serve(
     notifier = Notifier({}) if embedded else Notifier()
     async with AsyncExitStack() as stack:
         state_dir = await stack.enter_async_context(locked_state(Path(settings.state.dir)))
-        core = await _compose(stack, settings, state_dir, embedded, runtime, tools, PolicySource(working_dir))
+        core = await _compose(stack, settings, state_dir, embedded, runtime, tools, working_dir)
         listen = settings.listen
         most = connections_possible(listen.connections_max)
         calls = Calls(EdgeLimits(most, listen.calls_max, listen.client_calls_max))
-        server = make_server(core.metrics, calls, EMBEDDED if embedded else LOCAL)
+        server = make_server(core.metrics, calls, core.gates.doors)
         health = add_services(
             server,
             sandboxes=core.sandboxes,
@@ -172,7 +165,7 @@ async def serve(
         # also how a parent sees that everything else is open.
         endpoint = await _open_endpoint(stack, settings, core, stop)
         http = await _open_http(stack, settings, core, calls)
-        tcp = str(listen_tcp(server, parse_address(listen.tcp))) if listen.tcp else ""
+        tcp = core.gates.listen_tcp(server)
         if listen.unix:
             listen_unix(server, Path(listen.unix), int(listen.unix_mode, 8), listen.unix_group)
         await server.start()
@@ -186,6 +179,7 @@ async def serve(
 
         if not embedded:
             core.define_pools(settings)
+            core.background.spawn(core.gates.watch(), "watch tokens and the certificate")
         core.background.spawn(core.state.keep(), "keep state")
         core.protections.changed = health.set_engine_available
         core.background.spawn(core.engine.watch(core.protections.engine_seen), "watch engine")
@@ -194,8 +188,8 @@ async def serve(
 
         def apply(changed: Settings) -> None:
             nonlocal settings
-            settings = changed
             core.apply(changed)
+            settings = changed
 
         if reloads is not None:
             core.background.spawn(reloads.serve(settings, apply, notifier, core.metrics), "reload")
@@ -214,7 +208,7 @@ async def serve(
         elif settings.daemon.keep_sandboxes_on_stop:
             grace_s = min(grace_s, KEPT_DRAIN_GRACE_S)
         core.sandboxes.end_watches()
-        await _drain(calls, health, stop, grace_s)
+        await drain(calls, health, stop, grace_s)
     _log.info("stopped")
 
 
@@ -225,7 +219,7 @@ async def _compose(
     embedded: bool,
     runtime: Runtime | None,
     tools: ToolRegistry | None,
-    policies: PolicySource,
+    working_dir: str,
 ) -> _Core:
     """Builds the objects behind the edge; the stack closes those that need it."""
     try:
@@ -233,6 +227,8 @@ async def _compose(
     except ToolSetupError as error:
         raise StartError(str(error)) from error
     metrics = Metrics(version=__version__, tools=(*tools.names(), CommandTool.name, FILES, RESET, PRELOAD))
+    tokens = Tokens(state_dir, metrics)
+    stack.callback(tokens.close)
     driver = runtime or DockerRuntime(
         settings.engine.url, image_aliases=settings.images.aliases, waived=settings.waive.protections
     )
@@ -248,6 +244,8 @@ async def _compose(
         may_pull=settings.engine.pull,
         guest_runtime=settings.sandbox.guest_runtime,
         channel=settings.engine.channel,
+        guard_image=settings.network.guard_image or settings.images.default,
+        dns=tuple(settings.network.dns),
     )
     try:
         state = State.open(state_dir / DATABASE_NAME)
@@ -267,7 +265,9 @@ async def _compose(
     else:
         protections = Protections(background=background, metrics=metrics)
     boot.gate = protections
+    policies = PolicySource(tools, working_dir)
     policy = Policy(limits, tools, rules=policies.rules(settings))
+    gates = Gates(settings, tokens, metrics, policy, embedded=embedded)
     sandboxes = Sandboxes(
         boot=boot,
         policy=policy,
@@ -283,8 +283,10 @@ async def _compose(
         runtime=engine,
         metrics=metrics,
         most=limits.executions_per_sandbox_max,
+        quotas=Quotas(policy, lambda: sandboxes.records, metrics),
         store=state.executions,
     )
+    sandboxes.commands.run = executions.run
     stack.callback(executions.settle)
     recovery = Recovery(state=state, sandboxes=sandboxes, executions=executions, boot=boot, metrics=metrics)
     try:
@@ -345,6 +347,7 @@ async def _compose(
         images=Images(runtime=engine, policy=policy, may_pull=settings.engine.pull),
         system=system,
         protections=protections,
+        gates=gates,
     )
 
 
@@ -361,6 +364,7 @@ async def _open_endpoint(stack: AsyncExitStack, settings: Settings, core: _Core,
     endpoint = metrics_endpoint(
         parse_address(settings.listen.metrics),
         core.metrics,
+        gates=core.gates,
         stopping=stop.asked.is_set,
         engine_available=lambda: core.engine.available,
     )
@@ -372,7 +376,7 @@ async def _open_http(stack: AsyncExitStack, settings: Settings, core: _Core, cal
     if not settings.listen.http:
         return ""
     served = HttpCore(core.sandboxes, core.executions, core.files, core.system, core.pools)
-    return await stack.enter_async_context(http_endpoint(settings, served, core.metrics, calls))
+    return await stack.enter_async_context(http_endpoint(settings, served, core.metrics, calls, core.gates))
 
 
 async def _part(core: _Core, keep: bool) -> None:
@@ -383,16 +387,3 @@ async def _part(core: _Core, keep: bool) -> None:
     if keep:
         _log.error("sandboxes are removed: the next daemon would not know of them, since the state was removed")
     await core.sandboxes.close(REMOVE_SANDBOXES_S)
-
-
-async def _drain(calls: Calls, health: Health, stop: StopRequest, grace_s: float) -> None:
-    """Refuses new calls and lets those that run finish, within the grace or until somebody hurries."""
-    calls.close()
-    await health.set_serving(False)
-    _log.info("draining", extra={"calls": calls.active, "grace_s": grace_s})
-    idle, hurried = asyncio.ensure_future(calls.wait_idle()), asyncio.ensure_future(stop.hurried.wait())
-    await asyncio.wait((idle, hurried), timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-    for waiting in (idle, hurried):
-        waiting.cancel()
-    if calls.active:
-        _log.warning("calls outlast the grace", extra={"calls": calls.active})

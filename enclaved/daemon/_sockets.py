@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
@@ -48,10 +49,10 @@ def listen_unix(server: Binds, path: Path, mode: int, group: str) -> None:
         raise StartError(f"cannot listen on {path}: {why}; {hint}") from error
 
 
-def listen_tcp(server: Binds, address: Address) -> Address:
-    """Binds a TCP address and returns it with the port that it got. Raises `StartError`."""
+def listen_tcp(bind: Callable[[str], int], address: Address) -> Address:
+    """Binds a TCP address and returns it with the port that it got, as ``bind`` says it. Raises `StartError`."""
     try:
-        return address._replace(port=server.add_insecure_port(str(address)))
+        return address._replace(port=bind(str(address)))
     except RuntimeError as error:
         hint = "is another program using the port? Choose another one with listen.tcp (--listen-tcp)"
         raise StartError(f"cannot listen on {address}: {hint}") from error

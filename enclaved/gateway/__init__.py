@@ -4,9 +4,9 @@
 """
 
 from enclaved.gateway.app import make_app
-from enclaved.gateway.guard import HASHED, Access
+from enclaved.gateway.guard import Entrance
 from enclaved.gateway.listener import Bounded, connections_possible
 from enclaved.gateway.routes import Core
 from enclaved.gateway.server import serving
 
-__all__ = ["HASHED", "Access", "Bounded", "Core", "connections_possible", "make_app", "serving"]
+__all__ = ["Bounded", "Core", "Entrance", "connections_possible", "make_app", "serving"]

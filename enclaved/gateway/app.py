@@ -12,17 +12,17 @@ from starlette.types import ASGIApp
 
 from enclaved.errors import EnclaveError
 from enclaved.gateway import described, page
-from enclaved.gateway.guard import Access, Gate, Guard
+from enclaved.gateway.guard import Entrance, Gate, Guard
 from enclaved.gateway.refusals import Refused, answer_to
 from enclaved.gateway.routes import Core, Routes
 from enclaved.metrics import Metrics
 
 
 def make_app(
-    core: Core, *, access: Access, metrics: Metrics, gate: Gate, archive_bytes_max: int = 64 * 1024 * 1024
+    core: Core, *, entrance: Entrance, metrics: Metrics, gate: Gate, archive_bytes_max: int = 64 * 1024 * 1024
 ) -> ASGIApp:
     """Makes the ASGI application. Call it in the event loop that will run it."""
-    return Guard(make_api(core, archive_bytes_max), access=access, metrics=metrics, gate=gate)
+    return Guard(make_api(core, archive_bytes_max), entrance=entrance, metrics=metrics, gate=gate)
 
 
 def make_api(core: Core, archive_bytes_max: int) -> FastAPI:

@@ -1,13 +1,11 @@
-"""The wall in front of every route: hosts, origins, keys, how many at once, the count, and faults of ours."""
+"""The wall in front of every route: hosts, origins, who calls, how many at once, the count, and faults of ours."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -16,13 +14,14 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from enclaved import log
+from enclaved.core.access import Caller, Door, bearers
+from enclaved.core.identity import act_as
+from enclaved.errors import Unauthenticated
 from enclaved.gateway.refusals import Refused, answer_to
+from enclaved.gateway.scoped import Refusal, method_of
 from enclaved.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-
-HASHED: Final = "sha256:"
-"""What a key starts with that is given by its digest, in hexadecimal."""
 
 _LOOPBACK_NAMES: Final = frozenset({"localhost"})
 
@@ -35,22 +34,22 @@ class Gate(Protocol):
         ...
 
 
-class Access:
-    """Who may call."""
+class Entrance:
+    """What is asked of a request before it gets to a route."""
 
     def __init__(
         self,
-        keys: Iterable[str] = (),
+        door: Door,
         *,
         key_in_url: bool = False,
         hosts: Collection[str] | None = (),
         requests_max: int = 100,
     ) -> None:
-        """Takes keys, or digests of keys (`HASHED`); without any, whoever reaches the listener may call.
+        """``door`` finds out who calls.
 
         ``hosts`` are names of this server beside loopback ones and addresses; ``None`` allows any, for a unix socket.
         """
-        self._digests = tuple(_digest_of(key) for key in keys)
+        self.door = door
         self._key_in_url = key_in_url
         self._hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
         self.requests_max = requests_max
@@ -65,29 +64,30 @@ class Access:
         if origin is not None and hosts != [origin.rpartition("://")[2]]:
             raise Refused(403, "requests of web pages of other origins are refused")
 
-    def check_key(self, headers: Headers, query: bytes) -> None:
-        """Refuses requests without a valid key, where keys are needed. Raises `Refused`."""
-        if not self._digests:
-            return
-        given = [*headers.getlist("x-api-key"), *_bearers(headers.getlist("authorization"))]
+    def identify(self, scope: Scope, headers: Headers) -> Caller:
+        """Finds out who calls. Raises `Unauthenticated` for a request without a valid key, where one is needed."""
+        shown = [*headers.getlist("x-api-key"), *bearers(headers.getlist("authorization"))]
         if self._key_in_url:
-            given += parse_qs(query.decode("latin-1")).get("api_key", [])
-        # Digests have one length and are compared in constant time, all of them, whichever fits.
-        found = [
-            hmac.compare_digest(hashlib.sha256(key.encode("latin-1", "replace")).digest(), digest)
-            for key in given[:2]
-            for digest in self._digests
-        ]
-        if not any(found):
-            text = "Invalid or missing API key; send it as X-API-Key or as Authorization: Bearer"
-            raise Refused(401, text, {"WWW-Authenticate": "Bearer"})
+            shown += parse_qs(scope["query_string"].decode("latin-1")).get("api_key", [])
+        client = scope.get("client")
+        return self.door.identify(shown, client[0] if client else "")
+
+    def check(self, scope: Scope, caller: Caller) -> None:
+        """Raises `Refused` where there is no such route, and `PolicyDenied` where it is not open to the caller."""
+        found = method_of(scope["method"], scope["path"])
+        if not isinstance(found, Refusal):
+            self.door.check(caller.identity, found)
+        elif found.allowed:
+            raise Refused(405, "Method Not Allowed", {"Allow": ", ".join(found.allowed)})
+        else:
+            raise Refused(404, "Not Found")
 
 
 class Guard:
-    """An ASGI application round another. What passes it has a known host and a key; nothing but our texts gets out."""
+    """An ASGI application round another. What passes it has a known host and an identity; only our texts get out."""
 
-    def __init__(self, app: ASGIApp, *, access: Access, metrics: Metrics, gate: Gate) -> None:
-        self._app, self._access, self._metrics, self._gate = app, access, metrics, gate
+    def __init__(self, app: ASGIApp, *, entrance: Entrance, metrics: Metrics, gate: Gate) -> None:
+        self._app, self._entrance, self._metrics, self._gate = app, entrance, metrics, gate
         self._active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,6 +99,10 @@ class Guard:
         log.bind(http=f"{scope['method'][:16]} {scope['path'][:100]}")
         try:
             await self._admitted(scope, receive, answer)
+        except Unauthenticated:
+            if not answer.status:  # else the token was revoked meanwhile, and the connection ends here
+                text = "Invalid or missing API key; send a key or a token as X-API-Key or as Authorization: Bearer"
+                await answer_to(Refused(401, text, {"WWW-Authenticate": "Bearer"}))(scope, receive, answer)
         except Exception as error:  # noqa: BLE001 - the outermost wall: what passes here would reach the caller
             if not answer.status:  # FastAPI raises again what it has answered already
                 await answer_to(error)(scope, receive, answer)
@@ -110,15 +114,22 @@ class Guard:
 
     async def _admitted(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)
-        self._access.check_host(headers)
-        self._access.check_key(headers, scope["query_string"])
-        if self._active >= self._access.requests_max:
+        self._entrance.check_host(headers)
+        caller = self._entrance.identify(scope, headers)
+        act_as(caller.identity)
+        if self._active >= self._entrance.requests_max:
             text = f"this server handles {self._active} requests at once, its limit (http.requests_max); try again"
             raise Refused(429, text, {"Retry-After": "1"})
+        self._entrance.check(scope, caller)
         self._active += 1
         try:
             with self._gate.running():
-                await self._app(scope, receive, answer)
+                work = self._app(scope, receive, answer)
+                if caller.token is None:
+                    await work
+                else:
+                    log.bind(caller=caller.identity.name)
+                    await self._entrance.door.tokens.while_valid(caller.token, work)
         finally:
             self._active -= 1
 
@@ -135,17 +146,6 @@ class _Answer:
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
         await self._send(message)
-
-
-def _digest_of(key: str) -> bytes:
-    if key.startswith(HASHED):
-        return bytes.fromhex(key.removeprefix(HASHED))
-    return hashlib.sha256(key.encode()).digest()
-
-
-def _bearers(values: Iterable[str]) -> list[str]:
-    pairs = [value.partition(" ") for value in values]
-    return [token.strip() for scheme, _, token in pairs if scheme.lower() == "bearer"]
 
 
 def _host_name(host: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Final, cast
@@ -133,11 +134,16 @@ class _Server(uvicorn.Server):
 
 @asynccontextmanager
 async def serving(
-    app: ASGIApp, listener: socket.socket, connections_max: int = CONNECTIONS_MAX, counts: Counts | None = None
+    app: ASGIApp,
+    listener: socket.socket,
+    connections_max: int = CONNECTIONS_MAX,
+    counts: Counts | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[None]:
     """Serves on a bound socket for as long as the block runs; then gives open requests a moment and ends them.
 
-    Connections beyond ``connections_max`` are closed at once; there are fewer where this process may open few files.
+    With ``tls`` it speaks TLS. Connections beyond ``connections_max`` are closed at once; there are fewer where this
+    process may open few files.
     """
     most = connections_possible(connections_max)
     config = uvicorn.Config(
@@ -158,6 +164,8 @@ async def serving(
         timeout_graceful_shutdown=STOP_S,
         reset_contextvars=True,
     )
+    config.load()
+    config.ssl = tls
     server = _Server(config)
     task = asyncio.create_task(server.serve([Bounded(listener, most, counts)]))
     up = asyncio.create_task(server.is_up.wait())

@@ -22,7 +22,7 @@ from enclaved.core.pool import Pools
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.system import System
 from enclaved.metrics import Metrics
-from enclaved.model import LOCAL, Identity
+from enclaved.services._auth import Doors, Server, add_tls_port
 from enclaved.services._health import Health
 from enclaved.services._interceptors import Calls, Handler, Wrapper
 from enclaved.services._limits import MESSAGE_BYTES_MAX, EdgeLimits
@@ -35,16 +35,23 @@ from enclaved.services.sandbox_service import SandboxService
 from enclaved.services.system_service import SystemService
 from enclaved.services.tool_service import ToolService
 
-__all__ = ["MESSAGE_BYTES_MAX", "Calls", "EdgeLimits", "Health", "add_services", "make_server"]
+__all__ = [
+    "MESSAGE_BYTES_MAX",
+    "Calls",
+    "Doors",
+    "EdgeLimits",
+    "Health",
+    "Server",
+    "add_services",
+    "add_tls_port",
+    "make_server",
+]
 
 
-def make_server(metrics: Metrics, calls: Calls, identity: Identity = LOCAL) -> aio.Server:
-    """Makes a server with the wrapper round every call and limits on everything that a client sends.
-
-    ``identity`` is that of whoever calls without showing another one.
-    """
+def make_server(metrics: Metrics, calls: Calls, doors: Doors) -> aio.Server:
+    """Makes a server with the wrapper round every call and limits on everything that a client sends."""
     return aio.server(
-        interceptors=(Wrapper(metrics, calls, identity),),
+        interceptors=(Wrapper(metrics, calls, doors),),
         options=calls.limits.options,
         maximum_concurrent_rpcs=calls.limits.backstop,
     )

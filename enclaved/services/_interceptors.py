@@ -1,4 +1,4 @@
-"""The one wrapper round every RPC: log fields, metrics, the gate at shutdown, and errors to statuses.
+"""The one wrapper round every RPC: who calls, log fields, metrics, the gate at shutdown, and errors to statuses.
 
 It wraps handlers of all four kinds in coroutine functions, because gRPC iterates generator handlers without closing
 them, and sends the text of whatever they raise to the caller. Nothing but what `enclaved.status` makes gets out here.
@@ -21,9 +21,8 @@ from google.rpc import status_pb2
 from grpc import aio
 
 from enclaved import errors, log, status
-from enclaved.core.identity import act_as
 from enclaved.metrics import Metrics
-from enclaved.model import Identity
+from enclaved.services._auth import Doors, show
 from enclaved.services._limits import DEFAULT_LIMITS, EdgeLimits, InTime, Shares, first_message, lasts
 
 _log = logging.getLogger(__name__)
@@ -76,24 +75,26 @@ class Calls:
 class Wrapper(aio.ServerInterceptor):
     """Wraps the handler of every RPC that the server has."""
 
-    def __init__(self, metrics: Metrics, calls: Calls, identity: Identity) -> None:
+    def __init__(self, metrics: Metrics, calls: Calls, doors: Doors) -> None:
         self._metrics = metrics
         self._calls = calls
-        self._identity = identity
+        self._doors = doors
         self._wrapped: dict[str, Handler] = {}
+        self._unserved: Handler = grpc.stream_stream_rpc_method_handler(self._refuse_unserved)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Finds the handler of a call and wraps it; a method that nobody serves stays unknown."""
+        """Finds the handler of a call and wraps it; a method that nobody serves is unknown to who may call at all."""
         path = handler_call_details.method
+        show(handler_call_details)
         wrapped = self._wrapped.get(path)
         if wrapped is None:
             handler = await continuation(handler_call_details)
             if handler is None:
-                return None
+                return self._unserved
             wrapped = self._wrapped[path] = self._wrap(path, handler)
         return wrapped
 
@@ -116,14 +117,13 @@ class Wrapper(aio.ServerInterceptor):
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         log.bind(rpc=rpc.path)
-        act_as(self._identity)
         self._metrics.rpc_started(rpc.kind, rpc.service, rpc.method)
         try:
+            caller = self._doors.enter(rpc.scoped, context)
             self._calls.shares.hold(rpc.lasts, context)
-            if rpc.is_standard:
-                return await rpc.answer(request, context)
-            with self._calls.running():
-                return await rpc.answer(request, context)
+            if caller.token is None:
+                return await self._answer(rpc, request, context)
+            return await self._doors.tokens.while_valid(caller.token, self._answer(rpc, request, context))
         except asyncio.CancelledError:
             code = _why_cancelled(context)
             raise
@@ -144,6 +144,20 @@ class Wrapper(aio.ServerInterceptor):
             _log.debug("rpc ended", extra={"code": code.name, "seconds": round(seconds, 6)})
         return await context.abort_with_status(_Status.of(refusal))
 
+    async def _answer(self, rpc: _Rpc, request: Any, context: Context) -> Any:
+        if rpc.is_standard:
+            return await rpc.answer(request, context)
+        with self._calls.running():
+            return await rpc.answer(request, context)
+
+    async def _refuse_unserved(self, requests: Any, context: Context) -> None:
+        try:
+            self._doors.enter(None, context)
+        except errors.EnclaveError as error:
+            await context.abort_with_status(_Status.of(_status_of(error)))
+        text = "this daemon has no such method; reflection lists those it has"
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, text)
+
 
 class _Rpc(NamedTuple):
     """One method of the server."""
@@ -155,6 +169,8 @@ class _Rpc(NamedTuple):
     behaviour: Callable[[Any, Context], Any]
     decode: Callable[[bytes], Any] | None
     """How to decode a single request; ``None`` for a stream, whose iterator decodes."""
+    scoped: str
+    """Its name in the table of scopes."""
 
     @classmethod
     def of(cls, path: str, handler: Handler) -> _Rpc:
@@ -167,7 +183,7 @@ class _Rpc(NamedTuple):
         }
         kind, behaviour = kinds[handler.request_streaming, handler.response_streaming]
         decode = None if handler.request_streaming else handler.request_deserializer
-        return cls(path, service, method, kind, behaviour, decode)
+        return cls(path, service, method, kind, behaviour, decode, f"{service.rpartition('.')[2]}.{method}")
 
     @property
     def is_standard(self) -> bool:
@@ -209,6 +225,8 @@ class _Status(NamedTuple):
 
 def _status_of(error: BaseException) -> status_pb2.Status:
     match error:
+        case errors.Unauthenticated():  # the door has logged it, within bounds
+            return status.to_status(error)
         case errors.EnclaveError():
             if status.row_of(error) is not status.INTERNAL:
                 _log.info("call refused", extra={"error": type(error).__name__, "why": _why(error)})

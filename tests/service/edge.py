@@ -24,8 +24,11 @@ from ms_enclave.v1 import (
     tool_service_pb2_grpc,
 )
 
+from enclaved.core.access import Access, Door
+from enclaved.core.tokens import Tokens
 from enclaved.metrics import Metrics
-from enclaved.services import Calls, Health, add_services, make_server
+from enclaved.model import LOCAL, SCOPES
+from enclaved.services import Calls, Doors, Health, add_services, make_server
 from tests.service.core_fakes import (
     FakeContexts,
     FakeExecutions,
@@ -76,7 +79,9 @@ async def serving() -> AsyncIterator[Edge]:
     with tempfile.TemporaryDirectory(prefix="edge") as folder:
         socket = Path(folder) / "s.sock"
         metrics, calls = Metrics(version="0"), Calls()
-        server = make_server(metrics, calls)
+        tokens = Tokens(Path(folder), metrics)
+        access = Access(tokens, metrics, lambda caller: SCOPES)
+        server = make_server(metrics, calls, Doors(Door(access, "unix", LOCAL), Door(access, "tcp", None)))
         async with aio.insecure_channel(f"unix:{socket}") as channel:
             edge = Edge(socket, channel, metrics, calls)
             services: Any = {
@@ -94,6 +99,7 @@ async def serving() -> AsyncIterator[Edge]:
                 yield edge
             finally:
                 await server.stop(0)
+                tokens.close()
 
 
 def details(error: aio.AioRpcError) -> dict[str, Message]:

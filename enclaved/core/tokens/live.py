@@ -83,6 +83,10 @@ class Tokens:
             if not running:
                 self._running.pop(token.id, None)
 
+    def open(self) -> None:
+        """Reads the tokens for the first time. Raises `TokensUnusable` if they cannot be read."""
+        self._read()
+
     def check(self) -> None:
         """Reads the tokens anew if somebody changed them. Raises `Unavailable` if they cannot be read."""
         self._refresh()
@@ -121,10 +125,7 @@ class Tokens:
 
     def _refresh(self) -> None:
         try:
-            if self._store.changed() or not self._is_well:
-                found = self._store.digests()
-                self._known = {self._blinded(digest): (digest, token) for digest, token in found}
-                self._by_id = {token.id: token for _, token in found}
+            self._read()
         except TokensUnusable as error:
             if self._is_well:
                 _log.error("tokens cannot be read; nobody who needs one gets in", extra={"why": str(error)})
@@ -132,6 +133,12 @@ class Tokens:
             text = "the daemon cannot read its tokens at the moment; try again, or have the operator look at its log"
             raise Unavailable(text) from None
         self._is_well = True
+
+    def _read(self) -> None:
+        if self._store.changed() or not self._is_well:
+            found = self._store.digests()
+            self._known = {self._blinded(digest): (digest, token) for digest, token in found}
+            self._by_id = {token.id: token for _, token in found}
 
     def _blinded(self, digest: bytes) -> bytes:
         return hashlib.blake2b(digest, key=self._blind, digest_size=16).digest()

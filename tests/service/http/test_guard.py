@@ -83,6 +83,7 @@ async def test_a_key_in_the_url_counts_only_where_the_operator_says_so(folder: P
     ("flags", "problem"),
     [
         ({"listen__http": "0.0.0.0:8000"}, "listen.http must be a loopback address"),
+        ({"listen__http": "0.0.0.0:8000", "http__api_keys": KEY}, "which need TLS; set tls.cert and tls.key"),
         ({"listen__http": "unix:relative"}, "listen.http must be an absolute path"),
         ({"listen__http": "here"}, "listen.http must look like 127.0.0.1:50061"),
         ({"listen__http": "127.0.0.1:0", "http__api_keys": "sha256:12"}, "http.api_keys has a digest that is not"),
@@ -94,8 +95,9 @@ def test_settings_that_make_no_sense_are_refused(flags: dict[str, str], problem:
         settings_in(Path("/tmp/x"), **flags)
 
 
-def test_with_a_key_any_address_may_be_served():
-    assert settings_in(Path("/tmp/x"), listen__http="0.0.0.0:8000", http__api_keys=KEY).http.api_keys == [KEY]
+def test_any_address_may_be_served_behind_a_proxy_that_ends_tls():
+    settings = settings_in(Path("/tmp/x"), listen__http="0.0.0.0:8000", tls__behind_proxy="true")
+    assert settings.listen.http == "0.0.0.0:8000"
 
 
 # -- hosts and origins -------------------------------------------------------------------------------------------
