@@ -16,7 +16,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from enclaved.core.ownership import Ownership
 from enclaved.errors import EngineUnavailable
 from enclaved.model.leftovers import LeftoverKind
-from enclaved.runtime.base import LABEL_HMAC, ContainerPlan, ContainerRecord
+from enclaved.runtime.base import LABEL_HMAC, ContainerPlan, ContainerRecord, NetworkRecord
 from enclaved.testing.subprocess_runtime import SubprocessRuntime
 from tests.service.daemons import PATIENCE_S, Running, daemon, python, settings_in, short_directory
 
@@ -31,6 +31,7 @@ class Engine(SubprocessRuntime):
     def __init__(self) -> None:
         super().__init__()
         self.others: dict[str, dict[str, str]] = {}
+        self.networks: dict[str, dict[str, str]] = {}
         self.removed: list[str] = []
         self.made = asyncio.Event()
         self.may_go_on = asyncio.Event()
@@ -57,6 +58,13 @@ class Engine(SubprocessRuntime):
         self.removed.append(container_id)
         if self.others.pop(container_id, None) is None:
             await super().remove(container_id)
+
+    async def list_networks(self) -> list[NetworkRecord]:
+        return [NetworkRecord(name, labels) for name, labels in self.networks.items()]
+
+    async def remove_network(self, network_id: str) -> bool:
+        del self.networks[network_id]
+        return True
 
     async def look_again(self, times: int = 4) -> None:
         """Waits until the daemon has looked at the containers so often."""
@@ -114,6 +122,8 @@ async def test_what_nobody_owns_is_removed_and_what_is_not_ours_stays(folder: Pa
         mine.touch()
         plant_rows(state_dir / "state.db")
         engine.others[LEFT] = ours.labels("gone", 7)
+        engine.networks["theirs"] = Ownership(b"another").labels("", 0)
+        engine.networks["left"] = ours.labels("", 0)
         engine.others[IMITATED] = {**ours.labels("gone", 7), LABEL_HMAC: "0" * 64}
         engine.others[FOREIGN] = Ownership(b"another").labels("theirs", 7)
         planted = {kind.value: 1 for kind in LeftoverKind if kind is not LeftoverKind.UID}
@@ -122,6 +132,7 @@ async def test_what_nobody_owns_is_removed_and_what_is_not_ours_stays(folder: Pa
         assert removed == await counts(running, "enclaved_reaper_removed") == {**planted, "uid": 0}
         assert await counts(running, "enclaved_reaper_found") == removed
         assert engine.others.keys() == {IMITATED, FOREIGN}
+        assert engine.networks.keys() == {"theirs"}
         assert (left.exists(), half.exists(), keep.exists(), mine.exists()) == (False, False, True, True)
         answer = await running.execution_stub.Run(execution_pb.RunRequest(spec=python("print(2)")))
         assert answer.stdout == b"2\n"

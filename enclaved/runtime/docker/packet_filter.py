@@ -279,7 +279,7 @@ def main(arguments: list[str]) -> int:
         with connect() as connection:
             install(connection, wanted)
             return 0 if holds(connection, wanted) else DIFFERENT
-    except (ValueError, KeyError, IndexError, struct.error):
+    except (ValueError, KeyError, IndexError, TypeError, struct.error):
         return NOT_UNDERSTOOD
     except OSError as error:
         return min(error.errno or 110, DIFFERENT - 1)
