@@ -220,6 +220,15 @@ class Metrics:
         self._reloads = Counter(
             "enclaved_config_reloads", "Reloads of the configuration by outcome.", ("outcome",), registry=registry
         )
+        self._policy_refusals = Counter(
+            "enclaved_policy_refusals", "Sandboxes that the policy did not grant, by rule", ["rule"], registry=registry
+        )
+        self._quota_refusals = Counter(
+            "enclaved_quota_refusals",
+            "Sandboxes and executions beyond what one identity may have, by limit",
+            ["limit"],
+            registry=registry,
+        )
         self._reload_ok = Gauge(
             "enclaved_config_last_reload_successful",
             "Whether the configuration that was read last is the one in force.",
@@ -368,6 +377,14 @@ class Metrics:
     def sandbox_created(self, error: BaseException | None = None) -> None:
         """Counts one attempt to create a sandbox: ``ok``, or the class of the error that ended it."""
         self._created.labels("ok" if error is None else _outcome(error)).inc()
+
+    def policy_refused(self, rule: str) -> None:
+        """Counts one sandbox that the policy did not grant."""
+        self._policy_refusals.labels(rule).inc()
+
+    def quota_refused(self, limit: str) -> None:
+        """Counts one sandbox or execution that was more than somebody may have."""
+        self._quota_refusals.labels(limit).inc()
 
     def sandbox_ended(self, cause: Cause) -> None:
         """Counts the end of one sandbox, when that is certain; a lost one by its loss."""

@@ -11,7 +11,6 @@ import shutil
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from enclaved.agent.guest.limits import UNREACHABLE
 from enclaved.agent.install import PYTHON_TOO_OLD, install_guest, packed_guest, write_accounts
@@ -21,10 +20,13 @@ from enclaved.agent.link import GuestLink
 from enclaved.core import host_paths
 from enclaved.core.background import Background
 from enclaved.core.channels import AUTO, Channels
+from enclaved.core.gate import Gate
+from enclaved.core.images import image_of
 from enclaved.core.mounting import Places, look_again, user_of
 from enclaved.core.networks import NetworkSettings, SandboxNetworks
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
+from enclaved.core.runtime_classes import RuntimeClasses
 from enclaved.core.uids import Uids
 from enclaved.core.users import Users
 from enclaved.core.watching import Watching
@@ -37,7 +39,7 @@ from enclaved.errors import (
     SandboxLost,
 )
 from enclaved.metrics import Metrics
-from enclaved.model import Channel, SandboxState
+from enclaved.model import Channel, RuntimeClass, SandboxState
 from enclaved.runtime.base import LABEL_ID, ByteChannel, ContainerPlan, GuestSettings, Runtime, StderrTail
 
 log = logging.getLogger(__name__)
@@ -71,22 +73,8 @@ class BootSettings:
     """The image in which packet filters of networks are set."""
     dns: tuple[str, ...] = ()
     """Name servers of sandboxes with a network; empty: those of the host."""
-
-
-class Gate(Protocol):
-    """Whoever knows whether sandboxes are isolated here."""
-
-    def expect(self, image: str) -> None:
-        """A sandbox of this image is being made."""
-        ...
-
-    def doubt(self) -> None:
-        """The engine may be another one now."""
-        ...
-
-    async def wait_passed(self, image: str) -> None:
-        """Waits until protections were seen to work. Raises `EngineRefused` if they do not."""
-        ...
+    runtime_classes: tuple[RuntimeClass, ...] = ()
+    """What sandboxes can be isolated by beside the engine's own runtime."""
 
 
 class Boot:
@@ -101,6 +89,7 @@ class Boot:
         metrics: Metrics | None = None,
     ) -> None:
         self.channels = Channels(settings.channel, metrics)
+        self.runtime_classes = RuntimeClasses(settings.runtime_classes)
         self._runtime, self._settings, self._ownership = runtime, settings, ownership
         self._background = background
         self.watching = Watching(runtime)
@@ -170,6 +159,7 @@ class Boot:
             if gate is not None:
                 await gate.wait_passed(record.spec.image)
         except BaseException:
+            self._users.forget()  # it may be because the engine is another one now
             try:
                 await self._background.finish(self.down(record), f"undo {record.id}")
             except EngineUnavailable as error:  # why it is there at all is the better answer
@@ -191,7 +181,8 @@ class Boot:
 
     async def _make(self, record: SandboxRecord, remaining_ttl_s: float, places: Places) -> None:
         spec = record.spec
-        image = await self._runtime.resolve_image(spec.image, may_pull=self._settings.may_pull)
+        runtime_class = self.runtime_classes.of(spec)
+        image = await image_of(spec, self._runtime, may_pull=self._settings.may_pull)
         network = await self.networks.plan(record)
         record.image = image
         record.env = environment(image.env, spec.env_vars, spec.working_dir)
@@ -226,7 +217,11 @@ class Boot:
             group_id=os.getegid(),
             labels=self._ownership.labels(record.id, record.uid),
             network=network,
+            engine_runtime="" if runtime_class is None else runtime_class.engine_runtime,
         )
+        if runtime_class is not None:
+            await self._start_over(record, plan, runtime_class.channel, places)
+            return
         channel = self.channels.current
         try:
             await self._start_over(record, plan, channel, places)

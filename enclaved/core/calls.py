@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from enclaved.agent.handle import RunOptions
-from enclaved.core.policy import check_context_name, check_execution_id, execution_timeout
+from enclaved.core.policy import check_context_name, check_execution_id, execution_timeout, output_limit
+from enclaved.core.quotas import Quotas
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import InvalidRequest, ToolNotFound
 from enclaved.model import CommandJob, FileJob, Job, PythonJob, Retention, ToolCall
@@ -27,8 +28,15 @@ class Decided:
 class Calls:
     """Decides what a call means, without starting it."""
 
-    def __init__(self, tools: ToolRegistry) -> None:
-        self._tools = tools
+    def __init__(self, tools: ToolRegistry, quotas: Quotas | None = None) -> None:
+        self._tools, self._quotas = tools, quotas
+
+    def admit(self, call: ToolCall, record: SandboxRecord) -> Decided:
+        """Decides all of a call that is to start now, and counts it. Raises `LimitReached` too."""
+        decided = self.decide(call, record)
+        if self._quotas is not None:
+            self._quotas.take_execution(record)
+        return decided
 
     def decide(self, call: ToolCall, record: SandboxRecord) -> Decided:
         """Decides all of a call. Raises `InvalidRequest`, `ToolNotFound`, `PolicyDenied`."""
@@ -41,7 +49,7 @@ class Calls:
             _check_terminal(job)
         options = RunOptions(
             timeout_s=execution_timeout(call.timeout_s, prepared.timeout_s, record.spec),
-            output_limit_bytes=_least(call.output_limit_bytes, prepared.output_limit_bytes),
+            output_limit_bytes=_least(output_limit(call.output_limit_bytes, record.spec), prepared.output_limit_bytes),
             stdin=call.stdin or call.terminal is not None,
             merge_stderr=call.merge_stderr,
             idle_timeout_s=call.idle_timeout_s,

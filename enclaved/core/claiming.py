@@ -20,7 +20,7 @@ from enclaved.core.pool_runs import check_wait
 from enclaved.core.record import SandboxRecord
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.state.rows import encode
-from enclaved.errors import InvalidRequest, PolicyDenied, SandboxLost, SandboxNotFound, WrongState
+from enclaved.errors import InvalidRequest, LimitReached, PolicyDenied, SandboxLost, SandboxNotFound, WrongState
 from enclaved.model import Claimed, ClaimWish, LeaseKind, Sandbox, SandboxUpdate
 
 
@@ -111,7 +111,9 @@ class Claims:
             members.give_back_unfit(member)
             return None
         except BaseException as error:
-            if not isinstance(error, InvalidRequest | PolicyDenied):  # the engine may have heard of other limits
+            if not isinstance(
+                error, InvalidRequest | LimitReached | PolicyDenied
+            ):  # the engine may have heard of other limits
                 member.baseline = None
             members.give_back_unfit(member)
             raise

@@ -16,6 +16,7 @@ from enclaved.core.boot import Boot
 from enclaved.core.changes import Changes
 from enclaved.core.endings import Endings
 from enclaved.core.policy import Admission, Policy, check_id, check_labels, check_request_id
+from enclaved.core.quotas import Quotas
 from enclaved.core.record import SandboxRecord
 from enclaved.core.startup_command import StartupCommands
 from enclaved.core.state import Chronicle
@@ -25,6 +26,7 @@ from enclaved.errors import (
     FieldViolation,
     InvalidRequest,
     LimitReached,
+    PolicyDenied,
     RequestEnded,
     SandboxExists,
     ShuttingDown,
@@ -90,6 +92,7 @@ class Creation:
         self._boot, self._policy, self._background, self._metrics = boot, policy, background, metrics
         self._changes, self._chronicle, self._endings = changes, chronicle, endings
         self._commands = commands
+        self._quotas = Quotas(policy, records.values, metrics)
         self._by_request: dict[tuple[str, str], SandboxRecord] = {}
         self._births: dict[SandboxRecord, Birth] = {}
         self._count = 0
@@ -123,7 +126,7 @@ class Creation:
         if wish.sandbox_id:
             check_id(wish.sandbox_id)
         check_labels(wish.labels)
-        admission = self._policy.admit(wish.request, identity.current())
+        admission = self._admit(wish.request)
         if wish.pool_id and admission.spec.command:
             text = "a pool ends everything that runs in its sandboxes after each call; leave the command out"
             raise InvalidRequest.of("spec.command", text)
@@ -131,9 +134,21 @@ class Creation:
             await self._await_gone(self._records[wish.sandbox_id], wish)
             return await self.create(wish)  # whatever has changed meanwhile
         self.check_room(1)
+        if not wish.pool_id:  # a pool was counted as a whole, and its members come back by themselves
+            self._quotas.take_create()
         record = self._enter(wish, admission)
         birth = self._births[record] = Birth(self._background.begin(self._make(record), f"create {record.id}"))
         return await self._wait(birth)
+
+    def _admit(self, request: SandboxRequest) -> Admission:
+        who = identity.current()
+        try:
+            return self._policy.admit(request, who)
+        except PolicyDenied as error:
+            self._metrics.policy_refused(error.rule)
+            refused = {"identity": who.name, "role": who.role, "rule": error.rule, "field": error.field}
+            log.warning("request refused by policy", extra=refused)
+            raise
 
     async def asked_before(self, request_id: str, digest: str) -> Sandbox | None:
         """The sandbox that a request made, or makes at this moment; ``None`` if there was no such request.
@@ -178,15 +193,25 @@ class Creation:
                 raise EngineUnavailable("engine", text) from None
             raise SandboxExists(record.id, "it is still being deleted") from None
 
-    def check_room(self, count: int) -> None:
-        """Raises `LimitReached` if there cannot be so many more sandboxes now."""
+    def check_claim(self, record: SandboxRecord) -> None:
+        """Raises `LimitReached` if the caller has as many sandboxes as may be, or made as many as may be just now."""
+        if record.owner != identity.current().name:
+            self._quotas.check_sandboxes(1)
+        self._quotas.take_create()
+
+    def check_room(self, count: int, field: str = "") -> None:
+        """Looks whether there can be so many more sandboxes. Raises as `Sandboxes.check_room`."""
         most = self._policy.limits.sandboxes_max
+        if field and count > most:
+            text = f"{field} is {count}, and this daemon has at most {most} sandboxes; ask for less"
+            raise PolicyDenied("resources", field, text, limit=str(most))
         leaving = sum(record.state is SandboxState.DELETING for record in self._records.values())
         now = len(self._records) - min(leaving, DELETIONS_FREE)
         if now + count > most:
             has = f"{most} sandboxes already" if now >= most else f"{now} sandboxes, and {count} more would be too many"
             text = f"the daemon has {has}, its limit (sandboxes_max {most}); delete some, or try again later"
             raise LimitReached("daemon", "sandboxes_max", text)
+        self._quotas.check_sandboxes(count)
 
     def _enter(self, wish: Wish, admission: Admission) -> SandboxRecord:
         self._count += 1

@@ -11,6 +11,7 @@ from typing import Final
 
 from enclaved.core.background import Background
 from enclaved.core.executions import Executions
+from enclaved.core.identity import acting_as
 from enclaved.core.record import SandboxRecord
 from enclaved.core.reset import ResetFailed, Shown, reset
 from enclaved.core.sandboxes import Sandboxes
@@ -18,7 +19,7 @@ from enclaved.core.state import Baseline, LeaseTable, PoolTable
 from enclaved.core.warming import WarmingFailed, warm
 from enclaved.errors import EnclaveError, EngineRefused, SandboxNotFound
 from enclaved.metrics import Metrics
-from enclaved.model import PoolPlan
+from enclaved.model import LOCAL, Identity, PoolPlan
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,13 @@ class Ready:
 
 
 class Crew:
-    """Works for one pool. ``plan`` may be replaced; it counts for what is made from then on."""
+    """Works for one pool. ``plan`` may be replaced; it counts for what is made from then on.
 
-    def __init__(self, pool_id: str, plan: PoolPlan, parts: PoolParts) -> None:
-        self.pool_id, self.plan = pool_id, plan
+    Its members are made as ``owner``, with that one's role.
+    """
+
+    def __init__(self, pool_id: str, plan: PoolPlan, parts: PoolParts, owner: Identity = LOCAL) -> None:
+        self.pool_id, self.plan, self.owner = pool_id, plan, owner
         self._parts = parts
         self._gate = asyncio.Semaphore(CREATES_AT_ONCE)
         self._next_at = 0.0
@@ -79,7 +83,10 @@ class Crew:
     async def make(self, sandbox_id: str = "") -> Made:
         """Makes a sandbox and warms it. Leaves none behind if it fails. Raises as `Sandboxes.create`."""
         plan, sandboxes = self.plan, self._parts.sandboxes
-        sandbox = await sandboxes.create(plan.request, sandbox_id=sandbox_id, labels=plan.labels, pool_id=self.pool_id)
+        with acting_as(self.owner):  # whoever's call it is that makes a new member necessary
+            sandbox = await sandboxes.create(
+                plan.request, sandbox_id=sandbox_id, labels=plan.labels, pool_id=self.pool_id
+            )
         record = sandboxes.record(sandbox.id)
         try:
             ready = await self._ready(record, None)

@@ -29,6 +29,7 @@ from enclaved.core.following import RUN_OUTPUT_BYTES
 from enclaved.core.new_row import new_row, number_at
 from enclaved.core.overdue import Overdue
 from enclaved.core.policy import check_execution_id
+from enclaved.core.quotas import Quotas
 from enclaved.core.record import SandboxRecord
 from enclaved.core.retention import RECORDS_MOST, EndedExecutions
 from enclaved.core.sandboxes import Sandboxes
@@ -80,13 +81,13 @@ class Executions:
         runtime: Runtime,
         metrics: Metrics,
         most: int,
+        quotas: Quotas | None = None,
         store: ExecutionStore | None = None,
     ) -> None:
         self._sandboxes, self._runtime, self._metrics = sandboxes, runtime, metrics
         self.most = most
         """Executions at once in one sandbox."""
-        self._books = Bookkeeping(store or NoStore())
-        self._calls = Calls(tools)
+        self._books, self._calls = Bookkeeping(store or NoStore()), Calls(tools, quotas)
         self._by_id: dict[str, Execution] = {}
         self._running: dict[SandboxRecord, dict[str, Execution]] = {}
         self._number = 0
@@ -127,7 +128,7 @@ class Executions:
             await self._sandboxes.resume(record.id)
             return await self.open(call)
         record.running_link()
-        decided = self._calls.decide(call, record)
+        decided = self._calls.admit(call, record)
         return self._start(record, decided.tool, decided.job, decided.options, call, whole=whole)
 
     def _again(self, execution_id: str) -> Execution | None:

@@ -20,6 +20,8 @@ from enclaved.core.reset import ResetFailed
 from enclaved.core.state import MemberRow
 from enclaved.errors import EnclaveError, PoolBusy, SandboxExists, ShuttingDown
 from enclaved.model import (
+    LOCAL,
+    Identity,
     LeaseKind,
     LeaseOutcome,
     MemberState,
@@ -38,14 +40,14 @@ RETRY_MOST_S: Final = 30.0
 class Members:
     """All members of one pool."""
 
-    def __init__(self, pool_id: str, plan: PoolPlan, parts: PoolParts) -> None:
+    def __init__(self, pool_id: str, plan: PoolPlan, parts: PoolParts, owner: Identity = LOCAL) -> None:
         self.pool_id = pool_id
         self.slots: list[Member] = []
         self.counters = PoolCounters()
         self.answers = Answers()
         self.trouble = ""
         """Why members cannot be made at the moment. Set by `_see_trouble`."""
-        self.crew = Crew(pool_id, plan, parts)
+        self.crew = Crew(pool_id, plan, parts, owner)
         self.lending = Lending(pool_id, parts.metrics, unfit=self._unfit, moved=self._move, busy=self._busy)
         self._parts = parts
         self._work: set[asyncio.Task[None]] = set()

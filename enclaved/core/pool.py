@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal
 
+from enclaved.core import identity
 from enclaved.core.claiming import Claims
 from enclaved.core.crew import PoolParts
 from enclaved.core.members import Members
@@ -30,8 +31,10 @@ from enclaved.errors import (
     ShuttingDown,
 )
 from enclaved.model import (
+    LOCAL,
     Claimed,
     ClaimWish,
+    Identity,
     LeasePage,
     MemberState,
     PoolChange,
@@ -73,7 +76,8 @@ class _Pool:
 
     def row(self, *, made: bool = True, deleting: bool = False) -> PoolRow:
         """The pool as it is written down."""
-        return PoolRow(self.id, self.origin, self.members.plan, made, self.created_at, deleting)
+        owner = self.members.crew.owner
+        return PoolRow(self.id, self.origin, self.members.plan, made, self.created_at, deleting, owner)
 
 
 class Pools:
@@ -108,7 +112,7 @@ class Pools:
         if self._closing:
             raise ShuttingDown
         self._parts.sandboxes.check_room(plan.size, "size")
-        pool = self._enter(pool_id or self._new_id(), plan, PoolOrigin.CALLER)
+        pool = self._enter(pool_id or self._new_id(), plan, PoolOrigin.CALLER, identity.current())
         try:
             self._parts.pools.save(pool.row(made=False))
             await pool.members.make()
@@ -123,8 +127,8 @@ class Pools:
         log.info("pool made", extra={"pool_id": pool.id, "size": plan.size})
         return pool.info
 
-    def _enter(self, pool_id: str, plan: PoolPlan, origin: PoolOrigin) -> _Pool:
-        pool = self._pools[pool_id] = _Pool(Members(pool_id, plan, self._parts), origin)
+    def _enter(self, pool_id: str, plan: PoolPlan, origin: PoolOrigin, owner: Identity = LOCAL) -> _Pool:
+        pool = self._pools[pool_id] = _Pool(Members(pool_id, plan, self._parts, owner), origin)
         return pool
 
     def _look_after(self, pool: _Pool) -> None:
@@ -146,16 +150,28 @@ class Pools:
 
         ``call.sandbox_id`` is empty. Callers are served first come, first served; ``wait_timeout_s`` 0 does not wait.
         The result is complete: output beyond 1 MiB of a channel is dropped, with a `gap` notice. A caller that leaves
-        ends its run. Raises `PoolNotFound`, `PoolBusy`, `InvalidRequest`, and what `Executions.open` raises.
+        ends its run. Raises `PoolNotFound`, `PolicyDenied` for a caller who could not have such a sandbox, `PoolBusy`,
+        `InvalidRequest`, and what `Executions.open` raises.
         """
-        return await run_in(self._made(pool_id).members, self._parts.executions, call, wait_timeout_s)
+        members = self._made(pool_id).members
+        self._check_may_use(members)
+        return await run_in(members, self._parts.executions, call, wait_timeout_s)
 
     async def claim(self, pool_id: str, wish: ClaimWish, wait_timeout_s: float = WAIT_DEFAULT_S) -> Claimed:
         """Takes the next free member out of a pool, as a sandbox of the caller's own; the slot is filled again.
 
-        Raises `PoolNotFound`, `PoolBusy`, and what `Sandboxes.update` raises for what is to be other than in the pool.
+        Raises `PoolNotFound`, `PolicyDenied` for a caller who could not have such a sandbox, `PoolBusy`, `LimitReached`
+        for one who has as many as may be, and what `Sandboxes.update` raises for what is to be other than in the pool.
         """
-        return await self._claims.claim(self._made(pool_id).members, wish, wait_timeout_s)
+        members = self._made(pool_id).members
+        self._check_may_use(members)
+        return await self._claims.claim(members, wish, wait_timeout_s)
+
+    def _check_may_use(self, members: Members) -> None:
+        """Looks whether the caller could have a sandbox like those of a pool. Raises `PolicyDenied`."""
+        record = next((member.record for member in members.slots if member.record is not None), None)
+        if record is not None:  # they are all alike
+            self._parts.sandboxes.policy.covers(record.spec, identity.current())
 
     # -- looking
 
@@ -326,7 +342,7 @@ class Pools:
             if not kept.goes_on(row):
                 self._parts.pools.forget(row.id)  # its sandboxes go, too
                 continue
-            pool = self._enter(row.id, row.plan, row.origin)
+            pool = self._enter(row.id, row.plan, row.origin, row.owner)
             pool.created_at = row.created_at
             pool.settled.set()
             for member_row in of_pool[row.id]:

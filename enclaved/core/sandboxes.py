@@ -21,7 +21,7 @@ from enclaved.core.record import SandboxRecord
 from enclaved.core.state import SandboxTable
 from enclaved.core.switching import Switching
 from enclaved.core.updating import Updating
-from enclaved.errors import PolicyDenied, SandboxNotFound, ShuttingDown
+from enclaved.errors import SandboxNotFound, ShuttingDown
 from enclaved.metrics import Metrics
 from enclaved.model import (
     EMPTY,
@@ -57,7 +57,7 @@ class Sandboxes:
         metrics: Metrics,
         table: SandboxTable,
     ) -> None:
-        self._boot, self._policy, self._tools = boot, policy, tools
+        self._boot, self.policy, self._tools = boot, policy, tools
         self._background, self._metrics = background, metrics
         self._records: dict[str, SandboxRecord] = {}
         self._closing = asyncio.Event()
@@ -198,6 +198,7 @@ class Sandboxes:
 
     async def hand_over(self, record: SandboxRecord, update: SandboxUpdate, request: tuple[str, str]) -> Sandbox:
         """Makes a member of a pool somebody's own sandbox; raises `SandboxNotFound`, and as `Updating.hand_over`."""
+        self._creation.check_claim(record)
         found = await self._changed(record.id, lambda known: self._updating.hand_over(known, update, *request))
         self._creation.claimed(record)
         return found
@@ -207,11 +208,7 @@ class Sandboxes:
 
         Raises `PolicyDenied` if never (naming the field that asks for them), `LimitReached` if not now.
         """
-        most = self._policy.limits.sandboxes_max
-        if count > most:
-            text = f"{field} is {count}, and this daemon has at most {most} sandboxes; ask for less"
-            raise PolicyDenied("resources", field, text, limit=str(most))
-        self._creation.check_room(count)
+        self._creation.check_room(count, field)
 
     # -- changing
 

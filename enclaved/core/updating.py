@@ -90,15 +90,16 @@ class Updating:
         side or on the other. Raises as `update`, and `WrongState` for one that does not run; then it is the pool's as
         it was before.
         """
-        before = record.pool_id, record.request_id, record.request_digest
+        before = record.pool_id, record.request_id, record.request_digest, record.owner
         self._check_runs(record)
-        record.pool_id, record.request_id, record.request_digest = "", request_id, digest
+        owner = identity.current().name
+        record.pool_id, record.request_id, record.request_digest, record.owner = "", request_id, digest, owner
         try:
             record.touch()
             await self.update(record, update)
             self._check_runs(record)  # it may have been lost while the engine was asked
         except BaseException:
-            record.pool_id, record.request_id, record.request_digest = before
+            record.pool_id, record.request_id, record.request_digest, record.owner = before
             if not record.is_forgotten:
                 self._changes.settled(record)
             raise

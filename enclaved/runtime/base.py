@@ -42,6 +42,8 @@ class Image:
     """Its environment, which programs see and the guest does not."""
     volumes: tuple[str, ...]
     """Paths that it declares as volumes; they get bounded tmpfs mounts."""
+    digests: tuple[str, ...] = ()
+    """Digests that registries have it under, beside ``id``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class ContainerPlan:
     guest_arguments: tuple[str, ...] = ()
     """The guest in pieces, for an engine that does not see the daemon's files: then nothing is mounted, and the frames
     travel over `Runtime.channel`. Empty: the guest is mounted and connects to the socket."""
+    engine_runtime: str = ""
+    """Which of the engine's runtimes isolates it; empty: its default one."""
     network: NetworkPlan | None = None
     """Needed where the spec has a network."""
 

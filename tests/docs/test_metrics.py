@@ -39,6 +39,8 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     metrics.engine_up(True)
     metrics.engine_called("create", 0.1)
     metrics.reloaded(True)
+    metrics.policy_refused("network")
+    metrics.quota_refused("sandboxes_max")
     metrics.pool_lent(LeaseKind.RUN, 0.1)
     metrics.pool_reset(ResetOutcome.CLEAN, 0.1)
     text = metrics.render().decode()

@@ -343,7 +343,7 @@ async def test_a_pool_that_policy_does_not_grant_is_refused_and_nothing_is_left(
 
 
 async def test_a_pool_larger_than_the_daemon_may_be_is_refused(lab: Laboratory, pools: Pools) -> None:
-    most = lab.sandboxes._policy.limits.sandboxes_max
+    most = lab.sandboxes.policy.limits.sandboxes_max
     lab.sandboxes.check_room(most, "size")
     with pytest.raises(PolicyDenied) as denied:
         lab.sandboxes.check_room(most + 1, "size")

@@ -180,18 +180,22 @@ class Policy:
         return changed
 
     def check_image(self, image: str, identity: Identity) -> str:
-        """Decides on a pull: returns the name to pull, with its digest if it is pinned.
+        """Decides on an image that somebody names: returns its name, with its digest if it is pinned.
 
-        Raises `PolicyDenied` naming the rule ``image`` or ``pull``.
+        Raises `PolicyDenied`, naming the rule ``image``.
         """
         role = self.role(identity)
         grant = granted_image(image, role.images)
         if grant is None or (role.images_by_digest and not grant.digest):
             raise PolicyDenied("image", "image", _image_text(image, role), _listed(role.images))
-        if not role.may_pull:
-            text = f"the role {role.name} pulls no images; ask the operator for {shown(image)}"
-            raise PolicyDenied("pull", "image", text)
         return image if "@" in image or not grant.digest else f"{image}@{grant.digest}"
+
+    def check_pull(self, image: str, identity: Identity) -> None:
+        """Decides on a pull. Raises `PolicyDenied`, naming the rule ``pull``."""
+        role = self.role(identity)
+        if not role.may_pull:
+            text = f"image {shown(image)} is not on the engine, and the role {role.name} pulls none"
+            raise PolicyDenied("pull", "image", f"{text}; ask the operator for it")
 
     def _well_formed(self, request: SandboxRequest) -> ToolOptions | None:
         """Checks everything that has a form, and finds the wanted tools. Raises `InvalidRequest`."""

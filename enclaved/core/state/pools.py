@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from enclaved.core.state.database import Database
 from enclaved.core.state.rows import decode, encode, encode_as
-from enclaved.model import Lease, PoolOrigin, PoolPlan
+from enclaved.model import LOCAL, Identity, Lease, PoolOrigin, PoolPlan
 
 LEASES_KEPT: Final = 1000
 """Of each pool; older ones give way."""
@@ -36,6 +36,8 @@ class PoolRow:
     created_at: datetime
     deleting: bool = False
     """Whether somebody has asked for its end; it is then finished, by this daemon or the next."""
+    owner: Identity = LOCAL
+    """As whom its members are made."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,6 +151,7 @@ def _image(name: str, data: Mapping[str, Any]) -> Image:
         # An entry without "=" is no variable to Docker either.
         env={key: value for key, separator, value in pairs if key and separator},
         volumes=usable_volumes(name, tuple(config.get("Volumes") or ())),
+        digests=tuple(str(entry).rpartition("@")[2] for entry in data.get("RepoDigests") or ()),
     )
 
 

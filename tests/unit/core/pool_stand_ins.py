@@ -41,6 +41,13 @@ class FakeRecord:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+class FakePolicy:
+    """Lets everybody have everything."""
+
+    def covers(self, spec: object, identity: object) -> None:
+        pass
+
+
 @dataclass
 class FakeSandboxes:
     """Makes records. ``hold`` keeps creations waiting; ``errors`` are raised by the next creations or deletions."""
@@ -59,6 +66,7 @@ class FakeSandboxes:
     creations: int = 0
     now: int = 0
     most: int = 0
+    policy: FakePolicy = field(default_factory=FakePolicy)
 
     def __post_init__(self) -> None:
         self.hold.set()
