@@ -39,15 +39,18 @@ def show(file: Path | None, as_json: bool) -> None:
         shown: dict[str, Any] = {key: {"value": values[key], "origin": origin} for key, origin in origins.items()}
         if settings.pools:
             shown["pools"] = {"value": [pool.model_dump(exclude_unset=True) for pool in settings.pools]}
+        if settings.runtime_classes:
+            shown["runtime_classes"] = {"value": [each.model_dump() for each in settings.runtime_classes]}
         click.echo(json.dumps(shown, indent=2))
         return
     lines = [(f"{key} = {as_toml(values[key])}", origin) for key, origin in origins.items()]
     width = max(len(line) for line, _ in lines)
     for line, origin in lines:
         click.echo(f"{line:{width}}  # {origin}")
-    for pool in settings.pools:
-        shown_pool = pool.model_dump(exclude_unset=True)
-        click.echo("\n".join(["", "[[pools]]", *(f"{name} = {as_toml(value)}" for name, value in shown_pool.items())]))
+    tables = [("pools", pool.model_dump(exclude_unset=True)) for pool in settings.pools]
+    tables += [("runtime_classes", each.model_dump()) for each in settings.runtime_classes]
+    for section, values in tables:
+        click.echo("\n".join(["", f"[[{section}]]", *(f"{name} = {as_toml(value)}" for name, value in values.items())]))
 
 
 def _shown(setting: Setting, value: Any) -> Any:

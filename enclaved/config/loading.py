@@ -17,13 +17,15 @@ from pydantic.fields import FieldInfo
 from enclaved.config.checks import contradictions
 from enclaved.config.errors import ConfigError
 from enclaved.config.pools import PoolSettings, read_pool
+from enclaved.config.runtime_classes import RuntimeClassSettings, read_runtime_class
 from enclaved.config.settings import PREFIX, SETTINGS, Setting, Settings
 
 DEFAULT_FILE: Final = Path("/etc/enclaved/config.toml")
 FILE_VARIABLE: Final = "ENCLAVED_CONFIG"
 _SECTION = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
-_POOL = re.compile(r"\s*\[\[\s*pools\s*\]\]")
+_TABLE_OF_MANY = re.compile(r"\s*\[\[\s*(pools|runtime_classes)\s*\]\]")
 _POOLS: Final = "pools"
+_CLASSES: Final = "runtime_classes"
 _WORDS: Final = {
     "Input should be": "must be",
     "String should": "must",
@@ -74,6 +76,7 @@ class _Gathered:
         self._warnings: list[str] = []
         self._pools: dict[str, PoolSettings] = {}
         self._bad_pools: list[str] = []
+        self._classes: dict[str, RuntimeClassSettings] = {}
 
     def take_file(self, path: Path, *, required: bool) -> None:
         """Reads a TOML file."""
@@ -95,6 +98,9 @@ class _Gathered:
             if section == _POOLS:
                 self._take_pools(table, f"file {path}")
                 continue
+            if section == _CLASSES:
+                self._take_classes(table, f"file {path}")
+                continue
             if not isinstance(table, dict):
                 self._unknown(f"file {path}", section)
                 continue
@@ -113,6 +119,17 @@ class _Gathered:
             for key, text in problems:
                 where = self._in_line(self._in_line(origin, f"{_POOLS}[{index}].{key}"), f"{_POOLS}[{index}]")
                 self._bad_pools.append(f"{where}: {_POOLS}[{index}] ({name or 'no id'}): {key} {_reason(text)}")
+
+    def _take_classes(self, tables: object, origin: str) -> None:
+        """Reads definitions of runtime classes. One with a mistake ends it all: nobody is to get another isolation."""
+        for index, table in enumerate(tables if isinstance(tables, list) else [tables]):
+            found, problems = read_runtime_class(table, self._classes)
+            if found is not None:
+                self._classes[found.name] = found
+            name = f"{_CLASSES}[{index}]"
+            for key, text in problems:
+                where = self._in_line(self._in_line(origin, f"{name}.{key}"), name)
+                self._problems.append(f"{where}: {name}: {key} {_reason(text)}")
 
     def take_environment(self, environ: Mapping[str, str]) -> None:
         """Reads the environment. An unknown variable is worth a warning only: others may share our prefix."""
@@ -153,7 +170,11 @@ class _Gathered:
         if self._problems:
             raise ConfigError(self._problems)
         settings = settings.model_copy(
-            update={"pools": tuple(self._pools.values()), "bad_pools": tuple(self._bad_pools)}
+            update={
+                "pools": tuple(self._pools.values()),
+                "bad_pools": tuple(self._bad_pools),
+                "runtime_classes": tuple(self._classes.values()),
+            }
         )
         origins = {setting.key: self._origins.get(setting.key, "default") for setting in SETTINGS}
         return Configuration(settings, origins, tuple(self._warnings))
@@ -186,10 +207,11 @@ class _Gathered:
 def _lines(text: str) -> dict[str, int]:
     """Finds the line of every section and of every ``section.name``, for a message about it."""
     found: dict[str, int] = {}
-    section, pools = "", 0
+    section, counts = "", {_POOLS: 0, _CLASSES: 0}
     for number, line in enumerate(text.splitlines(), 1):
-        if _POOL.match(line):
-            section, pools = f"{_POOLS}[{pools}]", pools + 1
+        if match := _TABLE_OF_MANY.match(line):
+            section = f"{match[1]}[{counts[match[1]]}]"
+            counts[match[1]] += 1
             found[section] = number
         elif match := _SECTION.match(line):
             section = match[1]

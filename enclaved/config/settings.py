@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from enclaved.config.pools import PoolSettings
+from enclaved.config.runtime_classes import RuntimeClassSettings
 from enclaved.core.policy import PolicyLimits
 
 PREFIX: Final = "ENCLAVED_"
@@ -266,6 +267,8 @@ class Settings(_Section):
     """Pools that the operator defines."""
     bad_pools: tuple[str, ...] = ()
     """What is wrong with definitions of pools; those are left out, and everything else is served."""
+    runtime_classes: tuple[RuntimeClassSettings, ...] = ()
+    """What sandboxes can be isolated by beside the engine's own runtime."""
 
     def policy_limits(self) -> PolicyLimits:
         """Returns the numbers of the policy. Raises `ValueError` where they contradict each other."""

@@ -12,7 +12,7 @@ from enclaved.core.protections import Protections
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.errors import EngineUnavailable
 from enclaved.metrics import Metrics
-from enclaved.model import EngineInfo, SystemInfo
+from enclaved.model import RUNC, EngineInfo, SystemInfo
 from enclaved.runtime.base import Runtime
 
 
@@ -30,7 +30,9 @@ class System:
         channels: Channels,
         metrics: Metrics,
         protections: Protections,
+        runtime_classes: tuple[str, ...] = (),
     ) -> None:
+        self._runtime_classes = (RUNC, *runtime_classes)
         self._protections = protections
         self._version, self._embedded = version, embedded
         self._runtime, self._sandboxes, self._executions = runtime, sandboxes, executions
@@ -55,4 +57,5 @@ class System:
             active_executions=self._executions.active,
             guest_protocol_version=PROTOCOL_VERSION,
             protections=self._protections.states,
+            runtime_classes=self._runtime_classes,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from enclaved.config import DEFAULT_POLICY_FILE, Settings, read_policy
@@ -26,6 +26,7 @@ class PolicySource:
         built_in = built_in_rules(
             settings.policy_limits(), working_dir=self.working_dir, protected=_protected(settings)
         )
+        built_in = replace(built_in, runtime_classes=tuple(each.name for each in settings.runtime_classes))
         path = file or (Path(settings.policy.file) if settings.policy.file else None)
         if path is None:
             if not DEFAULT_POLICY_FILE.exists():

@@ -14,11 +14,12 @@ from enclaved.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 POOLS: Final = "pools"
+CLASSES: Final = "runtime_classes"
 
 
 def is_live(key: str) -> bool:
     """Whether a setting takes effect without a restart."""
-    others = ("images.default", "sandbox.kill_at_pids_limit", "log.level", "daemon.drain_grace_s")
+    others = ("images.default", "policy.file", "sandbox.kill_at_pids_limit", "log.level", "daemon.drain_grace_s")
     return key.startswith("limits.") or key == POOLS or key in others
 
 
@@ -43,7 +44,7 @@ class Reloads:
         """Hands the settings in force to ``apply`` after each reload. Never returns.
 
         Of a new configuration those settings count that need no restart; the others stay as ``settings`` has them. A
-        configuration with a mistake changes nothing.
+        configuration with a mistake, or a policy file with one (``apply`` raises `ConfigError`), changes nothing.
         """
         while True:
             await self._asked.wait()
@@ -51,23 +52,32 @@ class Reloads:
             notifier.reloading()
             try:
                 wanted = self._reread()
+                changed = _changes(settings, wanted)
+                following = _with(settings, wanted, [key for key in changed if is_live(key)])
+                apply(following)
             except ConfigError as error:
                 metrics.reloaded(False)
                 _log.error("reload failed; the configuration stays as it was", extra={"problems": error.problems})
                 notifier.tell(f"READY=1\nSTATUS=The configuration was not reloaded: {error.problems[0]}")
                 continue
-            changed = [s.key for s in SETTINGS if wanted.value(s.key) != settings.value(s.key)]
-            if (wanted.pools, wanted.bad_pools) != (settings.pools, settings.bad_pools):
-                changed.append(POOLS)
+            settings = following
             waiting = [key for key in changed if not is_live(key)]
-            settings = _with(settings, wanted, [key for key in changed if is_live(key)])
-            apply(settings)
             metrics.reloaded(True)
             _log.info("reloaded", extra={"changed": [key for key in changed if is_live(key)]})
             if waiting:
                 _log.warning("these settings need a restart", extra={"settings": waiting})
             status = f"These settings need a restart: {', '.join(waiting)}" if waiting else ""
             notifier.tell(f"READY=1\nSTATUS={status}")
+
+
+def _changes(settings: Settings, wanted: Settings) -> list[str]:
+    """The keys whose values are not the same."""
+    changed = [setting.key for setting in SETTINGS if wanted.value(setting.key) != settings.value(setting.key)]
+    if (wanted.pools, wanted.bad_pools) != (settings.pools, settings.bad_pools):
+        changed.append(POOLS)
+    if wanted.runtime_classes != settings.runtime_classes:
+        changed.append(CLASSES)
+    return changed
 
 
 def _with(settings: Settings, wanted: Settings, keys: list[str]) -> Settings:

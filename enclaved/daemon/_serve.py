@@ -246,6 +246,7 @@ async def _compose(
         channel=settings.engine.channel,
         guard_image=settings.network.guard_image or settings.images.default,
         dns=tuple(settings.network.dns),
+        runtime_classes=tuple(each.runtime_class() for each in settings.runtime_classes),
     )
     try:
         state = State.open(state_dir / DATABASE_NAME)
@@ -328,6 +329,7 @@ async def _compose(
         channels=boot.channels,
         metrics=metrics,
         protections=protections,
+        runtime_classes=boot.runtime_classes.names,
     )
     return _Core(
         metrics=metrics,

@@ -59,6 +59,7 @@ from enclaved.model.pools import (
     PoolStatus,
     ResetProof,
 )
+from enclaved.model.runtime_classes import RUNC, RuntimeClass
 from enclaved.model.sandboxes import (
     DEFAULT_TENANT,
     EMPTY,
@@ -106,6 +107,7 @@ __all__ = [
     "LOCAL",
     "MONITOR_ROLE",
     "POOL_REFILL_PER_S",
+    "RUNC",
     "SCOPES",
     "STDERR",
     "STDOUT",
@@ -167,6 +169,7 @@ __all__ = [
     "ResourceUsage",
     "Retention",
     "RunResult",
+    "RuntimeClass",
     "Sandbox",
     "SandboxEvent",
     "SandboxEventKind",

@@ -28,6 +28,8 @@ class EngineFacts:
     """1 or 2."""
     cpus: int
     """CPUs of the machine. An engine refuses a limit above it, although that means no more than "all of them"."""
+    runtimes: frozenset[str] = frozenset()
+    """What it can isolate containers with, by the names that its configuration gives."""
 
 
 def lacking(info: Mapping[str, Any]) -> dict[str, str]:
@@ -58,6 +60,7 @@ def facts_of(info: Mapping[str, Any], waived: Collection[str] = ()) -> EngineFac
         cgroup_driver=driver,
         cgroup_version=cgroup_version(info),
         cpus=max(1, int(info.get("NCPU") or 1)),
+        runtimes=frozenset(info.get("Runtimes") or ()),
     )
 
 

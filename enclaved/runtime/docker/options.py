@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-from enclaved.errors import ImageUnusable, InvalidRequest
+from enclaved.errors import EngineRefused, ImageUnusable, InvalidRequest
 from enclaved.model import Network, SandboxSpec
 from enclaved.runtime.base import HOST_NAME, ContainerPlan, attached_guest_argv, guest_argv
 from enclaved.runtime.docker.facts import EngineFacts
@@ -143,6 +143,8 @@ def resource_limits(spec: SandboxSpec, facts: EngineFacts) -> dict[str, Any]:
 
 def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
     return {
+        # What isolates it. Without the field it is the engine's default.
+        **_runtime(plan, facts),
         # What it may do.
         "Privileged": False,
         "CapDrop": ["ALL"],
@@ -185,6 +187,17 @@ def _host_config(plan: ContainerPlan, facts: EngineFacts) -> dict[str, Any]:
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
     }
+
+
+def _runtime(plan: ContainerPlan, facts: EngineFacts) -> dict[str, str]:
+    name = plan.engine_runtime
+    if not name:
+        return {}
+    if name not in facts.runtimes:
+        known = ", ".join(sorted(facts.runtimes)) or "none by name"
+        hint = f"it has {known}; add it under runtimes in the engine's daemon.json"
+        raise EngineRefused("isolate a sandbox", f"it has no runtime {name!r}, which its runtime class needs: {hint}")
+    return {"Runtime": name}
 
 
 def _entrypoint(plan: ContainerPlan) -> list[str]:
