@@ -13,7 +13,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -34,6 +36,7 @@ FIRST_UID = 1_000_000_000
 PLAYED = f"""
 sudo() {{ "$@"; }}
 systemctl() {{ echo "systemctl $*"; }}
+enclaved() {{ PYTHONPATH={ROOT}:{ROOT / "sdk_python"} {sys.executable} -P -m enclaved "$@"; }}
 set -euo pipefail
 cd {ROOT}
 """
@@ -64,6 +67,8 @@ class LaidOut(PrivateEngine):
         self.in_its_mounts("mount", "--bind", engine, str(self.folder / "run" / "docker.sock"))
         for place, at in (("etc", "/etc"), ("lib", "/var/lib"), ("run", "/run")):
             self.in_its_mounts("mount", "--rbind", str(self.folder / place), at)
+        (self.folder / "etc" / "enclaved").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "systemd" / "enclaved.toml", self.folder / "etc" / "enclaved" / "config.toml")
         # What systemd makes, by the unit's RuntimeDirectory and StateDirectory.
         (self.folder / "run" / "enclaved-engine").mkdir(mode=0o755)
         self.data.mkdir(mode=0o711)
@@ -71,7 +76,16 @@ class LaidOut(PrivateEngine):
 
     async def follow(self, block: Block) -> str:
         """Runs the commands of a block; returns what they print."""
-        command = ["nsenter", f"--target={self._holder}", "--mount", "--net", "bash", "-c", PLAYED + block.text]
+        command = [
+            "nsenter",
+            f"--target={self._holder}",
+            "--pid",
+            "--mount",
+            "--net",
+            "bash",
+            "-c",
+            PLAYED + block.text,
+        ]
         environment = {**os.environ, "DOCKER_HOST": "unix:///run/docker.sock"}
         done = await asyncio.to_thread(
             subprocess.run, command, env=environment, capture_output=True, text=True, check=False, timeout=120
@@ -141,17 +155,21 @@ async def test_sandboxes_run_on_the_engine_of_the_page(engine: LaidOut, here: Si
     await here.delete("box")
 
 
-async def test_the_engine_of_the_page_says_what_the_page_shows(engine: LaidOut, here: Site):
-    look = blocks(PAGE, "bash")[4]
-    command = look.text.splitlines()[1]
-    said = await engine.follow(Block(PAGE, look.line, look.heading, "bash", command))
-    assert "name=userns" in said
-    assert said.strip().endswith(f"true /var/lib/enclaved-engine/{FIRST_UID}.{FIRST_UID}")
+async def test_the_engine_of_the_page_is_what_the_page_says(engine: LaidOut, here: Site):
+    said = await engine.follow(blocks(PAGE, "bash")[4])
+    shown, _, examined = said.partition("\n")
+    assert "name=userns" in shown
+    assert shown.endswith(f"true /var/lib/enclaved-engine/{FIRST_UID}.{FIRST_UID}")
+    findings = {line.split(":")[0].split()[-1]: line for line in examined.splitlines() if line[:1].strip()}
+    assert findings["engine.user-namespaces"].startswith("ok ")
+    assert findings["engine.live-restore"].startswith("ok ")
+    assert "/run/enclaved-engine/docker.sock" in findings["engine.socket"]
 
 
-async def test_nothing_of_the_page_is_unknown_to_the_engine_or_the_service(engine: LaidOut):
+async def test_the_service_of_the_page_has_the_engine_and_no_other(engine: LaidOut):
+    etc = engine.folder / "etc"
     config = json.loads((ROOT / "systemd" / "enclaved-engine.json").read_text())
-    assert set(config) <= set(json.loads((engine.folder / "etc" / "enclaved" / "engine.json").read_text()))
-    dropin = (engine.folder / "etc" / "systemd" / "system" / "enclaved.service.d" / "engine.conf").read_text()
-    assert f"Environment=ENCLAVED_ENGINE_URL={config['hosts'][0]}" in dropin
-    assert f"SupplementaryGroups={config['group']} ms-enclave" in dropin
+    settings = tomllib.loads((etc / "enclaved" / "config.toml").read_text())
+    assert settings["engine"] == {"url": config["hosts"][0], "pull": False}
+    dropin = (etc / "systemd" / "system" / "enclaved.service.d" / "engine.conf").read_text()
+    assert f"SupplementaryGroups=\nSupplementaryGroups={config['group']} ms-enclave\n" in dropin
