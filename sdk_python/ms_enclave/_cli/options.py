@@ -17,8 +17,8 @@ _CallableT = TypeVar("_CallableT", bound=Callable[..., Any])
 def address_option(command: _CallableT) -> _CallableT:
     """Adds ``--address``."""
     text = (
-        "Daemon to use: unix:/path/to/socket or host:port. Default: MS_ENCLAVE_ADDRESS, else this machine's, "
-        "else one of our own where that makes sense."
+        "Daemon to use: unix:/path/to/socket, host:port, or https://host:port with a token in MS_ENCLAVE_TOKEN. "
+        "Default: MS_ENCLAVE_ADDRESS, else this machine's, else one of our own where that makes sense."
     )
     return click.option("--address", metavar="ADDRESS", help=text)(command)
 

@@ -11,6 +11,7 @@ import grpc.aio
 
 from ms_enclave import _status as status
 from ms_enclave._transports.channels import Channels, Stubs
+from ms_enclave._transports.credentials import HTTPS, Credentials
 from ms_enclave._transports.retry import Retries
 from ms_enclave.errors import (
     DaemonUnavailable,
@@ -31,6 +32,11 @@ _STATUS_LOOKS = 100
 _STATUS_LOOK_S = 0.01
 _HINT = "start one with 'enclaved run' or 'systemctl start enclaved', or correct MS_ENCLAVE_ADDRESS"
 _NO_PERMISSION = "Permission denied"
+_HANDSHAKE = "handshake"
+_TLS_HINT = (
+    "set MS_ENCLAVE_CA to the file with the certificate of the authority that signed the daemon's, use the name that "
+    "this one has, and look whether it has expired"
+)
 _PERMISSION_HINT = (
     "join the group that owns it ('sudo usermod -aG ms-enclave USER', then log in again), "
     "or use a daemon of your own: unset MS_ENCLAVE_ADDRESS"
@@ -42,11 +48,16 @@ ResponseT = TypeVar("ResponseT")
 class Calls:
     """Calls to the daemon at one address, from any event loop."""
 
-    def __init__(self, address: str, revive: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        revive: Callable[[], Awaitable[None]] | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         """``revive`` is awaited before another attempt at a daemon that does not answer; it may start one."""
         self.address = address
         self._revive = revive
-        self._channels = Channels(address)
+        self._channels = Channels(address, credentials)
         self._reached = False
 
     async def unary(
@@ -122,6 +133,8 @@ class Calls:
             return found
         if self._reached:
             return DaemonUnavailable(f"the daemon at {self.address} stopped answering: {found.message}")
+        if self.address.startswith(HTTPS) and _HANDSHAKE in found.message:
+            return DaemonUnavailable(f"no trusted connection to {self.address} ({found.message}); {_TLS_HINT}")
         if _NO_PERMISSION in found.message:
             return DaemonUnavailable(f"no permission on the daemon's socket at {self.address}: {_PERMISSION_HINT}")
         return DaemonUnavailable(f"no daemon answers at {self.address} ({found.message}); {_HINT}")

@@ -15,10 +15,13 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import grpc.aio
 
 from ms_enclave._forks import at_fork
+from ms_enclave._transports.credentials import HTTPS, Credentials
 from ms_enclave.errors import EnclaveError
 from ms_enclave.v1 import context_service_pb2_grpc as context_grpc
 from ms_enclave.v1 import execution_service_pb2_grpc as execution_grpc
@@ -54,6 +57,17 @@ class Stubs:
         self.images = image_grpc.ImageServiceStub(channel)
 
 
+class _Showing:
+    """A channel that sends metadata with each call. Cheaper than interceptors, which make tasks of their own."""
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._channel, self._metadata = channel, metadata
+
+    def __getattr__(self, kind: str) -> Any:
+        make = getattr(self._channel, kind)
+        return lambda *args, **options: partial(make(*args, **options), metadata=self._metadata)
+
+
 @dataclass(slots=True)
 class _Entry:
     loop: asyncio.AbstractEventLoop
@@ -64,8 +78,11 @@ class _Entry:
 class Channels:
     """The channels to one target. Safe to use from any loop and thread."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, credentials: Credentials | None = None) -> None:
+        """Takes a gRPC target, or ``https://host:port`` for TLS. Raises `InvalidRequest` (`Credentials.check`)."""
         self._target = target
+        self._credentials = credentials or Credentials()
+        self._credentials.check(target)
         self._lock = threading.Lock()
         """Guards everything below, and is held while the process forks."""
         self._entries: dict[int, _Entry] = {}
@@ -98,8 +115,14 @@ class Channels:
     def _open(self, loop: asyncio.AbstractEventLoop) -> _Entry:
         for key in [key for key, entry in self._entries.items() if entry.loop.is_closed()]:
             del self._entries[key]
-        channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
-        entry = self._entries[id(loop)] = _Entry(loop, Stubs(channel), channel)
+        shown = self._credentials
+        if self._target.startswith(HTTPS):
+            trusted = grpc.ssl_channel_credentials(shown.ca)
+            channel = grpc.aio.secure_channel(self._target.removeprefix(HTTPS), trusted, options=_OPTIONS)
+        else:
+            channel = grpc.aio.insecure_channel(self._target, options=_OPTIONS)
+        calling = cast("grpc.aio.Channel", _Showing(channel, shown.metadata)) if shown.metadata else channel
+        entry = self._entries[id(loop)] = _Entry(loop, Stubs(calling), channel)
         return entry
 
     def before_fork(self) -> bool:

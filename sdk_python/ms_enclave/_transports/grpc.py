@@ -19,6 +19,7 @@ from ms_enclave._model.pools import PoolOptions
 from ms_enclave._transports.base import PullProgress, SandboxPlan, ToolCall
 from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
 from ms_enclave._transports.contexts import Contexts
+from ms_enclave._transports.credentials import Credentials
 from ms_enclave._transports.executions import Executions
 from ms_enclave._transports.files import Files
 from ms_enclave._transports.lifecycle import Lifecycle
@@ -50,12 +51,15 @@ class GrpcTransport:
         *,
         request_timeout_s: float = REQUEST_S,
         revive: Callable[[], Awaitable[None]] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
-        """Takes a gRPC target such as ``unix:/run/enclaved/enclaved.sock`` or ``host:port``.
+        """Takes a gRPC target such as ``unix:/run/enclaved/enclaved.sock`` or ``host:port``, or ``https://host:port``.
 
+        ``credentials``: what it shows of itself, and whom it trusts. Raises `InvalidRequest` if they would travel in
+        the open.
         ``revive`` is awaited before another attempt at a daemon that does not answer; it may start one.
         """
-        self._calls = Calls(address, revive)
+        self._calls = Calls(address, revive, credentials)
         self.executions = Executions(self._calls)
         self.contexts = Contexts(self._calls)
         self.lifecycle = Lifecycle(self._calls)

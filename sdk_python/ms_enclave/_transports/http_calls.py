@@ -13,6 +13,7 @@ import aiohttp
 from yarl import URL
 
 from ms_enclave._transports import http_errors
+from ms_enclave._transports.credentials import HTTPS, check_http, ssl_context, told_ca
 from ms_enclave._transports.retry import Retries
 from ms_enclave._transports.sessions import Sessions
 from ms_enclave.errors import (
@@ -59,7 +60,9 @@ class HttpCalls:
         """Takes ``http://host:port``, ``https://…`` or ``unix:/path/to/socket``. Raises `InvalidRequest`."""
         self.address = base_url
         unix, self._root = parse_base_url(base_url)
-        self._sessions = Sessions(unix=unix, headers=key_header(api_key))
+        check_http(base_url, api_key or "")
+        trusted = ssl_context(told_ca()) if self._root.startswith(HTTPS) else None
+        self._sessions = Sessions(unix=unix, headers=key_header(api_key), trusted=trusted)
         self._reached = False
 
     def retries(self) -> Retries:
@@ -126,7 +129,8 @@ class HttpCalls:
     def _unanswered(self, error: aiohttp.ClientConnectionError, attempt: _Attempt) -> EnclaveError:
         if isinstance(error, aiohttp.ClientSSLError):
             return DaemonUnavailable(
-                f"no trusted connection to {self.address} ({_words(error)}); correct base_url or the certificate"
+                f"no trusted connection to {self.address} ({_words(error)}); correct base_url, or set "
+                "MS_ENCLAVE_CA to the file with the certificate of the authority that signed the server's"
             )
         if self._reached:
             return DaemonUnavailable(f"the server at {self.address} stopped answering: {_words(error)}")

@@ -7,6 +7,7 @@ ends, so that no connection is left to the garbage collector; the next loop gets
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Mapping
@@ -34,8 +35,18 @@ class _Entry:
 class Sessions:
     """The sessions to one server. Safe to use from any loop and thread."""
 
-    def __init__(self, *, unix: str | None = None, headers: Mapping[str, str] | None = None) -> None:
-        """``unix``: the socket to connect to, whatever the URL says. ``headers`` go with every request."""
+    def __init__(
+        self,
+        *,
+        unix: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        trusted: ssl.SSLContext | None = None,
+    ) -> None:
+        """``unix``: the socket to connect to, whatever the URL says. ``headers`` go with every request.
+
+        ``trusted``: how certificates are checked.
+        """
+        self._trusted = trusted
         self._unix = unix
         self._headers = dict(headers or {})
         self._lock = threading.Lock()
@@ -68,7 +79,9 @@ class Sessions:
         connector = (
             aiohttp.UnixConnector(self._unix, limit=0, keepalive_timeout=KEEP_ALIVE_S)
             if self._unix is not None
-            else aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            else aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE_S, ssl=True if self._trusted is None else self._trusted
+            )
         )
         session = aiohttp.ClientSession(
             connector=connector,

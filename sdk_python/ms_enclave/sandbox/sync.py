@@ -157,9 +157,9 @@ class Sandbox(Face[boxes.Sandbox]):
         return Execution(process_portal().run(self.wrapped.get_execution(execution_id)))
 
     @classmethod
-    def connect(cls, sandbox_id: str, *, address: str | None = None) -> Sandbox:
+    def connect(cls, sandbox_id: str, *, address: str | None = None, token: str | None = None) -> Sandbox:
         """Returns an object for a sandbox that exists; see `ms_enclave.sandbox.boxes.DockerSandbox.connect`."""
-        return cls(process_portal().run(boxes.DockerSandbox.connect(sandbox_id, address=address)))
+        return cls(process_portal().run(boxes.DockerSandbox.connect(sandbox_id, address=address, token=token)))
 
 
 class SandboxFactory:

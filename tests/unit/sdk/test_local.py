@@ -29,6 +29,8 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
         ("127.0.0.1:50061", "127.0.0.1:50061"),
         ("daemon.example:443", "daemon.example:443"),
         ("[::1]:50061", "[::1]:50061"),
+        ("https://daemon.example:443", "https://daemon.example:443"),
+        ("https://[::1]:50061/", "https://[::1]:50061"),
     ],
 )
 def test_an_address_is_a_socket_or_a_host_and_port(text: str, target: str) -> None:
@@ -37,7 +39,20 @@ def test_an_address_is_a_socket_or_a_host_and_port(text: str, target: str) -> No
 
 @pytest.mark.parametrize(
     "text",
-    ["", "x", "localhost", "host:0", "host:70000", "unix:x.sock", "http://host:1", "a b:1", "/" + "x" * 107, "/a\0b"],
+    [
+        "",
+        "x",
+        "localhost",
+        "host:0",
+        "host:70000",
+        "unix:x.sock",
+        "http://host:1",
+        "https://host",
+        "https://h:1/x",
+        "a b:1",
+        "/" + "x" * 107,
+        "/a\0b",
+    ],
 )
 def test_anything_else_is_no_address(text: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{ADDRESS_VARIABLE}: "):

@@ -84,13 +84,14 @@ class DockerSandbox(ExecutingSandbox):
         return sandbox
 
     @classmethod
-    async def connect(cls, sandbox_id: str, *, address: str | None = None) -> DockerSandbox:
+    async def connect(cls, sandbox_id: str, *, address: str | None = None, token: str | None = None) -> DockerSandbox:
         """Returns an object for a sandbox that exists, whoever made it, such as to come back in another process.
 
-        ``address``: its daemon (``unix:/path`` or ``host:port``); ``None``: found as for others, but none is started.
+        ``address``: its daemon (``unix:/path``, ``host:port`` or ``https://host:port``); ``None``: found as for others,
+        but none is started. ``token``: who calls; not given, ``MS_ENCLAVE_TOKEN`` counts.
         Raises `SandboxNotFound`, `DaemonUnavailable`.
         """
-        return await cls.attach(await process_daemons().connect(address, may_start=False), sandbox_id)
+        return await cls.attach(await process_daemons().connect(address, token=token, may_start=False), sandbox_id)
 
     @property
     def sandbox_type(self) -> SandboxType:

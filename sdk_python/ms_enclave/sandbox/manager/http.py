@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from ms_enclave._model import SandboxManagerConfig, SandboxManagerType
 from ms_enclave._transports.base import Transport
+from ms_enclave._transports.credentials import told_token
 from ms_enclave._transports.http import REQUEST_S, HttpTransport
 from ms_enclave.errors import InvalidRequest
 from ms_enclave.sandbox.manager.base import SandboxManager, register_manager
@@ -26,7 +27,9 @@ class HttpSandboxManager(SandboxManager):
     def __init__(self, config: SandboxManagerConfig | Mapping[str, Any] | None = None, **settings: Any) -> None:
         """``settings`` are fields of `SandboxManagerConfig`: ``base_url``, ``api_key``, ``timeout`` and others.
 
-        Raises ``ValueError`` without a ``base_url``, and for one that is no address.
+        ``api_key`` is a key of the server or a token; not given, ``MS_ENCLAVE_TOKEN`` counts. For ``https://``,
+        ``MS_ENCLAVE_CA`` names the certificates to trust. Raises ``ValueError`` without a ``base_url``, for one that is
+        no address, and for a token that would travel in the open.
         """
         super().__init__(config, **settings)
         if not self.config.base_url:
@@ -34,7 +37,7 @@ class HttpSandboxManager(SandboxManager):
         self._listed = {}
         self._transport = HttpTransport(
             self.config.base_url,
-            api_key=self.config.api_key,
+            api_key=told_token(self.config.api_key) or None,
             request_timeout_s=REQUEST_S if self.config.timeout is None else self.config.timeout,
         )
 

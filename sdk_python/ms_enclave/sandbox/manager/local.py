@@ -22,11 +22,17 @@ class LocalSandboxManager(SandboxManager):
         config: SandboxManagerConfig | Mapping[str, Any] | None = None,
         *,
         address: str | None = None,
+        token: str | None = None,
         **settings: Any,
     ) -> None:
-        """``address``: the daemon to use (``unix:/path`` or ``host:port``). ``settings``: see `SandboxManager`."""
+        """``address``: the daemon to use (``unix:/path``, ``host:port``, or ``https://host:port`` for TLS).
+
+        ``token``: who calls; not given, ``api_key`` counts, else ``MS_ENCLAVE_TOKEN`` for an address that was given.
+        ``settings``: see `SandboxManager`.
+        """
         super().__init__(config, **settings)
         self._address = address
+        self._token = self.config.api_key if token is None else token
 
     async def _connect(self) -> Transport:
-        return await process_daemons().connect(self._address, request_timeout_s=self.config.timeout)
+        return await process_daemons().connect(self._address, token=self._token, request_timeout_s=self.config.timeout)
