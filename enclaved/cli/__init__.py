@@ -13,6 +13,8 @@ from ms_enclave import __version__
 from enclaved.cli.common import ExitCode, leave
 from enclaved.cli.configuration import config
 from enclaved.cli.doctor import doctor
+from enclaved.cli.policy import policy
+from enclaved.cli.prepare import prepare
 from enclaved.cli.prune import prune
 from enclaved.cli.run import run
 from enclaved.cli.tokens import token
@@ -62,6 +64,7 @@ def enclaved() -> None:
       enclaved run --listen-unix /tmp/e.sock --state-dir /tmp/e
       enclaved config show                          every setting in force, and where it came from
       enclaved config check /etc/enclaved/config.toml
+      enclaved policy check my-policy.toml          who may ask for what, and whether that makes sense
       enclaved prune --dry-run                      what daemons that are gone left behind
       enclaved doctor                               what of this host to mend for sandboxes
       enclaved token create ci                      a token for somebody who calls from another machine
@@ -76,5 +79,5 @@ def enclaved() -> None:
     """
 
 
-for _command in (run, config, prune, token, doctor):
+for _command in (prepare, run, config, policy, prune, token, doctor):
     enclaved.add_command(_command)

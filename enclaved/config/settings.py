@@ -203,8 +203,8 @@ class Waive(_Section):
 
     protections: list[str] = Field(
         [],
-        description="Protections without which the daemon serves all the same, by the names in docs/security.md. An "
-        "embedded daemon reads this from /etc/enclaved/config.toml only.",
+        description="Protections without which the daemon serves all the same, by the names in docs/security.md. A "
+        "daemon that a program starts for itself reads this from /etc/enclaved/config.toml only.",
     )
 
 

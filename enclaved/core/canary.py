@@ -82,7 +82,7 @@ class Canary:
                 told=told,
                 deviations=deviations,
                 limits=limits,
-                ceiling=self._inspector.ceiling(),
+                ceiling=self._inspector.ceiling(host.cgroup_driver),
                 namespaces=_own_namespaces(),
             )
             return judge(found, waived=self._waived, needs_ceiling=self._needs_ceiling)

@@ -75,6 +75,6 @@ class Inspector(Protocol):
         """Reads the limits of a container's control group; ``None`` where it cannot be seen. Does not block."""
         ...
 
-    def ceiling(self) -> GroupLimits | None:
+    def ceiling(self, cgroup_driver: str) -> GroupLimits | None:
         """Reads the limits of the control group above all sandboxes; ``None`` where it cannot be seen."""
         ...

@@ -12,6 +12,8 @@ from enclaved.model import (
     MemberState,
     NoticeKind,
     Phases,
+    Protection,
+    ProtectionState,
     ResetOutcome,
     SandboxState,
     Verdict,
@@ -37,6 +39,7 @@ def exported() -> dict[str, tuple[str, frozenset[str]]]:
     metrics.execution_finished("python_executor", Verdict.EXITED, Phases())
     metrics.file_operation("read", 0.1, 1, 1)
     metrics.engine_up(True)
+    metrics.protections([Protection("profile", ProtectionState.EFFECTIVE)])
     metrics.engine_called("create", 0.1)
     metrics.reloaded(True)
     metrics.policy_refused("network")
@@ -71,6 +74,7 @@ def test_every_value_of_a_closed_label_is_documented():
         *NoticeKind,
         *LeftoverKind,
         *Intervention,
+        *ProtectionState,
     ):
         assert f"`{value.value}`" in PAGE
     for channel in CHANNEL_NAMES.values():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from enclaved.runtime.inspection import GroupLimits
 
-PARENTS: Final = ("enclaved", "enclaved.slice")
-"""The group above all sandboxes, by the engine's driver: cgroupfs, systemd."""
+PARENTS: Final[Mapping[str, str]] = MappingProxyType({"cgroupfs": "enclaved", "systemd": "enclaved.slice"})
+"""The group above all sandboxes, by the engine's driver."""
 _NO_LIMIT: Final = 2**60
 """What is more is how the kernel writes "no limit" in version 1."""
 
@@ -71,3 +73,36 @@ def _text(path: Path) -> str | None:
         return path.read_text("ascii", "replace").strip()
     except OSError:
         return None
+
+
+def write_ceiling(root: Path, memory_bytes: int, pids: int) -> None:
+    """Makes the group above all sandboxes, where the engine makes groups itself, and gives it limits.
+
+    An engine whose groups systemd makes uses a slice, whose unit has the limits. Raises `OSError`.
+    """
+    name = PARENTS["cgroupfs"]
+    if (root / "cgroup.controllers").exists():
+        (root / "cgroup.subtree_control").write_text("+memory +pids")
+        group = root / name
+        group.mkdir(exist_ok=True)
+        _write(group / "memory.max", memory_bytes)
+        if (group / "memory.swap.max").exists():
+            _write(group / "memory.swap.max", 0)
+        _write(group / "pids.max", pids)
+        return
+    memory, processes = root / "memory" / name, root / "pids" / name
+    for group in (memory, processes):
+        group.mkdir(exist_ok=True)
+    limits = [memory / "memory.limit_in_bytes", memory / "memory.memsw.limit_in_bytes"]
+    wanted = [limit for limit in limits if limit.exists()]
+    try:
+        for limit in wanted:
+            _write(limit, memory_bytes)
+    except OSError:  # the second may not be below the first: the other way round for a limit that rises
+        for limit in reversed(wanted):
+            _write(limit, memory_bytes)
+    _write(processes / "pids.max", pids)
+
+
+def _write(file: Path, value: int) -> None:
+    file.write_text(f"{value}\n")

@@ -88,9 +88,10 @@ class DockerInspector:
         """See `Inspector.limits`."""
         return read_limits(self._root, container_groups(container_id))
 
-    def ceiling(self) -> GroupLimits | None:
+    def ceiling(self, cgroup_driver: str) -> GroupLimits | None:
         """See `Inspector.ceiling`."""
-        return read_limits(self._root, PARENTS)
+        parent = PARENTS.get(cgroup_driver)
+        return read_limits(self._root, (parent,)) if parent is not None else None
 
     async def close(self) -> None:
         """Lets go of the engine."""

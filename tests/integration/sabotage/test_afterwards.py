@@ -48,7 +48,9 @@ async def test_a_ceiling_that_is_required_and_missing_is_refused(default_image: 
     async with short_directory() as folder:
         settings = settings_in(folder, ceiling__required="true")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("enclaved.runtime.docker.inspection.PARENTS", (f"no-such-group-{uuid.uuid4().hex}",))
+            patch.setattr(
+                "enclaved.runtime.docker.inspection.PARENTS", {"cgroupfs": f"no-such-group-{uuid.uuid4().hex}"}
+            )
             with pytest.raises(Unprotected, match="ceiling: the control group above all sandboxes cannot be seen"):
                 async with daemon(settings, runtime=None):
                     pass
