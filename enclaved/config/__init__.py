@@ -9,6 +9,8 @@ from enclaved.config.checks import SOCKET_PATH_BYTES_MAX, Address, http_address,
 from enclaved.config.errors import ConfigError
 from enclaved.config.loading import DEFAULT_FILE, FILE_VARIABLE, Configuration, load
 from enclaved.config.policy_file import DEFAULT_POLICY_FILE, read_policy
+from enclaved.config.policy_request import read_request
+from enclaved.config.policy_text import role_lines
 from enclaved.config.settings import SETTINGS, Setting, Settings
 
 __all__ = [
@@ -27,4 +29,6 @@ __all__ = [
     "load",
     "parse_address",
     "read_policy",
+    "read_request",
+    "role_lines",
 ]

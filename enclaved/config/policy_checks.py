@@ -18,7 +18,7 @@ def role_problems(
     bad_images = [entry for entry in role.images if image_problem(entry)]
     for entry in bad_images:
         yield "images", f"has {entry!r}, which {image_problem(entry)}"
-    if not bad_images:
+    if role.images and not bad_images:  # a role without any makes no sandboxes
         yield from _default_image_problems(role)
     yield from _volume_problems(role, protected)
     known_classes = (_RUNC, *runtime_classes)

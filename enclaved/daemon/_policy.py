@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from enclaved.config import DEFAULT_POLICY_FILE, Settings, read_policy
-from enclaved.core.policy import Rules, Tools, built_in_rules
+from enclaved.core.policy import Policy, Rules, Tools, built_in_rules
+from enclaved.daemon._errors import StartError
+from enclaved.tools.registry import ToolRegistry, ToolSetupError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,19 @@ class PolicySource:
                 return built_in
             path = DEFAULT_POLICY_FILE
         return read_policy(path, built_in, tools=self.tools, working_dir=self.working_dir)
+
+
+def policy_of(settings: Settings, file: Path | None = None, *, working_dir: str = "") -> Policy:
+    """Puts together what a daemon with these settings and the installed tools would decide by.
+
+    Raises `ConfigError`, and `StartError` where tools are installed that cannot be used.
+    """
+    try:
+        tools = ToolRegistry.from_entry_points()
+    except ToolSetupError as error:
+        raise StartError(str(error)) from error
+    rules = PolicySource(tools, working_dir).rules(settings, file)
+    return Policy(rules.limits, tools, rules=rules)
 
 
 def _protected(settings: Settings) -> tuple[str, ...]:
