@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc.aio
 
 from enclaved.config import Settings
-from enclaved.doctor.attacks.base import Attack
+from enclaved.doctor.attacks.base import Attack, Category
 from enclaved.doctor.attacks.suite import SUITE
 from enclaved.doctor.connection import BadAddress, Daemon, Stubs, channel_to
 from enclaved.doctor.engine import EngineSilent, EngineView
@@ -30,10 +30,13 @@ class NoSuchAttack(Exception):
 
 def chosen(categories: Sequence[str] = (), ids: Sequence[str] = ()) -> tuple[Attack, ...]:
     """Returns the attacks of categories, or those with ids; all without either. Raises `NoSuchAttack`."""
-    known = {attack.id for attack in SUITE}
-    unknown = sorted(set(ids) - known)
+    unknown = sorted(set(ids) - {attack.id for attack in SUITE})
     if unknown:
         raise NoSuchAttack(f"no attack is called {', '.join(unknown)}; 'enclaved doctor --list' names them")
+    there = [category.value for category in Category]
+    odd = sorted(set(categories) - set(there))
+    if odd:
+        raise NoSuchAttack(f"no category is called {', '.join(odd)}; there are {', '.join(there)}")
     if not categories and not ids:
         return SUITE
     return tuple(attack for attack in SUITE if attack.category.value in categories or attack.id in ids)

@@ -39,7 +39,7 @@ class DaemonFailed(Exception):
 async def private_directory() -> AsyncIterator[Path]:
     """Makes a directory with a short name, since sockets lie in it; removes it at the end."""
     # Everybody may pass, so that an escape would find what waits for it; what is private lies deeper.
-    directory = Path(tempfile.mkdtemp(prefix="mse-doctor-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix=f"mse-doctor-{os.getpid()}-", dir="/tmp"))
     try:
         directory.chmod(0o711)
         yield directory

@@ -134,6 +134,7 @@ class Stage:
     async def _play(self, attack: Attack, act: Act) -> Evidence:
         act.sandbox_id = await act.sandbox()
         seen: dict[str, Any] = {}
+        mark = self.witness.mark()
 
         async def look() -> None:
             seen["status"] = await act.status(act.nonce, act.sandbox_id)
@@ -160,7 +161,7 @@ class Stage:
             neighbour_works=neighbour_works,
             daemon_lives=await self.daemon.lives(),
             processes_left=left,
-            contacts=self.witness.contacts(act.nonce),
+            contacts=self.witness.contacts(act.nonce, mark),
             secrets=tuple(secrets),
             memory_growth_bytes=grown(),
             log_has_marker=await self.daemon.log_has(act.nonce),

@@ -50,13 +50,17 @@ class Witness:
         if len(self._contacts) < _CONTACTS_MAX:
             self._contacts.append((who, text))
 
-    def contacts(self, nonce: str) -> tuple[str, ...]:
-        """Returns whom the program with this nonce reached; contacts of nobody known count for everybody."""
-        return tuple(who for who, text in self._contacts if nonce in text or not text)
+    def mark(self) -> int:
+        """Returns how many contacts there were, for `contacts`."""
+        return len(self._contacts)
 
-    def forget_unnamed(self) -> None:
-        """Forgets contacts that nobody is known to have made, once they were reported."""
-        self._contacts = [contact for contact in self._contacts if contact[1]]
+    def contacts(self, nonce: str, since: int) -> tuple[str, ...]:
+        """Returns whom the program with this nonce reached.
+
+        Who said nothing may be any program that went on then: that counts for all that began at a `mark` before.
+        """
+        named = [who for who, text in self._contacts if nonce in text]
+        return tuple(named + [who for who, text in self._contacts[since:] if not text])
 
 
 @asynccontextmanager

@@ -149,6 +149,7 @@ for path in sorted(set(found)):
         probe.settimeout(2)
         try:
             probe.connect(path)
+            probe.sendall(NONCE.encode())
         except OSError:
             continue
         reached.append(path)

@@ -15,6 +15,7 @@ ROOM_LEAST_BYTES: Final = 256 * 1024 * 1024
 LARGE_MEMORY_BYTES: Final = 1 << 60
 """What control groups of version 1 say where there is no limit is beyond this."""
 _LOOPBACK: Final = ("127.", "localhost", "[::1]", "unix:")
+ACCOUNTS: Final = Path("/etc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -172,7 +173,7 @@ def _users(settings: Settings) -> Iterator[Finding]:
     overlapping = []
     for name in ("subuid", "subgid"):
         try:
-            lines = Path("/etc", name).read_text().splitlines()
+            lines = (ACCOUNTS / name).read_text().splitlines()
         except OSError:
             continue
         for line in lines:

@@ -21,14 +21,14 @@ class Hole:
     part: str
     """``engine``, ``runc``, ``containerd`` or ``kernel``."""
     fixed: tuple[str, ...]
-    """The first version without it in each line of versions, oldest first; the last counts for later lines, too."""
+    """The first version without it in each line, oldest first; the last counts for later lines, too."""
     what: str
     concerns_us: bool = True
-    """Whether code in a sandbox could use it against the default profile, or only what stands behind is weaker."""
+    """Whether code in a sandbox could use it against the profile; otherwise what stands behind that is weaker."""
     carried: tuple[str, ...] = ()
     """Versions of distributions that have the fix under an older number."""
     only_with: str = ""
-    """``authorization``: only where the engine has plug-ins that authorise; ``networks``: only with granted networks."""
+    """``authorization``: only where plug-ins of the engine authorise; ``networks``: only with granted networks."""
     since: str = ""
     """The first version that has it; empty: all before."""
 

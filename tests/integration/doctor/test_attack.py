@@ -1,0 +1,134 @@
+"""``enclaved doctor --attack``: the whole suite against real sandboxes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enclaved.config import load
+from enclaved.doctor.attacking import attack, chosen
+from enclaved.doctor.attacks.base import Category
+from enclaved.doctor.attacks.suite import SUITE
+from enclaved.doctor.own_daemon import own_daemon
+
+WHOLE_S = 420
+PATIENCE_S = 120
+
+
+def run(*arguments: str, timeout_s: float = PATIENCE_S, **variables: str) -> tuple[int, str, str]:
+    """Runs the command and returns its exit code and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "enclaved", "doctor", *arguments],
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def is_child_of(pid: str, session: int) -> bool:
+    """Whether a process is a daemon that a doctor with this process id started."""
+    try:
+        return f"/tmp/mse-doctor-{session}-" in Path("/proc", pid, "cmdline").read_text()
+    except OSError:
+        return False
+
+
+def as_json(printed: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(printed)
+    return found
+
+
+@pytest.mark.timeout(WHOLE_S + 30)
+def test_every_attack_is_contained_and_every_control_works() -> None:
+    code, printed, errors = run("--attack", "--json", timeout_s=WHOLE_S)
+    assert printed, errors
+    report = as_json(printed)
+
+    bad = [f"{each['id']}: {each['why']}" for each in report["attacks"] if each["outcome"] != "contained"]
+    assert bad == []
+    assert (code, report["passed"], report["cut_short"], report["problems"]) == (0, True, False, [])
+    assert [each["id"] for each in report["attacks"]] == [each.id for each in SUITE]
+    assert set(report["scores"]) == {category.value for category in Category}
+
+
+def test_a_part_of_the_suite_is_a_score_by_category() -> None:
+    code, printed, _ = run("--attack", "--only", "escape.mounts", "--only", "profile.user", "--category", "controls")
+
+    lines = printed.splitlines()
+    assert code == 0, printed
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["escape", "1", "1"],
+        ["profile", "1", "1"],
+        ["controls", "6", "6"],
+    ]
+    assert lines[-1].startswith("2 of 2 attacks contained in ")
+
+
+async def test_a_daemon_that_runs_already_is_attacked_as_far_as_a_client_sees(short_directory: Path) -> None:
+    settings = load(None).settings
+    async with own_daemon(short_directory, settings, None) as daemon:
+        address = f"unix:{daemon.socket_path}"
+        attacks = chosen(["controls"], ["escape.devices", "output.forged-log", "http.keys", "profile.filters"])
+        report = await attack(settings, None, attacks, address=address)
+
+    outcomes = {result.attack.id: result for result in report.results}
+    assert report.passed, "\n".join(report.lines())
+    assert outcomes["output.forged-log"].not_run == "it needs the daemon's log"
+    assert outcomes["http.keys"].not_run == "it needs the HTTP API over a unix socket"
+    assert outcomes["profile.filters"].judgement is not None
+    assert Counter(result.judgement is None for result in report.results) == {False: 8, True: 2}
+
+
+def test_where_no_daemon_starts_it_says_why() -> None:
+    code, printed, errors = run(
+        "--attack", "--only", "escape.mounts", ENCLAVED_ENGINE_URL="unix:///nowhere/engine.sock"
+    )
+
+    assert (code, printed) == (1, "")
+    assert "engine" in errors
+
+
+def test_an_address_without_a_daemon_is_a_failure() -> None:
+    code, printed, errors = run("--attack", "--only", "escape.mounts", "--address", "unix:/nowhere/d.sock")
+
+    assert (code, printed) == (1, "")
+    assert "unix:/nowhere/d.sock makes no sandbox: UNAVAILABLE" in errors
+
+
+def test_the_host_is_examined_with_a_fix_for_what_is_found() -> None:
+    code, printed, _ = run("--json", "--fail-on", "failure")
+    found = as_json(printed)
+    findings = {each["id"]: each for each in found["findings"]}
+
+    assert (code == 1) == (found["worst"] == "failure")
+    assert {"engine.version", "engine.limits", "engine.seccomp", "host.kernel", "sandbox.users"} <= set(findings)
+    assert findings["engine.limits"]["severity"] == "ok"
+    assert all(each["fix"] for each in findings.values() if each["severity"] in ("warning", "failure"))
+
+
+def test_an_engine_that_is_away_fails_the_examination() -> None:
+    code, printed, _ = run(ENCLAVED_ENGINE_URL="unix:///nowhere/engine.sock")
+
+    assert code == 1
+    assert "failure  engine.answers: the engine at unix:///nowhere/engine.sock does not answer" in printed
+
+
+def test_nothing_of_it_stays() -> None:
+    arguments = [sys.executable, "-P", "-m", "enclaved", "doctor", "--attack", "--only", "tenancy.next-sandbox"]
+    with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        printed, _ = process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 0, printed
+    assert list(Path("/tmp").glob(f"mse-doctor-{process.pid}-*")) == []
+    assert [pid for pid in os.listdir("/proc") if pid.isdigit() and is_child_of(pid, process.pid)] == []
