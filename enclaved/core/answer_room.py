@@ -10,7 +10,8 @@ import asyncio
 import contextvars
 from typing import Final
 
-ANSWERS_MOST_BYTES: Final = 128 * 1024 * 1024
+ANSWERS_MOST_BYTES: Final = 64 * 1024 * 1024
+"""Of output; what is made of it to be sent takes about three times as much."""
 ALWAYS_BYTES: Final = 64 * 1024
 """Every answer may have this much, and only what is beyond it is counted."""
 
