@@ -139,6 +139,7 @@ def test_quickstart_goes_from_nothing_to_the_tour(checkout: Checkout) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert checkout.calls()[2:] == [
         "ROOT/scripts/ensure-engine",
+        "-m enclaved prepare --if-possible",
         "ROOT/scripts/ensure-image",
         "ROOT/examples/tour.py",
     ]
