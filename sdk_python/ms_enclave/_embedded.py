@@ -54,13 +54,21 @@ class HttpListener:
     """``host:port``; empty: a socket in its private directory."""
     api_key: str | None = None
     """What every request must have; ``None``: what the daemon's configuration says, by default nothing."""
+    certfile: str = ""
+    """The certificate and its chain (PEM); empty: plain HTTP."""
+    keyfile: str = ""
+    behind_proxy: bool = False
+    """Whether a proxy before it ends TLS, so that it may be reached from elsewhere without."""
     log_level: str = "warning"
     shows_log: bool = False
     """Whether it writes its log where this process writes its own."""
 
     def arguments(self, directory: Path) -> list[str]:
         """Returns its part of the command line."""
-        return ["--listen-http", self.address or f"unix:{_http_socket(directory)}"]
+        found = ["--listen-http", self.address or f"unix:{_http_socket(directory)}"]
+        if self.certfile:
+            found += ["--tls-cert", str(Path.cwd() / self.certfile), "--tls-key", str(Path.cwd() / self.keyfile)]
+        return [*found, "--tls-behind-proxy", "true"] if self.behind_proxy else found
 
     def environment(self) -> dict[str, str]:
         """Returns its part of the environment, where nobody else can read it; of the key only the digest."""
@@ -102,7 +110,8 @@ class EmbeddedDaemon:
         directory = self._directory
         if self._http is None or directory is None or self.running_address is None:
             return None
-        return f"http://{self._http.address}" if self._http.address else f"unix:{_http_socket(directory)}"
+        scheme = "https" if self._http.certfile else "http"
+        return f"{scheme}://{self._http.address}" if self._http.address else f"unix:{_http_socket(directory)}"
 
     def wait(self) -> int | None:
         """Blocks until it ends, and returns its exit code; ``None`` if it does not run."""

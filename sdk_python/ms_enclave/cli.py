@@ -293,23 +293,42 @@ def pull(image: str, quiet: bool, address: str | None, as_json: bool) -> None:
     help=f"File with the key that every request must carry. Default: {API_KEY_VARIABLE}, else none.",
 )
 @click.option("--pool-size", type=click.IntRange(0, 100), default=0, metavar="N", help="Sandboxes to keep ready. [0]")
+@click.option("--ssl-certfile", metavar="FILE", help="Certificate and its chain (PEM).")
+@click.option("--ssl-keyfile", metavar="FILE", help="Private key of the certificate (PEM).")
+@click.option("--behind-proxy", is_flag=True, help="A proxy before it ends TLS.")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="warning", help="What to log. [warning]")
-def server(host: str, port: int, api_key_file: TextIO | None, pool_size: int, log_level: str) -> None:
+def server(
+    host: str,
+    port: int,
+    api_key_file: TextIO | None,
+    pool_size: int,
+    ssl_certfile: str | None,
+    ssl_keyfile: str | None,
+    behind_proxy: bool,
+    log_level: str,
+) -> None:
     """Serves the HTTP API until Ctrl-C or SIGTERM, with a daemon of its own; then removes all its sandboxes.
 
-    Anything but a loopback address needs a key, which clients send in the header X-API-Key. It is never an argument,
-    since every user of a machine sees those.
+    Anything but a loopback address needs a key, which clients send in the header X-API-Key, and a certificate or a
+    proxy that has one. The key is never an argument, since every user of a machine sees those.
 
     \b
     Examples:
       ms-enclave server
-      ms-enclave server --host 0.0.0.0 --port 8080 --api-key-file /etc/ms-enclave/key
+      ms-enclave server --host 0.0.0.0 --api-key-file key.txt --ssl-certfile tls.crt --ssl-keyfile tls.key
       curl http://127.0.0.1:8000/health
     """
     from ms_enclave.sandbox.server.server import create_server  # which the other commands do without
 
     key = api_key_file.read().strip() if api_key_file is not None else os.environ.get(API_KEY_VARIABLE)
-    create_server(api_key=key or None, pool_size=pool_size).run(host, port, log_level=log_level)
+    create_server(api_key=key or None, pool_size=pool_size).run(
+        host,
+        port,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+        behind_proxy=behind_proxy,
+        log_level=log_level,
+    )
 
 
 @ms_enclave.command()

@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pool-size", type=int, default=0, help="sandboxes to keep ready (default: none)")
     parser.add_argument("--cleanup-interval", type=int, default=300, help="accepted, without effect")
     parser.add_argument("--log-level", choices=LOG_LEVELS, default="warning", help="(default: %(default)s)")
+    parser.add_argument("--ssl-certfile", help="certificate and its chain (PEM), for other than loopback addresses")
+    parser.add_argument("--ssl-keyfile", help="private key of the certificate (PEM)")
+    parser.add_argument("--behind-proxy", action="store_true", help="a proxy before it ends TLS")
     options = parser.parse_args(arguments)
     try:
         server = create_server(
@@ -45,7 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             api_key=os.environ.get(API_KEY_VARIABLE) or None,
             pool_size=options.pool_size,
         )
-        server.run(options.host, options.port, log_level=options.log_level)
+        server.run(
+            options.host,
+            options.port,
+            ssl_certfile=options.ssl_certfile,
+            ssl_keyfile=options.ssl_keyfile,
+            behind_proxy=options.behind_proxy,
+            log_level=options.log_level,
+        )
     except (EnclaveError, ValueError) as error:
         print(f"ms_enclave.run_server: {str(error).replace('an api_key', API_KEY_VARIABLE)}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import ssl
 import tarfile
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -65,12 +66,20 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 class HttpTransport:
     """A way to the server at one URL. May be called from any event loop and thread."""
 
-    def __init__(self, base_url: str, *, api_key: str | None = None, request_timeout_s: float = REQUEST_S) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        request_timeout_s: float = REQUEST_S,
+        trusted: ssl.SSLContext | None = None,
+    ) -> None:
         """Takes ``http://host:port`` (or ``https``, or ``unix:/path/to/socket``) and the key that the server wants.
 
-        Raises `InvalidRequest` for an address that is none.
+        ``trusted``: how its certificate is checked, if not by ``MS_ENCLAVE_CA`` or those that everybody trusts. Raises
+        `InvalidRequest` for an address that is none, and for a token that would travel in the open.
         """
-        self._calls = HttpCalls(base_url, api_key)
+        self._calls = HttpCalls(base_url, api_key, trusted)
         self.executions = UnservedExecutions()
         self.contexts = UnservedContexts()
         self.lifecycle = UnservedLifecycle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -56,12 +57,13 @@ class _Attempt:
 class HttpCalls:
     """Calls to the server at one URL, from any event loop."""
 
-    def __init__(self, base_url: str, api_key: str | None = None) -> None:
+    def __init__(self, base_url: str, api_key: str | None = None, trusted: ssl.SSLContext | None = None) -> None:
         """Takes ``http://host:port``, ``https://…`` or ``unix:/path/to/socket``. Raises `InvalidRequest`."""
         self.address = base_url
         unix, self._root = parse_base_url(base_url)
         check_http(base_url, api_key or "")
-        trusted = ssl_context(told_ca()) if self._root.startswith(HTTPS) else None
+        if trusted is None and self._root.startswith(HTTPS):
+            trusted = ssl_context(told_ca())
         self._sessions = Sessions(unix=unix, headers=key_header(api_key), trusted=trusted)
         self._reached = False
 

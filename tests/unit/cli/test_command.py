@@ -135,7 +135,7 @@ def test_every_command_explains_itself_with_an_example() -> None:
         (
             ["ps", "--address", "nonsense"],
             1,
-            "address: 'nonsense' is no address; write unix:/path/to/socket or host:port",
+            "address: 'nonsense' is no address; write unix:/path/to/socket, host:port or https://host:port",
         ),
         (["ps", "--label", "team"], 2, "--label team: write KEY=VALUE (try ms-enclave ps --help)"),
         (

@@ -20,7 +20,7 @@ import aiohttp
 import pytest
 from ms_enclave import _embedded as embedded
 from ms_enclave._embedded import EmbeddedDaemon, HttpListener
-from ms_enclave.errors import DaemonStartFailed, DaemonUnavailable, NotServed
+from ms_enclave.errors import DaemonStartFailed, DaemonUnavailable, InvalidRequest, NotServed
 from ms_enclave.sandbox.model import DockerSandboxConfig, SandboxManagerConfig
 from ms_enclave.sandbox.server import SandboxServer, create_server
 from ms_enclave.sandbox.server import _app as forwarding
@@ -268,7 +268,7 @@ def test_of_the_arguments_of_run_the_log_level_counts(given: dict[str, Any], lev
     assert server_module._log_level(given) == level
 
 
-@pytest.mark.parametrize("name", ["ssl_keyfile", "uds", "fd"])
+@pytest.mark.parametrize("name", ["ssl_ca_certs", "uds", "fd"])
 def test_arguments_that_say_who_may_connect_are_refused(name: str) -> None:
     with pytest.raises(NotServed, match=rf"run\({name}"):
         create_server().run(**{name: "x"})
@@ -286,15 +286,19 @@ def test_a_server_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(embedded, "_command", lambda directory, fd: script("raise SystemExit(3)"))
     with pytest.raises(DaemonStartFailed, match=r"cannot serve http://127.*code 3; it says why above$"):
         create_server().run(port=free_port())
-    with pytest.raises(DaemonStartFailed, match=r"needs an api_key$"):
+    with pytest.raises(DaemonStartFailed, match=r"needs an api_key and ssl_certfile with ssl_keyfile \(or behind_proxy\)$"):
         create_server().run("0.0.0.0", free_port())
+    with pytest.raises(DaemonStartFailed, match=r"needs an api_key$"):
+        create_server().run("0.0.0.0", free_port(), behind_proxy=True)
+    with pytest.raises(InvalidRequest, match="go together"):
+        create_server().run(port=free_port(), ssl_certfile="tls.crt")
     with pytest.raises(DaemonStartFailed, match=r"above$"):
         create_server(api_key="key").run("localhost", free_port())
 
 
 def test_a_daemon_that_dies_ends_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     server = create_server()
-    monkeypatch.setattr(SandboxServer, "_started", lambda self, host, port: None)
+    monkeypatch.setattr(SandboxServer, "_started", lambda self, *given: None)
     monkeypatch.setattr(EmbeddedDaemon, "wait", lambda self: 137)
     with pytest.raises(DaemonUnavailable, match="ended with code 137"):
         server.run(port=free_port())

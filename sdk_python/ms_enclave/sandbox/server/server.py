@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import ipaddress
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from ms_enclave._embedded import EmbeddedDaemon, HttpListener
 from ms_enclave._model import SandboxConfig, SandboxManagerConfig
+from ms_enclave._transports.credentials import exactly
 from ms_enclave._transports.http import HttpTransport
 from ms_enclave.errors import DaemonStartFailed, DaemonUnavailable, InvalidRequest, NotServed
 from ms_enclave.sandbox._portal import process_portal
@@ -56,38 +58,64 @@ class SandboxServer:
         """
         return ForwardingApp(Upstream(self.config, self._make_pool))
 
-    def run(self, host: str = "127.0.0.1", port: int = 8000, **kwargs: Any) -> None:
+    def run(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        *,
+        ssl_certfile: str | os.PathLike[str] | None = None,
+        ssl_keyfile: str | os.PathLike[str] | None = None,
+        behind_proxy: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Serves at an address until Ctrl-C or SIGTERM; then removes all sandboxes. Blocks.
 
-        Anything but a loopback address needs an ``api_key``. Of further arguments (they were uvicorn's) ``log_level``
-        counts, those that would need TLS or another socket are refused, and the others have no effect. Raises
-        `DaemonStartFailed`; `DaemonUnavailable` if the daemon dies.
+        Anything but a loopback address needs an ``api_key``, and ``ssl_certfile`` with ``ssl_keyfile`` (PEM) or, where
+        a proxy before it ends TLS, ``behind_proxy``. Of further arguments (they were uvicorn's) ``log_level`` counts,
+        those that say otherwise who may connect are refused, and the others have no effect. Raises
+        `DaemonStartFailed`; `DaemonUnavailable` if the daemon dies; ``ValueError`` for half of a certificate.
         """
         level = _log_level(kwargs)
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        daemon = EmbeddedDaemon(HttpListener(address, self.config.api_key, log_level=level, shows_log=True))
+        if bool(ssl_certfile) is not bool(ssl_keyfile):
+            raise InvalidRequest("ssl_certfile and ssl_keyfile go together")
+        certfile, keyfile = os.fspath(ssl_certfile or ""), os.fspath(ssl_keyfile or "")
+        shown = f"{'https' if certfile else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+        listener = HttpListener(
+            shown.partition("://")[2],
+            self.config.api_key,
+            certfile=certfile,
+            keyfile=keyfile,
+            behind_proxy=behind_proxy,
+            log_level=level,
+            shows_log=True,
+        )
+        daemon = EmbeddedDaemon(listener)
         with _until_asked_to_stop():
             try:
                 try:
                     daemon.ensure()
                 except DaemonStartFailed as error:
-                    raise DaemonStartFailed(f"cannot serve http://{address}: {error}{self._hint(host)}") from None
-                self._started(host, port)
+                    hint = self._hint(host, safe=bool(certfile) or behind_proxy)
+                    raise DaemonStartFailed(f"cannot serve {shown}: {error}{hint}") from None
+                self._started(f"{shown.partition(':')[0]}://{_reachable(host)}:{port}", shown, certfile)
                 code = daemon.wait()
-                raise DaemonUnavailable(f"the daemon that served http://{address} ended with code {code}")
+                raise DaemonUnavailable(f"the daemon that served {shown} ended with code {code}")
             finally:
                 daemon.stop()
 
-    def _hint(self, host: str) -> str:
-        if self.config.api_key or _is_loopback(host):
+    def _hint(self, host: str, *, safe: bool) -> str:
+        lacking = [] if self.config.api_key else ["an api_key"]
+        if not safe:
+            lacking.append("ssl_certfile with ssl_keyfile (or behind_proxy)")
+        if not lacking or _is_loopback(host):
             return ""
-        return "; an address that is not loopback needs an api_key"
+        return f"; an address that is not loopback needs {' and '.join(lacking)}"
 
-    def _started(self, host: str, port: int) -> None:
+    def _started(self, url: str, shown: str, certfile: str) -> None:
         if self.config.pool_size:
-            url = f"http://{_reachable(host)}:{port}"
-            process_portal().run(self._make_pool(HttpTransport(url, api_key=self.config.api_key)))
-        print(f"ms-enclave serves http://{host}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
+            trusted = exactly(certfile) if certfile else None
+            process_portal().run(self._make_pool(HttpTransport(url, api_key=self.config.api_key, trusted=trusted)))
+        print(f"ms-enclave serves {shown} (Ctrl-C stops it)", file=sys.stderr, flush=True)
 
     async def _make_pool(self, transport: HttpTransport) -> None:
         """Makes the pool that the configuration asks for."""
