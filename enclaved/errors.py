@@ -26,6 +26,7 @@
     ├── Unavailable               worth trying again soon
     │   ├── EngineUnavailable
     │   ├── GuestUnavailable
+    │   ├── TokensUnavailable
     │   └── ShuttingDown
     ├── SandboxLost
     └── NotServed                 documented, but not in this version
@@ -371,6 +372,15 @@ class EngineUnavailable(Unavailable):
 
 class GuestUnavailable(Unavailable):
     """The sandbox's guest is not connected at the moment."""
+
+
+class TokensUnavailable(Unavailable):
+    """Nobody can show who they are at the moment."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the daemon cannot read its tokens at the moment; try again, or have its operator look at its log"
+        )
 
 
 class ShuttingDown(Unavailable):

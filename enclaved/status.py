@@ -59,6 +59,7 @@ TABLE: Final[dict[type[errors.EnclaveError], Row]] = {
     errors.NoSpace: Row(code_pb2.RESOURCE_EXHAUSTED, error_reason_pb2.ERROR_REASON_NO_SPACE),
     errors.EngineUnavailable: Row(code_pb2.UNAVAILABLE, error_reason_pb2.ERROR_REASON_ENGINE_UNAVAILABLE),
     errors.GuestUnavailable: Row(code_pb2.UNAVAILABLE, error_reason_pb2.ERROR_REASON_GUEST_UNAVAILABLE),
+    errors.TokensUnavailable: Row(code_pb2.UNAVAILABLE, error_reason_pb2.ERROR_REASON_TOKENS_UNAVAILABLE),
     errors.ShuttingDown: Row(code_pb2.UNAVAILABLE, error_reason_pb2.ERROR_REASON_SHUTTING_DOWN),
     errors.SandboxLost: Row(code_pb2.ABORTED, error_reason_pb2.ERROR_REASON_SANDBOX_LOST),
     errors.NotServed: Row(code_pb2.UNIMPLEMENTED, error_reason_pb2.ERROR_REASON_NOT_IMPLEMENTED),

@@ -42,6 +42,7 @@ BY_REASON: Final[dict[str, type[EnclaveError]]] = {
     "NO_SPACE": errors.NoSpace,
     "ENGINE_UNAVAILABLE": errors.EngineUnavailable,
     "GUEST_UNAVAILABLE": errors.GuestUnavailable,
+    "TOKENS_UNAVAILABLE": errors.TokensUnavailable,
     "SHUTTING_DOWN": errors.ShuttingDown,
     "SANDBOX_LOST": errors.SandboxLost,
     "NOT_IMPLEMENTED": errors.NotServed,

@@ -30,6 +30,7 @@ class that describes it best:
     ├── Unavailable (ConnectionError)        worth trying again; the SDK already did so a few times
     │   ├── EngineUnavailable                the container engine does not answer
     │   ├── GuestUnavailable                 the sandbox does not answer at the moment
+    │   ├── TokensUnavailable                the daemon cannot read its tokens
     │   ├── ShuttingDown                     the daemon is stopping
     │   ├── ExecutionUnreachable             an execution cannot be followed any longer; the text says how to go on
     │   └── DaemonUnavailable                no daemon answers at the address
@@ -81,6 +82,7 @@ __all__ = [
     "SandboxLost",
     "SandboxNotFound",
     "ShuttingDown",
+    "TokensUnavailable",
     "ToolNotFound",
     "Unauthenticated",
     "Unavailable",
@@ -224,6 +226,10 @@ class EngineUnavailable(Unavailable):
 
 class GuestUnavailable(Unavailable):
     """The sandbox does not answer the daemon at the moment."""
+
+
+class TokensUnavailable(Unavailable):
+    """The daemon cannot read its tokens at the moment, so that nobody who needs one can call."""
 
 
 class ShuttingDown(Unavailable):

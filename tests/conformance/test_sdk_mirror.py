@@ -37,6 +37,7 @@ EXAMPLES: dict[type[errors.EnclaveError], errors.EnclaveError] = {
     errors.NoSpace: errors.NoSpace("/x", "full"),
     errors.EngineUnavailable: errors.EngineUnavailable("docker", "does not answer"),
     errors.GuestUnavailable: errors.GuestUnavailable("not connected", 0.5),
+    errors.TokensUnavailable: errors.TokensUnavailable(),
     errors.ShuttingDown: errors.ShuttingDown(),
     errors.SandboxLost: errors.SandboxLost("box", "it died"),
     errors.NotServed: errors.NotServed("terminal"),

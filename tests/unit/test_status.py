@@ -33,6 +33,7 @@ EXAMPLES: list[errors.EnclaveError] = [
     errors.NoSpace("/sandbox/big", "no space left in the sandbox"),
     errors.EngineUnavailable("unix:///var/run/docker.sock", "no such file"),
     errors.GuestUnavailable("the guest is not connected"),
+    errors.TokensUnavailable(),
     errors.ShuttingDown(),
     errors.SandboxLost("box", "it was killed"),
     errors.NotServed("spec.terminal"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from enclaved.core.tokens.store import Token, TokenState, TokenStore, TokensUnusable, digest_of
-from enclaved.errors import Unauthenticated, Unavailable
+from enclaved.errors import TokensUnavailable, Unauthenticated
 from enclaved.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Tokens:
         self._is_well = True
 
     def find(self, secret: str) -> Token | None:
-        """Finds the valid token with this secret. Raises `Unavailable` if the tokens cannot be read."""
+        """Finds the valid token with this secret. Raises `TokensUnavailable` if the tokens cannot be read."""
         digest = digest_of(secret)
         self._refresh()
         stored, token = self._known.get(self._blinded(digest), _NOBODY)
@@ -88,7 +88,7 @@ class Tokens:
         self._read()
 
     def check(self) -> None:
-        """Reads the tokens anew if somebody changed them. Raises `Unavailable` if they cannot be read."""
+        """Reads the tokens anew if somebody changed them. Raises `TokensUnavailable` if they cannot be read."""
         self._refresh()
 
     async def watch(self) -> None:
@@ -106,7 +106,7 @@ class Tokens:
         """Ends the calls whose tokens are no more valid. Where tokens cannot be read, calls that run go on."""
         try:
             self._refresh()
-        except Unavailable:
+        except TokensUnavailable:
             return
         self._metrics.tokens_valid(self.count)
         now, loop_now = self._clock(), asyncio.get_running_loop().time()
@@ -130,8 +130,7 @@ class Tokens:
             if self._is_well:
                 _log.error("tokens cannot be read; nobody who needs one gets in", extra={"why": str(error)})
             self._is_well = False
-            text = "the daemon cannot read its tokens at the moment; try again, or have the operator look at its log"
-            raise Unavailable(text) from None
+            raise TokensUnavailable from None
         self._is_well = True
 
     def _read(self) -> None:

@@ -88,6 +88,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: the request made a sandbox that is gone; it makes no other. Keys: request_id, sandbox_id."""
     ERROR_REASON_REVISION_GONE: _ErrorReason.ValueType  # 29
     """OUT_OF_RANGE: changes of sandboxes after this revision are not kept any more. Keys: revision, newest."""
+    ERROR_REASON_TOKENS_UNAVAILABLE: _ErrorReason.ValueType  # 30
+    """UNAVAILABLE: the daemon cannot read its tokens at the moment, so that nobody who needs one can call."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The stable, machine-readable cause of a failed call. Every error status carries a google.rpc.ErrorInfo whose
@@ -162,4 +164,6 @@ ERROR_REASON_REQUEST_ENDED: ErrorReason.ValueType  # 28
 """ALREADY_EXISTS: the request made a sandbox that is gone; it makes no other. Keys: request_id, sandbox_id."""
 ERROR_REASON_REVISION_GONE: ErrorReason.ValueType  # 29
 """OUT_OF_RANGE: changes of sandboxes after this revision are not kept any more. Keys: revision, newest."""
+ERROR_REASON_TOKENS_UNAVAILABLE: ErrorReason.ValueType  # 30
+"""UNAVAILABLE: the daemon cannot read its tokens at the moment, so that nobody who needs one can call."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
