@@ -228,7 +228,8 @@ def _reason(place: tuple[int | str, ...], message: str) -> str:
         name = str(place[-1])
         if name == "privileged":
             return "cannot be granted: privileged is in no role"
-        return message + (_nearest(name, RoleTable.model_fields) if len(place) == 3 else "")
+        known = {1: PolicyTables.model_fields, 3: RoleTable.model_fields}.get(len(place), {})
+        return message + _nearest(name, known)
     return message[:1].lower() + message[1:]
 
 

@@ -101,7 +101,9 @@ def lines_of(text: str) -> dict[str, int]:
     for number, line in enumerate(text.splitlines(), 1):
         if match := _TABLE.match(line):
             table = match[2].translate(_QUOTES)
-            found.setdefault(table, number)
+            parts = table.split(".")
+            for count in range(len(parts)):
+                found.setdefault(".".join(parts[: count + 1]), number)
         elif match := _KEY.match(line):
             key = match[1].translate(_QUOTES)
             found.setdefault(f"{table}.{key}" if table else key, number)

@@ -203,7 +203,7 @@ def test_a_caller_whose_directory_is_the_root_may_mount_nothing() -> None:
 def test_ports_need_a_network_the_loopback_address_and_a_granted_number() -> None:
     assert "network_enabled" in str(denied(ports=(PortMapping("80"),)))
     for address in ("0.0.0.0", "", "192.168.1.5", "::"):
-        asked = {"network_enabled": True, "ports": (PortMapping("80", address),)}
+        asked: dict[str, Any] = {"network_enabled": True, "ports": (PortMapping("80", address),)}
         if address:
             assert denied(**asked).limit == "127.0.0.1"
         else:
