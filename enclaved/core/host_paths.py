@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from enclaved.errors import EngineRefused, InvalidRequest, PolicyDenied
 from enclaved.model import Mount
 
+NOBODY = 65534
+"""The user that the kernel names where it does not know the owner."""
 _FIELD = "spec.volumes"
 
 
@@ -69,6 +71,9 @@ def user_for(places: Collection[Found], own_uid: int, taken: range) -> int:
         path = writable[0].mount.host_path
         text = f"{path} belongs to root, as which no sandbox runs; use a directory of another user, or mode 'ro'"
         raise PolicyDenied("volumes", _FIELD, text)
+    if writable and uid == NOBODY:
+        path = writable[0].mount.host_path
+        raise PolicyDenied("volumes", _FIELD, f"{path} belongs to nobody (uid {NOBODY}); give it to a user")
     if writable and uid in taken:
         path = writable[0].mount.host_path
         text = f"{path} belongs to uid {uid}, which is one of those for sandboxes (sandbox.uid_first)"

@@ -109,6 +109,9 @@ class DockerSandboxConfig(BaseModel):
         default_factory=dict, description="Further lines of /etc/hosts: name -> address"
     )
     platform: str | None = Field(None, description="Platform of the image, such as linux/amd64")
+    runtime_class: str | None = Field(
+        None, description="What isolates it, such as runsc, where the operator configured that; null: runc"
+    )
     memory_limit: str = Field("4g", description="Memory: digits and an optional unit k, m or g")
     cpu_limit: float = Field(2.0, description="CPU time per wall time, in cores")
     network_enabled: bool = Field(True, description="Whether programs may use a network")
@@ -210,6 +213,7 @@ def sandbox_request(kind: SandboxType, config: DockerSandboxConfig) -> SandboxRe
         extra_hosts=dict(config.extra_hosts),
         platform=asked.get("platform") or None,
         command=_command(config.command),
+        runtime_class=asked.get("runtime_class") or None,
         privileged=asked.get("privileged"),
         documented_defaults=defaults,
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from enclaved.gateway.bodies import RESOURCE_LIMITS, SandboxStatus, SandboxType, memory_text
 from enclaved.gateway.results import plain_number
-from enclaved.model import Sandbox, SandboxSpec, SandboxState, ToolDescription
+from enclaved.model import Network, PortMapping, Sandbox, SandboxSpec, SandboxState, ToolDescription
 
 
 def status_of(sandbox: Sandbox, role: Literal["idle", "busy"] | None) -> SandboxStatus:
@@ -37,6 +37,14 @@ def sandbox_info(
     }
     if sandbox.state_reason:
         metadata["state_reason"] = sandbox.state_reason
+    if sandbox.owner:
+        metadata["owner"] = sandbox.owner
+    if sandbox.waived:
+        metadata["waived"] = list(sandbox.waived)
+    if sandbox.command_execution_id:
+        metadata["command_execution_id"] = sandbox.command_execution_id
+    if sandbox.published_ports:
+        metadata["ports"] = _ports(sandbox.published_ports)
     if sandbox.adjustments:
         metadata["adjustments"] = [
             {"field": item.field, "wanted": item.wanted, "granted": item.granted, "rule": item.rule}
@@ -81,26 +89,34 @@ def _config(spec: SandboxSpec, tools: list[str]) -> dict[str, Any]:
     limits = {name: plain_number(getattr(spec, field)) for name, field in RESOURCE_LIMITS.items()}
     if not spec.idle_timeout_s:
         del limits["idle_timeout"]
-    return {
+    shown = {
         "timeout": plain_number(spec.timeout_s),
         "tools_config": {name: dict((spec.tools or {}).get(name, {})) for name in tools},
         "working_dir": spec.working_dir,
         "env_vars": dict(spec.env_vars),
         "resource_limits": limits,
         "image": spec.image,
-        "volumes": {},
-        "ports": {},
-        "network": "none",
-        "extra_hosts": {},
+        "volumes": {
+            mount.host_path: {"bind": mount.target, "mode": "ro" if mount.read_only else "rw"} for mount in spec.mounts
+        },
+        "ports": _ports(spec.ports),
+        "network": spec.network.value,
+        "extra_hosts": dict(spec.extra_hosts),
         "memory_limit": memory_text(spec.memory_limit_bytes),
         "cpu_limit": spec.cpu_limit,
-        "network_enabled": False,
+        "network_enabled": spec.network is not Network.NONE,
         "privileged": False,
         "remove_on_exit": spec.remove_on_exit,
         "pull_progress": False,
         "pull_progress_interval": 3.0,
         "docker_executor_workers": 8,
     }
+    asked = {"command": list(spec.command), "platform": spec.platform, "runtime_class": spec.runtime_class}
+    return {**shown, **{name: value for name, value in asked.items() if value}}
+
+
+def _ports(ports: Iterable[PortMapping]) -> dict[str, Any]:
+    return {port.container_port: [port.host_address, port.host_port] for port in ports}
 
 
 def _local(moment: datetime) -> str:

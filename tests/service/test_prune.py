@@ -33,11 +33,18 @@ class Engine:
     """Containers that are only names."""
 
     containers: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    networks: dict[str, Mapping[str, str]] = field(default_factory=dict)
     stubborn: str = ""
     away: bool = False
 
     async def list_networks(self) -> list[NetworkRecord]:
-        return []
+        return [NetworkRecord(name, labels) for name, labels in self.networks.items()]
+
+    async def remove_network(self, network_id: str) -> bool:
+        if network_id == self.stubborn:
+            return False
+        del self.networks[network_id]
+        return True
 
     async def list_records(self) -> list[ContainerRecord]:
         if self.away:

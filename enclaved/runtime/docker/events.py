@@ -15,6 +15,7 @@ import aiohttp
 from enclaved.errors import EngineRefused
 from enclaved.runtime.base import ContainerChange, ContainerEvent
 from enclaved.runtime.docker.errors import docker_errors
+from enclaved.runtime.docker.granted import is_network_name
 
 OPERATION: Final = "tell what happens to containers"
 _CHANGES: Final[Mapping[str, ContainerChange]] = MappingProxyType(
@@ -74,6 +75,11 @@ def parse(line: bytes) -> ContainerEvent | None:
         return None
     if change is None or not isinstance(container_id, str) or type(at_ns) is not int:
         return None
-    if change is ContainerChange.NETWORK_CONNECTED and attributes.get("type") == _NO_NETWORK:
+    if change is ContainerChange.NETWORK_CONNECTED and _is_our_doing(attributes):
         return None
     return ContainerEvent(container_id, change, at_ns)
+
+
+def _is_our_doing(attributes: Mapping[str, Any]) -> bool:
+    """Whether a container was given what daemons give to sandboxes: no network, or one of those with our names."""
+    return attributes.get("type") == _NO_NETWORK or is_network_name(str(attributes.get("name")))

@@ -24,6 +24,7 @@ RESERVED_TARGETS: Final = ("/tmp",)  # noqa: S108 - a mount point in the contain
 """Of these there is a file system of the sandbox's own already. Below them is fine."""
 
 _QUARANTINE: Final = "-quarantine"
+_NETWORK = re.compile(rf"enclaved-[0-9a-f]{{8}}({_QUARANTINE})?")
 _PORT = re.compile(r"([1-9][0-9]{0,4})(?:/(tcp|udp))?")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9_-]{0,62}))*")
 
@@ -41,6 +42,11 @@ def network_name(labels: Mapping[str, str]) -> str:
 def quarantine_name(labels: Mapping[str, str]) -> str:
     """The network in which a sandbox waits until its packet filter is there: it leads nowhere."""
     return f"{network_name(labels)}{_QUARANTINE}"
+
+
+def is_network_name(name: str) -> bool:
+    """Whether a network has the name of a daemon's."""
+    return bool(_NETWORK.fullmatch(name))
 
 
 def networks_of(mode: str) -> set[str]:

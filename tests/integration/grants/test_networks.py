@@ -139,6 +139,7 @@ async def test_a_port_is_published_on_the_loopback_and_reaches_the_command(house
             except httpx.TransportError:
                 await asyncio.sleep(0.05)  # until the server listens
     assert answer.text == "hello\n"
+    assert 'interventions_total{what="network_connected"} 0.0' in (await house.running.get("/metrics"))[1]
     bound = (await house.inspect(sandbox.id))["NetworkSettings"]["Ports"]
     assert {place["HostIp"] for places in bound.values() for place in places} == {"127.0.0.1"}
 

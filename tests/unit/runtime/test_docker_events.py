@@ -36,6 +36,8 @@ def test_a_network_counts_where_it_is_one():
     told = parse(line("connect", "network", container=ID, type="bridge"))
     assert told == ContainerEvent(ID, ContainerChange.NETWORK_CONNECTED, 5)
     assert parse(line("connect", "network", container=ID, type="null")) is None
+    for name in ("enclaved-0123abcd", "enclaved-0123abcd-quarantine"):
+        assert parse(line("connect", "network", container=ID, type="bridge", name=name)) is None
 
 
 @pytest.mark.parametrize(
