@@ -52,6 +52,9 @@ class Birth:
     waiting: int = 0
 
 
+REQUEST_BYTES_MAX: Final = 128 * 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """A sandbox that somebody wants."""
@@ -67,6 +70,13 @@ class Wish:
         """Tells a request from another one."""
         text = encode({"id": self.sandbox_id, "labels": self.labels, "pool": self.pool_id, "request": self.request})
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    def check_size(self) -> None:
+        """Raises `InvalidRequest` for one that is too large to be shown in listings and to everybody who watches."""
+        size_bytes = len(encode(self.request).encode("utf-8", "surrogatepass"))
+        if size_bytes > REQUEST_BYTES_MAX:
+            text = f"has {size_bytes} bytes, and at most {REQUEST_BYTES_MAX} are possible; put large values into files"
+            raise InvalidRequest.of("spec", text)
 
 
 class Creation:
@@ -126,6 +136,7 @@ class Creation:
         if wish.sandbox_id:
             check_id(wish.sandbox_id)
         check_labels(wish.labels)
+        wish.check_size()
         admission = self._admit(wish.request)
         if wish.pool_id and admission.spec.command:
             text = "a pool ends everything that runs in its sandboxes after each call; leave the command out"

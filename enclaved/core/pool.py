@@ -25,6 +25,7 @@ from enclaved.core.upkeep import keep
 from enclaved.errors import (
     EnclaveError,
     InvalidRequest,
+    LimitReached,
     NoSpace,
     PolicyDenied,
     PoolNotFound,
@@ -51,6 +52,8 @@ __all__ = ["SIZE_MAX", "WAIT_DEFAULT_S", "Pools"]
 log = logging.getLogger(__name__)
 
 WAIT_DEFAULT_S = 60.0
+POOLS_MAX = 24
+"""So many, however large, fit into one answer of ListPools."""
 DELETE_RETRY_S = 2.0
 
 
@@ -111,6 +114,9 @@ class Pools:
                     await self._finish_deleting(known)  # an earlier try failed
         if self._closing:
             raise ShuttingDown
+        if len(self._pools) >= POOLS_MAX:
+            text = f"there are {len(self._pools)} pools, and at most {POOLS_MAX} are possible; delete one first"
+            raise LimitReached("daemon", "pools", text)
         self._parts.sandboxes.check_room(plan.size, "size")
         pool = self._enter(pool_id or self._new_id(), plan, PoolOrigin.CALLER, identity.current())
         try:

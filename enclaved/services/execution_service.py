@@ -33,6 +33,7 @@ from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
 from enclaved.services._limits import first_message
+from enclaved.services._pages import fitting
 from enclaved.services._upward import Upward
 
 
@@ -79,15 +80,16 @@ class ExecutionService:
 
     async def list_executions(self, request: ListExecutionsRequest, context: Context) -> ListExecutionsResponse:
         """Lists a page of executions."""
-        page = self._executions.list(
-            sandbox_id=fields.sandbox_id(request.sandbox_id, required=False),
-            running=convert.is_running(request.state),
-            page_size=request.page_size,
-            page_token=request.page_token,
+        sandbox_id = fields.sandbox_id(request.sandbox_id, required=False)
+        running, token = convert.is_running(request.state), request.page_token
+        page, shown = fitting(
+            request.page_size,
+            lambda size: self._executions.list(
+                sandbox_id=sandbox_id, running=running, page_size=size, page_token=token
+            ),
+            lambda page: (convert.execution(each) for each in page.executions),
         )
-        return ListExecutionsResponse(
-            executions=[convert.execution(each) for each in page.executions], next_page_token=page.next_page_token
-        )
+        return ListExecutionsResponse(executions=shown, next_page_token=page.next_page_token)
 
     async def wait_execution(self, request: WaitExecutionRequest, context: Context) -> WaitExecutionResponse:
         """Waits for the end of an execution."""

@@ -25,6 +25,7 @@ from enclaved.core.pool import WAIT_DEFAULT_S, Pools
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
+from enclaved.services._pages import fitting
 
 
 class PoolService:
@@ -66,9 +67,12 @@ class PoolService:
     async def list_leases(self, request: ListLeasesRequest, context: Context) -> ListLeasesResponse:
         """Shows the last uses of a pool's members."""
         pool_id = fields.sandbox_id(request.pool_id, "pool_id")
-        page = self._pools.leases(pool_id, page_size=request.page_size, page_token=request.page_token)
-        leases = [convert.lease(found) for found in page.leases]
-        return ListLeasesResponse(leases=leases, next_page_token=page.next_page_token)
+        page, shown = fitting(
+            request.page_size,
+            lambda size: self._pools.leases(pool_id, page_size=size, page_token=request.page_token),
+            lambda page: (convert.lease(found) for found in page.leases),
+        )
+        return ListLeasesResponse(leases=shown, next_page_token=page.next_page_token)
 
     async def delete_pool(self, request: DeletePoolRequest, context: Context) -> DeletePoolResponse:
         """Deletes a pool with its members."""

@@ -30,6 +30,7 @@ from enclaved.core.sandboxes import Sandboxes
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
 from enclaved.services._interceptors import Context
+from enclaved.services._pages import fitting
 
 
 class SandboxService:
@@ -58,14 +59,13 @@ class SandboxService:
 
     async def list_sandboxes(self, request: ListSandboxesRequest, context: Context) -> ListSandboxesResponse:
         """Lists a page of sandboxes."""
-        page = self._sandboxes.list(
-            wanted=convert.sandbox_filter(request), page_size=request.page_size, page_token=request.page_token
+        wanted, token = convert.sandbox_filter(request), request.page_token
+        page, shown = fitting(
+            request.page_size,
+            lambda size: self._sandboxes.list(wanted=wanted, page_size=size, page_token=token),
+            lambda page: (convert.sandbox(sandbox) for sandbox in page.sandboxes),
         )
-        return ListSandboxesResponse(
-            sandboxes=[convert.sandbox(sandbox) for sandbox in page.sandboxes],
-            next_page_token=page.next_page_token,
-            revision=page.revision,
-        )
+        return ListSandboxesResponse(sandboxes=shown, next_page_token=page.next_page_token, revision=page.revision)
 
     async def watch_sandboxes(self, request: WatchSandboxesRequest, context: Context) -> None:
         """Tells of every change."""
