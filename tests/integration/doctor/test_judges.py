@@ -15,15 +15,17 @@ ALSO = (
     *("protocol.signals-to-the-guest", "protocol.traces-the-guest"),
 )
 # What holds even there: the kernel lacks the second calling convention, the engine's networks lack version 6, a network
-# has abstract sockets of its own, and the engine leaves no descriptors and no writable control groups. Priorities and
-# the processor depend on how busy the machine is.
+# has abstract sockets of its own, and the engine leaves no descriptors and no writable control groups. Scores, locked
+# memory and priorities need capabilities that not every host has to give; the processor is as fast as it is idle.
 HOLD_ANYWHERE = {
     "escape.control-groups",
     "escape.leaked-descriptors",
     "network.abstract-sockets-of-the-host",
     "network.routes-of-version-6",
     "profile.other-calling-convention",
+    "profile.out-of-memory-score",
     "profile.priorities",
+    "resources.locked-memory",
     "resources.processor",
 }
 

@@ -27,8 +27,7 @@ NEIGHBOUR_PORT = 45998
 PATIENCE_S = 60.0
 OPTIONS = (
     *("--security-opt", "seccomp=unconfined", "--security-opt", "systempaths=unconfined"),
-    *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_RESOURCE", "--cap-add", "IPC_LOCK"),
-    *("--pids-limit", "1000", "--memory", "2g"),
+    *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--pids-limit", "1000", "--memory", "2g"),
 )
 
 
