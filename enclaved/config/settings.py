@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 from enclaved.config.pools import PoolSettings
@@ -208,10 +209,18 @@ class Waive(_Section):
     )
 
 
+def _resolver(text: str) -> str:
+    """Refuses what is no address of a name server that a sandbox could ask."""
+    address = ipaddress.ip_address(text)
+    if address.version != 4 or address.is_loopback or address.is_unspecified:
+        raise ValueError("must be an address of IPv4, and not of the loopback: a sandbox has one of its own")
+    return str(address)
+
+
 class NetworkOptions(_Section):
     """Networks of sandboxes, where a role grants them."""
 
-    dns: list[str] = Field(
+    dns: list[Annotated[str, AfterValidator(_resolver)]] = Field(
         [],
         description="Addresses (IPv4) of the name servers that sandboxes with a network may ask; at most three count. "
         "Empty: those of the host that are not its own loopback.",
