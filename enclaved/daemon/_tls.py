@@ -23,6 +23,8 @@ _READS_MAX: Final = 3
 _SEQUENCE: Final = 0x30
 _VERSION: Final = 0xA0
 _UTC_TIME: Final = 0x17
+_ALTERNATIVE_NAMES: Final = b"\x06\x03\x55\x1d\x11"
+"""The identifier of the extension."""
 
 
 class Pair(NamedTuple):
@@ -149,17 +151,24 @@ def _reason(error: ssl.SSLError | OSError | _NeedsPassword) -> str:
 
 
 def _not_after_s(pem: bytes, path: Path) -> float:
-    """Finds out when the first certificate of a file expires. The library says so of a peer's certificate only."""
+    """Finds out when the first certificate of a file expires, and that it has names.
+
+    The library says so of a peer's certificate only.
+    """
     begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
     try:
         first = pem[pem.index(begin) : pem.index(end) + len(end)]
-        fields = _parts(_parts(_one(ssl.PEM_cert_to_DER_cert(first.decode("ascii"))))[0][1])
+        whole = ssl.PEM_cert_to_DER_cert(first.decode("ascii"))
+        fields = _parts(_parts(_one(whole))[0][1])
         validity = fields[4 if fields[0][0] == _VERSION else 3]
         kind, text = _parts(validity[1])[1]
         form = "%y%m%d%H%M%SZ" if kind == _UTC_TIME else "%Y%m%d%H%M%SZ"
-        return datetime.strptime(text.decode("ascii"), form).replace(tzinfo=UTC).timestamp()
+        end_s = datetime.strptime(text.decode("ascii"), form).replace(tzinfo=UTC).timestamp()
     except (ValueError, IndexError) as error:
         raise Unusable(f"{path} has a certificate that makes no sense") from error
+    if _ALTERNATIVE_NAMES not in whole:  # some clients then believe the subject, whatever that was meant to be
+        raise Unusable(f"{path} has no name of the daemon (subjectAltName); have it signed with one")
+    return end_s
 
 
 def _one(der: bytes) -> bytes:
