@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,8 +47,11 @@ class Outcome:
 class Site:
     """A daemon on a private engine, and sandboxes in which a program counts."""
 
-    def __init__(self, engine: PrivateEngine, ground: Ground, daemon: DaemonProcess, stubs: Stubs) -> None:
+    def __init__(
+        self, engine: PrivateEngine, ground: Ground, daemon: DaemonProcess, stubs: Stubs, flags: Sequence[str]
+    ) -> None:
         self.engine, self.ground, self.daemon, self.stubs = engine, ground, daemon, stubs
+        self._flags = flags
         self.names: list[str] = []
         self.ticks: dict[str, int] = {}
         self._made = 0
@@ -70,9 +73,9 @@ class Site:
             await self.stubs.executions.Run(pb.RunRequest(spec=spec), timeout=PATIENCE_S)
         self._made += count
 
-    async def create(self, name: str, timeout_s: float = PATIENCE_S) -> None:
-        """Makes one sandbox, or raises what the daemon says."""
-        spec = sandbox_pb.SandboxSpec(memory_limit_bytes=MEMORY_BYTES)
+    async def create(self, name: str, timeout_s: float = PATIENCE_S, **asked: Any) -> None:
+        """Makes one sandbox of which this is asked, or raises what the daemon says."""
+        spec = sandbox_pb.SandboxSpec(memory_limit_bytes=MEMORY_BYTES, **asked)
         request = sandbox_pb.CreateSandboxRequest(sandbox_id=name, spec=spec)
         await self.stubs.sandboxes.CreateSandbox(request, timeout=timeout_s)
 
@@ -85,7 +88,7 @@ class Site:
         self.daemon.process.kill()
         await self.daemon.ended()
         self.daemon.check_log()
-        self.daemon = await self.ground.daemon("--engine-url", self.engine.url)
+        self.daemon = await self.ground.daemon(*self._flags)
 
     async def works(self, name: str) -> bool:
         """Whether a program runs in a sandbox, in an interpreter that is there already."""
@@ -145,13 +148,20 @@ class Site:
 
 
 @asynccontextmanager
-async def site(engine: PrivateEngine) -> AsyncIterator[Site]:
-    """Runs a daemon on an engine for as long as the block runs. It must end well, and log no fault of its own."""
+async def site(engine: PrivateEngine, policy: str = "") -> AsyncIterator[Site]:
+    """Runs a daemon on an engine for as long as the block runs. It must end well, and log no fault of its own.
+
+    ``policy`` is the text of a policy file; empty: the compiled roles.
+    """
     ground = Ground()
     try:
-        daemon = await ground.daemon("--engine-url", engine.url)
+        flags = ["--engine-url", engine.url]
+        if policy:
+            (ground.folder / "policy.toml").write_text(policy)
+            flags += ["--policy-file", str(ground.folder / "policy.toml")]
+        daemon = await ground.daemon(*flags)
         async with aio.insecure_channel(daemon.address) as channel:
-            found = Site(engine, ground, daemon, Stubs(channel))
+            found = Site(engine, ground, daemon, Stubs(channel), flags)
             yield found
         found.daemon.process.terminate()
         await found.daemon.ended()

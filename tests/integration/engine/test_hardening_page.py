@@ -74,6 +74,13 @@ class LaidOut(PrivateEngine):
         self.data.mkdir(mode=0o711)
         self.in_its_mounts("mount", "-t", "tmpfs", "-o", "size=700m,mode=0711", "tmpfs", "/var/lib/enclaved-engine")
 
+    async def before_start(self) -> None:
+        """Does what systemd does before it starts the engine where sandboxes may have a network."""
+        dropin = self.folder / "etc" / "systemd" / "system" / "enclaved-engine.service.d" / "network.conf"
+        before = [line.partition("=-")[2] for line in dropin.read_text().splitlines() if "ExecStartPre" in line]
+        assert len(before) == 2
+        await self.follow(Block(PAGE, 0, "", "bash", "\n".join(before)))
+
     async def follow(self, block: Block) -> str:
         """Runs the commands of a block; returns what they print."""
         command = [
@@ -173,3 +180,13 @@ async def test_the_service_of_the_page_has_the_engine_and_no_other(engine: LaidO
     assert settings["engine"] == {"url": config["hosts"][0], "pull": False}
     dropin = (etc / "systemd" / "system" / "enclaved.service.d" / "engine.conf").read_text()
     assert f"SupplementaryGroups=\nSupplementaryGroups={config['group']} ms-enclave\n" in dropin
+
+
+async def test_sandboxes_can_have_a_network_on_the_engine_of_the_page(engine: LaidOut):
+    assert "restart enclaved-engine.service" in await engine.follow(blocks(PAGE, "bash")[5])
+    await engine.before_start()
+    await engine.restart()
+    async with site(engine, '[roles.default]\nnetworks = ["none", "bridge"]\n') as there:
+        await there.create("outside", network="bridge")
+        assert await there.works("outside")
+        await there.delete("outside")

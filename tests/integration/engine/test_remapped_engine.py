@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from grpc import aio
 from ms_enclave.v1 import execution_service_pb2 as pb
+from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from tests.integration.engine.private import FIRST_UID, private_engine
 from tests.integration.engine.scenarios import PATIENCE_S, Outcome, Site, site, within
@@ -49,7 +52,10 @@ async def here(default_image: str) -> AsyncIterator[Site]:
     async with private_engine(remapped=True) as engine:
         engine.live_restore = True
         await engine.restart()
-        async with site(engine) as found:
+        policy = (
+            f'[roles.default]\nnetworks = ["none", "bridge"]\nvolumes = [{{path = "{engine.folder}", mode = "rw"}}]\n'
+        )
+        async with site(engine, policy) as found:
             yield found
 
 
@@ -89,6 +95,29 @@ async def test_two_sandboxes_there_have_users_of_their_own(here: Site):
         users.add(await output(here, name, "shell_executor", command="id -u"))
         await here.delete(name)
     assert len(users) == 2
+
+
+async def test_a_host_directory_is_read_there_and_never_written_to(here: Site):
+    shared = here.engine.folder / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "text").write_text("hello")
+    volume = sandbox_pb.Volume(host_path=str(shared), bind="/shared", mode="ro")
+    await here.create("reads", volumes=[volume])
+    assert await output(here, "reads", "shell_executor", command="cat /shared/text") == "hello"
+    await here.delete("reads")
+    volume.mode = "rw"
+    os.chown(shared, 1234, 1234)
+    with pytest.raises(aio.AioRpcError) as caught:
+        await here.create("writes", volumes=[volume])
+    assert "this engine maps user ids" in str(caught.value.details())
+
+
+async def test_a_granted_network_is_filtered_there_too(here: Site):
+    await here.create("outside", network="bridge")
+    look = "import socket; print([name for _, name in socket.if_nameindex()])"
+    interfaces = await output(here, "outside", "python_executor", code=look)
+    assert interfaces.startswith("['lo', 'eth")
+    await here.delete("outside")
 
 
 async def test_programs_live_on_without_the_engine_and_without_the_daemon(here: Site):
