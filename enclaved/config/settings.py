@@ -60,7 +60,7 @@ class Listen(_Section):
         512, ge=16, description="gRPC calls at once; an eighth is kept for those that are over soon."
     )
     client_calls_max: _Count = Field(
-        384, description="gRPC calls at once of one token or key, or of one TCP connection without."
+        384, description="gRPC calls at once of one token, or of one TCP connection without a token."
     )
     metrics: str = Field(
         "127.0.0.1:9464",

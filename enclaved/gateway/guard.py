@@ -17,6 +17,7 @@ from enclaved import log
 from enclaved.core.access import Caller, Door, bearers
 from enclaved.core.identity import act_as
 from enclaved.errors import Unauthenticated
+from enclaved.gateway.places import Places
 from enclaved.gateway.refusals import Refused, answer_to
 from enclaved.gateway.scoped import Refusal, method_of
 from enclaved.metrics import Metrics
@@ -88,7 +89,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, entrance: Entrance, metrics: Metrics, gate: Gate) -> None:
         self._app, self._entrance, self._metrics, self._gate = app, entrance, metrics, gate
-        self._active = 0
+        self._places = Places(entrance.requests_max)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -117,12 +118,8 @@ class Guard:
         self._entrance.check_host(headers)
         caller = self._entrance.identify(scope, headers)
         act_as(caller.identity)
-        if self._active >= self._entrance.requests_max:
-            text = f"this server handles {self._active} requests at once, its limit (http.requests_max); try again"
-            raise Refused(429, text, {"Retry-After": "1"})
-        self._entrance.check(scope, caller)
-        self._active += 1
-        try:
+        with self._places.held(caller.identity, scope["method"], scope["path"]):
+            self._entrance.check(scope, caller)
             with self._gate.running():
                 work = self._app(scope, receive, answer)
                 if caller.token is None:
@@ -130,8 +127,6 @@ class Guard:
                 else:
                     log.bind(caller=caller.identity.name)
                     await self._entrance.door.tokens.while_valid(caller.token, work)
-        finally:
-            self._active -= 1
 
 
 class _Answer:

@@ -84,7 +84,7 @@ DEFAULT_LIMITS: Final = EdgeLimits()
 class Shares:
     """Counts calls, so that no client takes every place and no calls that last take the places of brief ones.
 
-    A client is who showed a token or a key; without one it is a TCP connection. Clients of a unix socket are not told
+    A client is who showed a token; without one it is a TCP connection. Clients of a unix socket are not told
     apart, and share what all may hold.
     """
 
@@ -167,8 +167,8 @@ def lasts(method: str, streams: bool) -> bool:
 
 
 def _client(identity: Identity, context: Any) -> str:
-    if identity.kind in (IdentityKind.TOKEN, IdentityKind.API_KEY):
-        return f"{identity.kind}:{identity.name}"
+    if identity.kind is IdentityKind.TOKEN:
+        return f"token:{identity.name}"
     peer = str(context.peer())
     return "" if peer.startswith("unix") else peer
 

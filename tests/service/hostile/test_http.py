@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import httpx
@@ -14,6 +14,9 @@ import pytest
 
 from enclaved.config import ConfigError
 from enclaved.gateway import intake, server
+from enclaved.gateway.places import Places
+from enclaved.gateway.refusals import Refused
+from enclaved.model import Identity, IdentityKind
 from tests.service.daemons import PATIENCE_S, Running, daemon, settings_in, short_directory
 from tests.service.hostile.process import MIB, Served, daemon_process
 
@@ -110,6 +113,50 @@ async def test_the_metrics_of_the_daemon_are_there_however_many_connections_say_
                 continue
             break
     assert status == 200
+
+
+async def test_requests_that_last_leave_places_for_those_that_do_not():
+    async with short_directory() as folder:
+        flags = {"listen__http": f"unix:{folder}/h.sock", "http__requests_max": "8"}
+        transport = httpx.AsyncHTTPTransport(uds=f"{folder}/h.sock")
+        async with (
+            daemon(settings_in(folder, **flags)) as running,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE_S) as api,
+        ):
+            created = await api.post("/sandbox/create", json={"tools_config": ["shell_executor"]})
+            call = {"sandbox_id": created.json()["sandbox_id"], "tool_name": "shell_executor"}
+            body = {**call, "parameters": {"command": "sleep 600"}}
+            held = [asyncio.create_task(api.post("/sandbox/tool/execute", json=body)) for _ in range(7)]
+            await until_active(running, 7)
+            refused = await api.post("/sandbox/tool/execute", json=body)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert (await api.get("/stats")).status_code == 200
+            for task in held:
+                task.cancel()
+            await asyncio.wait(held)
+
+
+def test_a_token_takes_its_share_of_the_places_and_others_have_theirs():
+    places = Places(8)
+    one, two = (Identity(name, kind=IdentityKind.TOKEN) for name in ("one", "two"))
+    with ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(places.held(one, "GET", "/stats"))
+        with pytest.raises(Refused, match="of this token"), places.held(one, "GET", "/stats"):
+            pass
+        for _ in range(2):
+            stack.enter_context(places.held(two, "GET", "/stats"))
+        with pytest.raises(Refused, match=r"http\.requests_max"), places.held(two, "GET", "/stats"):
+            pass
+    with places.held(one, "GET", "/stats"):
+        pass
+
+
+async def until_active(running: Running, count: int) -> None:
+    """Waits until so many executions run."""
+    async with asyncio.timeout(PATIENCE_S):
+        while await value(running, "enclaved_executions_active") != count:
+            pass
 
 
 async def test_a_body_that_comes_too_slowly_is_given_up_though_it_never_stops(
