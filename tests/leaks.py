@@ -22,8 +22,8 @@ from unittest import mock
 from tests.scripts.loading import load
 
 LEAVING_S = 75.0
-"""How long what was told to go may take. The engine takes control groups and namespaces down after its answer, and those
-of containers that had a network once a minute."""
+"""How long what was told to go may take. The engine takes control groups and namespaces down after its answer, and
+namespaces of containers that had a network once a minute."""
 LOOK_EVERY_S = 0.1
 NAMESPACES = Path("/run/docker/netns")
 CGROUPS = Path("/sys/fs/cgroup")

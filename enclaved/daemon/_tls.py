@@ -51,7 +51,7 @@ class Certificates:
         self._clock = clock
         self._looked = self._signs()
         try:
-            self.pair = _read(cert, key)
+            self.pair = read_pair(cert, key)
         except Unusable as error:
             raise StartError(f"cannot use the certificate: {error}; look at tls.cert and tls.key") from error
         self._tell()
@@ -70,7 +70,7 @@ class Certificates:
         """Reads the files again and says whether the pair in them is now in use."""
         self._looked = self._signs()
         try:
-            pair = _read(self._cert, self._key)
+            pair = read_pair(self._cert, self._key)
             if pair.not_after_s <= self._clock():
                 raise Unusable(f"{self._cert} has expired at {_date(pair.not_after_s)}")
         except Unusable as error:
@@ -105,7 +105,7 @@ class Certificates:
         return found
 
 
-def _read(cert: Path, key: Path) -> Pair:
+def read_pair(cert: Path, key: Path) -> Pair:
     """Reads two files that are not changed meanwhile. Raises `Unusable`."""
     for _ in range(_READS_MAX):
         context = _context()

@@ -66,11 +66,11 @@ async def attack(
             if address:
                 channel = await stack.enter_async_context(channel_to(address))
                 path = Path(address.removeprefix("unix:")) if address.startswith("unix:") else None
-                daemon = Daemon(channel, Stubs(channel), socket_path=path, image=settings.images.default)
+                daemon = Daemon(channel, Stubs(channel), socket_path=path)
             else:
                 daemon = await stack.enter_async_context(own_daemon(directory, settings, file))
             found = await stack.enter_async_context(witness(directory))
-            made = await stack.enter_async_context(stage(daemon, engine, found))
+            made = await stack.enter_async_context(stage(daemon, engine, found, settings))
             if keep_going:
                 results = await made.play_all(attacks, done)
             else:

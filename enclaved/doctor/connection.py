@@ -68,8 +68,6 @@ class Daemon:
     pid: int | None = None
     """Its process, if this is the doctor's own."""
     log: Path | None = None
-    image: str = ""
-    """The image that sandboxes are to have; empty: the daemon's default."""
 
     async def lives(self) -> bool:
         """Tells whether it still answers, within 20 s."""

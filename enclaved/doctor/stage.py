@@ -7,13 +7,14 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import grpc.aio
 from ms_enclave.v1 import execution_service_pb2 as execution_pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
+from enclaved.config import Settings
 from enclaved.doctor import host_view
 from enclaved.doctor.act import Act
 from enclaved.doctor.attacks.base import Attack, Evidence, Judgement, Outcome, Program, inconclusive, judge, told_in
@@ -60,6 +61,8 @@ class Stage:
     neighbour_nonce: str
     neighbour_id: str = ""
     sees_host: bool = False
+    spec: sandbox_pb.SandboxSpec = field(default_factory=sandbox_pb.SandboxSpec)
+    """What every sandbox here is."""
 
     def missing(self, attack: Attack) -> str:
         """Returns why an attack cannot be played here; empty if it can."""
@@ -124,7 +127,7 @@ class Stage:
             "abstract": [self.witness.abstract],
             **self.neighbour_facts(),
         }
-        return Act(self.daemon, nonce, facts, small_spec(self.daemon.image), engine=self.engine)
+        return Act(self.daemon, nonce, facts, self.spec, engine=self.engine)
 
     def neighbour_facts(self) -> dict[str, Any]:
         """Returns what programs are told of the neighbour."""
@@ -176,27 +179,28 @@ class Stage:
         return {"a file of the host": self.witness.secret, "a file of a neighbour": f"of-{self.neighbour_nonce}"}
 
 
-def small_spec(image: str = "") -> sandbox_pb.SandboxSpec:
-    """Returns what the sandboxes of attacks are: small, so that limits are met soon."""
+def small_spec(settings: Settings) -> sandbox_pb.SandboxSpec:
+    """Returns what the sandboxes of attacks are: small, so that limits are met soon, and no more than is granted."""
+    limits = settings.limits
     return sandbox_pb.SandboxSpec(
-        image=image,
-        memory_limit_bytes=MEMORY_BYTES,
+        image=settings.images.default,
+        memory_limit_bytes=min(MEMORY_BYTES, limits.memory_max_bytes),
         working_dir_size_bytes=WORKING_DIR_BYTES,
         tmp_size_bytes=TMP_BYTES,
-        pids_limit=PIDS,
-        cpu_limit=CPUS,
-        timeout_s=60,
-        ttl_s=NEIGHBOUR_S,
+        pids_limit=min(PIDS, limits.pids_max),
+        cpu_limit=min(CPUS, limits.cpu_max),
+        timeout_s=min(60.0, limits.timeout_max_s),
+        ttl_s=min(NEIGHBOUR_S, limits.ttl_max_s),
     )
 
 
 @asynccontextmanager
-async def stage(daemon: Daemon, engine: EngineView | None, found: Witness) -> AsyncIterator[Stage]:
+async def stage(daemon: Daemon, engine: EngineView | None, found: Witness, settings: Settings) -> AsyncIterator[Stage]:
     """Makes the neighbour and waits until it is ready.
 
     Raises `grpc.aio.AioRpcError` if there can be no sandbox, `NeighbourFailed` if its program does not start.
     """
-    made = Stage(daemon, found, engine, new_nonce("n"))
+    made = Stage(daemon, found, engine, new_nonce("n"), spec=small_spec(settings))
     act = made.act()
     try:
         made.neighbour_id = await act.sandbox()

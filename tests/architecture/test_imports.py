@@ -34,6 +34,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "enclaved.core.tokens",
         "enclaved.daemon",
         "enclaved.errors",
+        "enclaved.log",
         "enclaved.model",
         "ms_enclave.__version__",
         "ms_enclave.v1",

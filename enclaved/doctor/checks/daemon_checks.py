@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from enclaved.config import DEFAULT_FILE, Settings
+from enclaved.daemon._tls import Unusable, read_pair
 from enclaved.doctor.checks.findings import Finding, failure, note, ok, warning
 
 ROOM_LEAST_BYTES: Final = 256 * 1024 * 1024
 LARGE_MEMORY_BYTES: Final = 1 << 60
 """What control groups of version 1 say where there is no limit is beyond this."""
 _LOOPBACK: Final = ("127.", "localhost", "[::1]", "unix:")
+CERTIFICATE_SOON_S: Final = 21 * 86400.0
+DEFAULT_POLICY: Final = "/etc/enclaved/policy.toml"
 ACCOUNTS: Final = Path("/etc")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -25,6 +29,8 @@ def daemon_findings(settings: Settings, file: Path | None, cgroups: Path = _CGRO
     yield from _state(Path(settings.state.dir))
     yield from _socket(settings)
     yield from _listeners(settings)
+    yield _policy(settings)
+    yield _waived(settings)
     yield from _users(settings)
     yield _ceiling(cgroups)
 
@@ -122,50 +128,75 @@ def _socket(settings: Settings) -> Iterator[Finding]:
 
 def _listeners(settings: Settings) -> Iterator[Finding]:
     """Judges the listeners of TCP. The daemon refuses to start where one is open to all; this says it before."""
-    listen, tls = settings.listen, getattr(settings, "tls", None)
-    has_tls = bool(tls is not None and (getattr(tls, "cert", "") or getattr(tls, "behind_proxy", False)))
+    listen, tls = settings.listen, settings.tls
     for name, address in (("tcp", listen.tcp), ("http", listen.http), ("metrics", listen.metrics)):
         if not address:
             continue
         if address.startswith(_LOOPBACK):
-            yield from _loopback(name, address, settings)
-        elif has_tls:
+            yield _loopback(name, address, settings)
+        elif tls.cert:
             yield ok(f"listen.{name}", f"{address} with TLS")
+        elif tls.behind_proxy:
+            what = f"{address} without TLS of its own: tls.behind_proxy says that a proxy ends it"
+            yield note(f"listen.{name}", what, "see that nobody reaches the port but the proxy")
         else:
-            yield failure(
-                f"listen.{name}",
-                f"{address} is open to others without TLS",
-                f"set tls.cert and tls.key, or listen.{name} to loopback",
-            )
-    yield from _certificate(tls)
+            fix = f"set tls.cert and tls.key, or listen.{name} to loopback"
+            yield failure(f"listen.{name}", f"{address} is open to others without TLS", fix)
+    if tls.cert or tls.key:
+        yield certificate_finding(Path(tls.cert), Path(tls.key))
+    if settings.http.api_key_in_url:
+        fix = "send keys as headers, and set http.api_key_in_url to false"
+        yield warning("http.api_key_in_url", "keys may stand in URLs, which end up in logs", fix)
 
 
-def _loopback(name: str, address: str, settings: Settings) -> Iterator[Finding]:
-    needs_token = getattr(settings.listen, "tcp_auth", "auto") == "required"
-    keyed = bool(settings.http.api_keys) if name == "http" else needs_token
+def _loopback(name: str, address: str, settings: Settings) -> Finding:
+    listen = settings.listen
+    keyed = (
+        settings.http.api_keys or listen.http_auth == "required" if name == "http" else listen.tcp_auth == "required"
+    )
     if name == "metrics" or keyed or address.startswith("unix:"):
-        yield ok(f"listen.{name}", address)
-    else:
-        fix = "set http.api_keys" if name == "http" else 'set listen.tcp_auth to "required" and make a token'
-        yield note(f"listen.{name}", f"every user of this machine may run code over {address}", fix)
+        return ok(f"listen.{name}", address)
+    fix = f'set listen.{name}_auth to "required", and make a token with enclaved token create'
+    return note(f"listen.{name}", f"every user of this machine may run code over {address}", fix)
 
 
-def _certificate(tls: Any) -> Iterator[Finding]:
-    for name in ("cert", "key"):
-        path = Path(str(getattr(tls, name, "") or ""))
-        if str(path) == ".":
-            continue
-        try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-        except OSError as error:
-            yield failure(
-                f"tls.{name}", f"{path}: {error.strerror}", f"set tls.{name} to a file that the daemon can read"
-            )
-            continue
-        if name == "key" and mode & 0o077:
-            yield failure("tls.key", f"others may read the key {path} ({mode:04o})", f"chmod 0600 {path}")
-        else:
-            yield ok(f"tls.{name}", f"{path} is {mode:04o}")
+def certificate_finding(cert: Path, key: Path, now_s: float | None = None) -> Finding:
+    """Judges the pair of files that the listeners use for TLS."""
+    try:
+        pair = read_pair(cert, key)
+        mode = stat.S_IMODE(key.stat().st_mode)
+    except (Unusable, OSError) as error:
+        return failure("tls.cert", str(error), "set tls.cert and tls.key to files in PEM that the daemon can read")
+    left_s = pair.not_after_s - (time.time() if now_s is None else now_s)
+    if mode & 0o077:
+        return failure("tls.cert", f"others may read the key {key} ({mode:04o})", f"chmod 0600 {key}")
+    if left_s <= 0:
+        return failure("tls.cert", f"{cert} has expired", "renew it; the daemon takes the new one up by itself")
+    if left_s < CERTIFICATE_SOON_S:
+        fix = "renew it; the daemon takes the new one up by itself"
+        return warning("tls.cert", f"{cert} expires in {left_s / 86400:.0f} days", fix)
+    return ok("tls.cert", f"{cert} is good for {left_s / 86400:.0f} days")
+
+
+def _policy(settings: Settings) -> Finding:
+    path = Path(settings.policy.file or DEFAULT_POLICY)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        if settings.policy.file:
+            return failure("policy.file", f"{path}: {error.strerror}", "name a file of roles that the daemon can read")
+        return ok("policy.file", "no file of roles; the compiled ones hold")
+    if mode & 0o022:
+        return failure("policy.file", f"others may write to {path} ({mode:04o})", f"chmod go-w {path}")
+    return ok("policy.file", f"{path} is {mode:04o}; enclaved policy check says whether it is right")
+
+
+def _waived(settings: Settings) -> Finding:
+    waived = settings.waive.protections
+    if not waived:
+        return ok("waive.protections", "no protection is waived")
+    fix = "mend what is waived, and take it out of waive.protections"
+    return warning("waive.protections", f"the daemon does without {', '.join(waived)}", fix)
 
 
 def _users(settings: Settings) -> Iterator[Finding]:
@@ -207,7 +238,7 @@ def _ceiling(cgroups: Path) -> Finding:
                 "sandbox.ceiling", f"all sandboxes together have at most {int(text) / 2**30:.1f} GiB ({place.parent})"
             )
         break
-    fix = "give the control group enclaved (or enclaved.slice) memory and process limits below those of the host"
+    fix = "run enclaved prepare as root, before the daemon"
     return note(
         "sandbox.ceiling", "the memory of all sandboxes together is not limited; each has a limit of its own", fix
     )

@@ -168,9 +168,8 @@ def _clock(info: Mapping[str, Any], now: datetime | None = None) -> Finding:
 
 def _runtimes(info: Mapping[str, Any], settings: Settings) -> Iterator[Finding]:
     there = sorted(info.get("Runtimes") or {})
-    classes = getattr(settings, "runtime_classes", ()) or ()
-    wanted = {str(getattr(each, "engine_runtime", "") or getattr(each, "name", "")) for each in classes}
-    missing = sorted(wanted - set(there) - {""})
+    wanted = {each.engine_runtime or each.name for each in settings.runtime_classes}
+    missing = sorted(wanted - set(there))
     if missing:
         fix = "add them under runtimes in the engine's configuration, or remove the classes"
         yield failure("engine.runtimes", f"the engine lacks runtimes of configured classes: {', '.join(missing)}", fix)

@@ -11,7 +11,7 @@ import pytest
 
 from enclaved.config import Settings
 from enclaved.doctor.checks import engine_checks
-from enclaved.doctor.checks.daemon_checks import daemon_findings
+from enclaved.doctor.checks.daemon_checks import certificate_finding, daemon_findings
 from enclaved.doctor.checks.engine_checks import engine_findings, socket_findings
 from enclaved.doctor.checks.examination import examine
 from enclaved.doctor.checks.findings import Finding, Severity
@@ -249,6 +249,34 @@ def test_a_listener_that_is_open_to_others_is_found(tmp_path: Path) -> None:
 
     assert findings["listen.tcp"].severity is Severity.FAILURE
     assert findings["listen.http"].severity is Severity.NOTE
+
+
+def test_a_waived_protection_and_keys_in_urls_are_found(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"waive": {"protections": ["seccomp"]}, "http": {"api_key_in_url": True}})
+
+    assert checked(settings)["waive.protections"].severity is Severity.WARNING
+    assert checked(settings)["http.api_key_in_url"].severity is Severity.WARNING
+    assert checked(Settings())["waive.protections"].severity is Severity.OK
+
+
+def test_a_policy_that_others_may_write_or_that_is_not_there_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    settings = Settings.model_validate({"policy": {"file": str(path)}})
+
+    assert checked(settings)["policy.file"].severity is Severity.FAILURE
+    path.touch(0o644)
+    assert checked(settings)["policy.file"].severity is Severity.OK
+    path.chmod(0o664)
+    assert checked(settings)["policy.file"].severity is Severity.FAILURE
+
+
+def test_a_certificate_that_cannot_be_used_is_found(tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("nonsense")
+    (tmp_path / "key.pem").write_text("nonsense")
+
+    finding = certificate_finding(tmp_path / "cert.pem", tmp_path / "key.pem")
+    assert finding.severity is Severity.FAILURE
+    assert "no certificate" in finding.what
 
 
 def test_user_ids_that_somebody_else_may_use_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
