@@ -26,10 +26,17 @@ class RuntimeClassSettings(BaseModel):
         description="How its sandboxes are reached: by attaching to them, or over a mounted socket, which gVisor lets "
         "through only with --host-uds=open.",
     )
+    pids_extra: int = Field(
+        4096,
+        ge=0,
+        le=1_000_000,
+        description="Processes and threads that the runtime itself may have on the host in each sandbox, beside the "
+        "sandbox's own limit: gVisor's kernel needs some for each program.",
+    )
 
     def runtime_class(self) -> RuntimeClass:
         """What it is for the core."""
-        return RuntimeClass(self.name, self.engine_runtime or self.name, Channel(self.channel))
+        return RuntimeClass(self.name, self.engine_runtime or self.name, Channel(self.channel), self.pids_extra)
 
 
 def read_runtime_class(

@@ -199,7 +199,7 @@ class Boot:
             raise NoSpace(str(record.directory), text) from error
         plan = ContainerPlan(
             image=image,
-            spec=spec,
+            spec=self.runtime_classes.realised(spec),
             settings=GuestSettings(
                 sandbox_id=record.id,
                 uid=record.uid,
@@ -217,7 +217,7 @@ class Boot:
             group_id=os.getegid(),
             labels=self._ownership.labels(record.id, record.uid),
             network=network,
-            engine_runtime="" if runtime_class is None else runtime_class.engine_runtime,
+            engine_runtime=self.runtime_classes.engine_runtime(spec),
         )
         if runtime_class is not None:
             await self._start_over(record, plan, runtime_class.channel, places)
@@ -240,7 +240,8 @@ class Boot:
         """Starts the guest and reaches it over a channel."""
         link = record.link = self._make_link(record, channel)
         if link.attaches:
-            plan = replace(plan, guest_arguments=self._guest_arguments)
+            sees_files = bool(plan.engine_runtime) and self.channels.known is Channel.SOCKET
+            plan = replace(plan, guest_arguments=self._guest_arguments, mounts_accounts=sees_files)
         else:
             await link.listen()
         await self._start(record, plan, link)
@@ -319,9 +320,10 @@ class Boot:
             record.link.send({"type": "expire", "in_s": max(0.0, left_s)})
 
     async def limit(self, record: SandboxRecord) -> None:
-        """Gives the container, if there is one, the limits of its spec."""
+        """Gives the container, if there is one, the limits of its spec. Raises `EngineRefused` where it cannot."""
         if record.container_id is not None:
-            await self._runtime.update(record.container_id, record.spec)
+            with self.runtime_classes.explaining(record.spec):
+                await self._runtime.update(record.container_id, self.runtime_classes.realised(record.spec))
 
     async def _await_guest(self, record: SandboxRecord, container_id: str, link: GuestLink, stderr: StderrTail) -> None:
         """Waits for the hello; a container that ends before says why on its standard error."""

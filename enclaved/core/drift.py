@@ -52,11 +52,12 @@ class Drift:
         if record.lock.locked():
             return
         async with record.lock:
-            plan = record.plan or _plan_of_earlier(record)
+            classes = self._boot.runtime_classes
+            plan = record.plan or _plan_of_earlier(record, classes.engine_runtime(record.spec))
             container_id = record.container_id
             if plan is None or container_id is None or record not in self._sandboxes.with_containers():
                 return
-            found = await self._inspector.deviations(container_id, replace(plan, spec=record.spec))
+            found = await self._inspector.deviations(container_id, replace(plan, spec=classes.realised(record.spec)))
             if found and all(one.field in LIMITS for one in found):
                 await self._put_back(record, found)
                 return
@@ -80,7 +81,7 @@ class Drift:
         self._sandboxes.lose(record, f"its container was changed: {text}")
 
 
-def _plan_of_earlier(record: SandboxRecord) -> ContainerPlan | None:
+def _plan_of_earlier(record: SandboxRecord, engine_runtime: str) -> ContainerPlan | None:
     """Stands for the plan of an earlier daemon, of which paths and networks are not known any more.
 
     What depends on paths is not compared then, and a sandbox with a network not at all.
@@ -105,4 +106,5 @@ def _plan_of_earlier(record: SandboxRecord) -> ContainerPlan | None:
         account_dir=nowhere,
         group_id=os.getegid(),
         labels=EMPTY,
+        engine_runtime=engine_runtime,
     )

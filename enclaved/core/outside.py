@@ -154,7 +154,8 @@ class Outside:
             async with self._checks, record.lock:
                 if record not in self._sandboxes.with_containers() or record.container_id is None:
                     return
-                if await self._runtime.has_limits(record.container_id, record.spec):
+                wanted = self._boot.runtime_classes.realised(record.spec)
+                if await self._runtime.has_limits(record.container_id, wanted):
                     return
                 self._note(record, Intervention.LIMITS_CHANGED)
                 await self._boot.limit(record)

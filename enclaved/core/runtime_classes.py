@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
-from enclaved.errors import InvalidRequest, PolicyDenied
+from enclaved.errors import EngineRefused, InvalidRequest, PolicyDenied
 from enclaved.model import Network, RuntimeClass, SandboxSpec
 
 
@@ -45,3 +47,25 @@ class RuntimeClasses:
             )
             raise PolicyDenied("volumes", "spec.volumes", text)
         return found
+
+    def realised(self, spec: SandboxSpec) -> SandboxSpec:
+        """What the engine is asked for: a runtime with a kernel of its own needs threads beside those of programs."""
+        found = self._classes.get(spec.runtime_class)
+        return spec if found is None else replace(spec, pids_limit=spec.pids_limit + found.pids_extra)
+
+    @contextmanager
+    def explaining(self, spec: SandboxSpec) -> Iterator[None]:
+        """Says in a sentence that a runtime cannot change limits, as gVisor's of 2022, which prints its manual."""
+        try:
+            yield
+        except EngineRefused as error:
+            if (found := self._classes.get(spec.runtime_class)) is None:
+                raise
+            why = error.engine_message.splitlines()[0][:200]
+            text = f"the runtime of the class {found.name!r} may have no way to do that; make another sandbox ({why})"
+            raise EngineRefused("change the limits of a sandbox", text) from error
+
+    def engine_runtime(self, spec: SandboxSpec) -> str:
+        """What the engine calls the runtime of a sandbox; empty: its default, or a class that is not configured."""
+        found = self._classes.get(spec.runtime_class)
+        return "" if found is None else found.engine_runtime

@@ -20,3 +20,5 @@ class RuntimeClass:
     """What the engine calls it."""
     channel: Channel = Channel.ATTACH
     """How its sandboxes are reached."""
+    pids_extra: int = 0
+    """Processes and threads that the runtime may have on the host beside those of programs."""

@@ -106,6 +106,8 @@ class ContainerPlan:
     guest_arguments: tuple[str, ...] = ()
     """The guest in pieces, for an engine that does not see the daemon's files: then nothing is mounted, and the frames
     travel over `Runtime.channel`. Empty: the guest is mounted and connects to the socket."""
+    mounts_accounts: bool = False
+    """Whether ``account_dir`` is mounted although the guest comes in pieces, as for a runtime that has no sockets."""
     engine_runtime: str = ""
     """Which of the engine's runtimes isolates it; empty: its default one."""
     network: NetworkPlan | None = None

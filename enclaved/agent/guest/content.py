@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = 65536
 INPUT_BYTES = 256 * 1024
 UPLOAD_PREFIX = ".ms-enclave-upload-"
+DRAFT_PREFIX = ".ms-enclave-draft-"
 UPLOAD_KEPT_S = 600
 UPLOADS_MAX = 16
 UPLOAD_LOCK_S = 5.0
@@ -71,17 +72,30 @@ def write_file(place: Place, job: Dict[str, Any]) -> None:
 
 
 class Draft:
-    """A file without a name until it is complete: whatever kills this process leaves nothing behind."""
+    """A file without a name until it is complete: whatever kills this process leaves nothing behind.
+
+    Where file systems have no files without a name (gVisor's), it has a hidden one, which is removed if it does not
+    appear; a process that is killed leaves that.
+    """
 
     def __init__(self, folder: int) -> None:
         self._folder = folder
-        self.fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        self._hidden = ""
+        try:
+            self.fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                raise
+            self._hidden = "%s%d" % (DRAFT_PREFIX, os.getpid())
+            self.fd = self._make_hidden()
 
     def __enter__(self) -> Draft:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self.fd)  # if it has no name by now, its room is free again
+        if self._hidden:
+            os.unlink(self._hidden, dir_fd=self._folder)
 
     def write(self, data: bytes) -> None:
         """Writes the next bytes."""
@@ -92,8 +106,20 @@ class Draft:
         os.fchmod(self.fd, mode)
         if mtime_s is not None:
             os.utime(self.fd, (mtime_s, mtime_s))
+        if self._hidden:
+            os.rename(self._hidden, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._hidden = ""
+            return
         prctl(PR_SET_DUMPABLE, 1)  # to see /proc/self/fd
         appear(self._link, self._folder, name)
+
+    def _make_hidden(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(self._hidden, flags, 0o600, dir_fd=self._folder)
+        except FileExistsError:  # of an earlier process with our number, or a trap
+            os.unlink(self._hidden, dir_fd=self._folder)
+            return os.open(self._hidden, flags, 0o600, dir_fd=self._folder)
 
     def _link(self, name: str) -> None:
         # Only with a directory descriptor does os.link use linkat, which follows /proc's links; it is not looked at.

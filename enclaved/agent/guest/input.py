@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from .descriptors import let_all_open
 from .frames import FrameError
 from .limits import END_AGAIN_S, MAX_PAYLOAD_BYTES, STDIN_WINDOW_BYTES
 from .loop import WRITABLE
@@ -36,7 +37,7 @@ class Input:
             theirs.append(read_end)
             execution.stdin_fd = write_end
             os.set_blocking(write_end, False)
-            os.fchmod(read_end, 0o444)  # for /dev/stdin, which opens it anew as another user
+            let_all_open(read_end, 0o444)  # for /dev/stdin
         else:
             theirs.append(os.open(os.devnull, os.O_RDONLY))
 

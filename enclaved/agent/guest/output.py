@@ -7,6 +7,7 @@ import os
 import struct
 import time
 
+from .descriptors import let_all_open
 from .limits import FIRST_BYTES, LARGE_PIPE_BYTES, MAX_PAYLOAD_BYTES, RETRY_S, STDERR, STDOUT, TERMINAL
 from .loop import READABLE
 from .terminal import read_terminal
@@ -48,7 +49,7 @@ class Output:
             theirs.append(write_end)
             execution.pipes[channel] = read_end
             os.set_blocking(read_end, False)
-            os.fchmod(write_end, 0o222)  # for /dev/stdout and /dev/stderr
+            let_all_open(write_end, 0o222)  # for /dev/stdout and /dev/stderr
 
     def watch(self, execution: Execution) -> None:
         """Starts to read all pipes of a program."""

@@ -265,14 +265,11 @@ def _mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
         if plan.spec.mounts:
             text = "need an engine that sees this machine's files; leave them out, and write files into the sandbox"
             raise InvalidRequest.of("spec.volumes", text)
-        return []
-    sources = {
-        "/etc/group": plan.account_dir / "group",
-        "/etc/hosts": plan.account_dir / "hosts",
-        "/etc/passwd": plan.account_dir / "passwd",
-        GUEST_FILE: plan.guest_file,
-        SOCKET_DIR: plan.socket_dir,
-    }
+        if not plan.mounts_accounts:
+            return []
+    sources = {f"/etc/{name}": plan.account_dir / name for name in ("group", "hosts", "passwd")}
+    if not plan.guest_arguments:
+        sources |= {GUEST_FILE: plan.guest_file, SOCKET_DIR: plan.socket_dir}
     if plan.interpreter_dir is not None:
         sources[INTERPRETER_DIR] = plan.interpreter_dir
     if plan.spec.network is not Network.NONE:
