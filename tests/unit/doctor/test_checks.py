@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +41,7 @@ INFO: dict[str, Any] = {
     "SystemTime": "",
     "Warnings": None,
 }
+CERTIFICATES = Path(__file__).parents[2] / "service" / "certificates"
 IMAGES = ["python:3.11-slim"]
 
 
@@ -274,6 +276,14 @@ def test_a_certificate_that_cannot_be_used_is_found(tmp_path: Path) -> None:
     (tmp_path / "cert.pem").write_text("nonsense")
     (tmp_path / "key.pem").write_text("nonsense")
 
+    for suffix in ("crt", "key"):
+        shutil.copy(CERTIFICATES / f"first.{suffix}", tmp_path)
+        (tmp_path / f"first.{suffix}").chmod(0o600)
+    good = tmp_path / "first.crt", tmp_path / "first.key"
+    assert certificate_finding(*good, now_s=0).severity is Severity.OK
+    assert certificate_finding(*good, now_s=1e11).severity is Severity.FAILURE
+    good[1].chmod(0o644)
+    assert "others may read the key" in certificate_finding(*good, now_s=0).what
     finding = certificate_finding(tmp_path / "cert.pem", tmp_path / "key.pem")
     assert finding.severity is Severity.FAILURE
     assert "no certificate" in finding.what
