@@ -17,7 +17,8 @@ REQUESTS_KEPT: Final = 10_000
 """Ended requests that are remembered at most, about."""
 REQUEST_KEPT_S: Final = 600.0
 """How long a request is remembered beyond the life of the sandbox that it made."""
-CHANGES_AT_ONCE: Final = 100
+CHANGES_AT_ONCE: Final = 10
+"""Each of those who watch holds so many, and a change shows all of its sandbox."""
 PRUNE_EVERY: Final = 256
 _NO_CHANGE: Final = "null"
 
