@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from enclaved.config.pools import PoolSettings
 from enclaved.config.runtime_classes import RuntimeClassSettings
@@ -211,9 +212,13 @@ class Waive(_Section):
 
 def _resolver(text: str) -> str:
     """Refuses what is no address of a name server that a sandbox could ask."""
-    address = ipaddress.ip_address(text)
-    if address.version != 4 or address.is_loopback or address.is_unspecified:
-        raise ValueError("must be an address of IPv4, and not of the loopback: a sandbox has one of its own")
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        address = ipaddress.IPv4Address(0)
+    if address.is_loopback or address.is_unspecified:
+        words = "must be an address of IPv4, and not of the loopback: a sandbox has one of its own"
+        raise PydanticCustomError("resolver", words)
     return str(address)
 
 

@@ -114,17 +114,36 @@ async def test_what_no_sandbox_has_goes_and_what_the_next_daemon_takes_up_stays(
         "imitation": {**ours.labels("gone", 7), LABEL_HMAC: "0" * 64},
         "foreign": Ownership(b"another").labels("theirs", 7),
     }
+    place.engine.networks = {"net": ours.labels("", 0), "net-foreign": Ownership(b"another").labels("", 0)}
     found = await place.prune()
     assert names(found.removed) == [
         (Sort.CONTAINER, "left"),
         (Sort.DIRECTORY, "00000000"),
         (Sort.FILE, ".key.4194305"),
     ]
-    assert sorted(thing.name for thing in found.kept) == ["foreign", "imitation", "live"]
+    assert sorted(thing.name for thing in found.kept) == ["foreign", "imitation", "live", "net"]
     assert place.engine.containers.keys() == {"live", "imitation", "foreign"}
     assert [*(place.state_dir / "s").iterdir()] == [kept]
     again = await place.prune()
     assert (again.removed, again.failed) == ([], [])
+
+
+async def test_networks_go_where_no_sandbox_is_written_down(place: Place) -> None:
+    ours, embedded = place.made(place.state_dir), place.embedded(NOBODY)
+    imitation = {**ours.labels("", 0), LABEL_HMAC: "0" * 64}
+    mine, stuck = ours.labels("", 0), {"stuck": ours.labels("", 0)}
+    place.engine.networks = {"mine": mine, "theirs": embedded.labels("", 0), "imitation": imitation, **stuck}
+    place.engine.stubborn = "stuck"
+    told = await place.prune(dry_run=True)
+    assert len(place.engine.networks) == 4
+    found = await place.prune()
+    networks = [name for sort, name in names(found.removed) if sort is Sort.NETWORK]
+    assert networks == ["mine", "theirs"]
+    assert [(thing.name, thing.reason) for thing in found.failed if thing.sort is Sort.NETWORK] == [
+        ("stuck", "the container engine refused to remove a network: a container is in it")
+    ]
+    assert place.engine.networks.keys() == {"imitation", "stuck"}
+    assert {*networks} < {name for sort, name in names(told.removed) if sort is Sort.NETWORK}
 
 
 async def test_a_dry_run_says_the_same_and_changes_nothing(place: Place) -> None:

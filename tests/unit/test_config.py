@@ -120,7 +120,7 @@ def test_a_file_in_another_encoding_is_refused(tmp_path):
         ("[images]\naliases = ['a']\n", "images.aliases must be a valid dictionary"),
         ("[images]\naliases = {a = 1}\n", "images.aliases must be a valid string"),
         ("[network]\ndns = ['127.0.0.53']\n", "must be an address of IPv4, and not of the loopback"),
-        ("[network]\ndns = ['example.org']\n", "network.dns must"),
+        ("[network]\ndns = ['example.org']\n", "network.dns must be an address of IPv4"),
         ("[log]\nlevel = 'loud'\n", "log.level must be 'debug', 'info', 'warning' or 'error'"),
     ],
 )

@@ -57,6 +57,14 @@ class FakeBoot:
     uids: set[int] = field(default_factory=set)
     failure: Exception | None = None
     old_directories_removed: int = 0
+    canaries: dict[str, SandboxRecord] = field(default_factory=dict)
+
+    @property
+    def networks(self) -> FakeBoot:
+        return self
+
+    async def sweep(self) -> list[str]:
+        return []
 
     def take_uid(self) -> int:
         uid = max(self.uids, default=1000) + 1
