@@ -63,7 +63,7 @@ async def test_a_connection_too_many_is_closed_and_those_before_it_are_served():
         await becomes_served(running)
 
 
-async def test_five_hundred_connections_that_say_nothing_are_closed_and_nobody_waits_for_them(
+async def test_five_hundred_silent_connections_are_closed_and_nobody_waits(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(_limits, "HANDSHAKE_MS", 3000)

@@ -69,7 +69,7 @@ async def value(running: Running, name: str) -> float:
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
 
-async def test_a_connection_too_many_is_closed_and_counted_and_its_place_is_free_when_another_goes(running: Running):
+async def test_a_connection_too_many_is_closed_and_counted(running: Running):
     path = path_of(running)
     async with AsyncExitStack() as stack:
         writers = []
