@@ -28,7 +28,8 @@ def is_owned(container: ContainerRecord, sandboxes: Sandboxes, boot: Boot) -> bo
     if container.labels.get(LABEL_ID) in boot.canaries:
         return True
     record = sandboxes.known(container.labels.get(LABEL_ID, ""))
-    return record is not None and (record.container_id == container.id or may_be_made(record))
+    # While a sandbox is made it may have another one for a moment, which sets the packet filter of its network.
+    return record is not None and (record.container_id == container.id or record.state is SandboxState.INITIALIZING)
 
 
 def may_be_made(record: SandboxRecord) -> bool:

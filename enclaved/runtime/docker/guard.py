@@ -43,6 +43,8 @@ CLOSED: Final = (
     "224.0.0.0/3",
 )
 """Private, shared, link-local, loopback, multicast and reserved addresses: everything that is not the outside."""
+_KILLED: Final = 128
+"""Exit codes above it are signals. There are errno above it, too, but none that the packet filter knows."""
 _LEFT_OUT: Final = ("Hostname", "ExposedPorts", "Healthcheck")
 
 
@@ -99,7 +101,9 @@ def refusal(code: int) -> str:
         return "the kernel does not show the packet filter that it was given"
     if code == NOT_UNDERSTOOD:
         return "what the kernel says of its packet filter is not understood"
-    return f"the kernel refused the packet filter ({os.strerror(code) if code < DIFFERENT else f'code {code}'})"
+    if code > _KILLED:
+        return f"what was to set the packet filter was killed (signal {code - _KILLED})"
+    return f"the kernel refused the packet filter ({os.strerror(code)})"
 
 
 @cache

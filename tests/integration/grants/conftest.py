@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,21 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 async def house(folder: Path, default_image: str) -> AsyncIterator[House]:
     """See `House`. Nothing of it is left on the engine at the end."""
+    async with a_house(folder) as made:
+        yield made
+
+
+@asynccontextmanager
+async def a_house(folder: Path, **flags: str) -> AsyncIterator[House]:
+    """A house whose daemon has these settings."""
     home = Path(tempfile.mkdtemp(prefix="ed", dir="/tmp"))
     places = Path(tempfile.mkdtemp(dir=folder))
     places.chmod(0o755)
     try:
         async with aiodocker.Docker(detect_engine_url()) as engine:
+            settings = settings_in(home, **flags)
             async with (
-                daemon(settings_in(home), runtime=None, embedded=True, working_dir=str(places)) as running,
+                daemon(settings, runtime=None, embedded=True, working_dir=str(places)) as running,
                 LocalSandboxManager(address=f"unix:{running.addresses.unix}") as manager,
             ):
                 made = House(running, manager, places, engine)

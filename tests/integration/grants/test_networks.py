@@ -8,13 +8,21 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import aiodocker
 import httpx
 import pytest
 from ms_enclave.errors import EnclaveError
+from ms_enclave.sandbox.manager import LocalSandboxManager
+from ms_enclave.v1 import execution_service_pb2 as execution_pb
+from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
+from enclaved.runtime.docker import detect_engine_url
 from enclaved.runtime.docker.granted import network_name
-from tests.integration.grants.conftest import House, python, said
+from tests.integration.grants.conftest import OWNER, House, a_house, python, said
+from tests.service.daemons import daemon, settings_in, short_directory
+from tests.service.daemons import python as program
 
 REACHED = """
 import json, socket
@@ -195,3 +203,61 @@ async def test_without_a_guard_there_is_no_sandbox(house: House, monkeypatch: py
         await house.sandbox(network_enabled=True)
     assert await house.manager.list_sandboxes() == []
     assert await house.networks() == []
+
+
+async def test_an_engine_that_does_not_see_our_files_gives_networks_too_but_no_volumes(
+    folder: Path, default_image: str
+):
+    async with a_house(folder, engine__channel="attach") as house:
+        sandbox = await house.sandbox(network_enabled=True, extra_hosts={"db.internal": "10.1.2.3"})
+        assert "10.1.2.3" in await said(sandbox, "cat /etc/hosts")
+        aims = [("SOCK_DGRAM", "10.0.0.1", 9), ("SOCK_DGRAM", "172.17.0.1", 9)]
+        assert set(json.loads(await python(sandbox, REACHED % aims)).values()) == {"PermissionError"}
+        with pytest.raises(EnclaveError, match="sees this machine's files"):
+            await house.sandbox(volumes={str(house.place("data")): {"bind": "/data", "mode": "ro"}})
+
+
+async def test_what_was_granted_is_no_drift(folder: Path, default_image: str):
+    async with a_house(folder, daemon__reap_every_s="0.05") as house:
+        place = house.place("data", owner=OWNER)
+        volumes = {str(place): {"bind": "/data", "mode": "rw"}}
+        sandbox = await house.sandbox(network_enabled=True, ports={"80": None}, volumes=volumes, command="sleep 600")
+        before = await looks(house)
+        async with asyncio.timeout(60):
+            while await looks(house) < before + 3:
+                await sandbox.refresh()  # which takes its time, and shows that it is there
+        assert (await sandbox.refresh()).status.value == "running"
+        assert "enclaved_sandbox_drifts_total 0.0" in (await house.running.get("/metrics"))[1]
+
+
+async def looks(house: House) -> float:
+    """How often the daemon has looked at everything."""
+    text = (await house.running.get("/metrics"))[1]
+    return float(text.partition('enclaved_reaper_runs_total{outcome="ok"} ')[2].split()[0])
+
+
+POLICY = """
+[roles.default]
+networks = ["none", "bridge"]
+"""
+
+
+async def test_a_network_outlives_a_daemon_that_leaves_its_sandboxes(default_image: str):
+    """The next daemon goes on with it, and takes it away with the last sandbox in it."""
+    async with short_directory() as home, aiodocker.Docker(detect_engine_url()) as engine:
+        (home / "policy.toml").write_text(POLICY)
+        settings = settings_in(home, daemon__keep_sandboxes_on_stop="true", policy__file=str(home / "policy.toml"))
+        wanted = sandbox_pb.SandboxSpec(network_enabled=True, memory_limit_bytes=192 * 2**20)
+        async with daemon(settings, runtime=None) as running:
+            request = sandbox_pb.CreateSandboxRequest(sandbox_id="box", spec=wanted)
+            await running.sandbox_stub.CreateSandbox(request)
+            house = House(running, LocalSandboxManager(), home, engine)
+        names = await house.networks()
+        assert len(names) == 2
+        async with daemon(settings, runtime=None) as running:
+            code = "import socket; s = socket.socket(2, 2); s.sendto(b'x', ('10.0.0.1', 9))"
+            answer = await running.execution_stub.Run(execution_pb.RunRequest(spec=program(code)))
+            assert b"PermissionError" in answer.stderr
+            assert await house.networks() == names
+            await running.sandbox_stub.DeleteSandbox(sandbox_pb.DeleteSandboxRequest(sandbox_id="box", wait=True))
+            assert await house.networks() == []
