@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from enclaved.agent.handle import RunOptions
 from enclaved.core.policy import check_context_name, check_execution_id, execution_timeout, output_limit
 from enclaved.core.quotas import Quotas
 from enclaved.core.record import SandboxRecord
-from enclaved.errors import InvalidRequest, ToolNotFound
+from enclaved.errors import InvalidRequest, PolicyDenied, ToolNotFound
 from enclaved.model import CommandJob, FileJob, Job, PythonJob, Retention, ToolCall
 from enclaved.tools.registry import ToolRegistry
 
@@ -43,7 +44,7 @@ class Calls:
         if call.execution_id:
             check_execution_id(call.execution_id)
         tool = self._enabled(call.tool, record)
-        prepared = self._tools.prepare(call.tool, call.parameters, self._tools.options_in(tool, record.spec.tools))
+        prepared = self._tools.prepare(call.tool, call.parameters, self._options(tool, record))
         job = _in_context(prepared.job, call.context)
         if call.terminal is not None:
             _check_terminal(job)
@@ -58,8 +59,15 @@ class Calls:
         )
         return Decided(prepared.tool_name, job, options)
 
+    def _options(self, tool: str, record: SandboxRecord) -> Mapping[str, Any]:
+        found = self._tools.options_in(tool, record.spec.tools)
+        return {**found, **(record.spec.command_options or {})} if self._tools.is_internal(tool) else found
+
     def _enabled(self, name: str, record: SandboxRecord) -> str:
         if self._tools.is_internal(name):
+            if record.spec.command_options is None:
+                text = "the role of this sandbox does not grant shell_executor, and so no execute_command"
+                raise PolicyDenied("tools", "tool", text)
             return name
         enabled = record.spec.tools
         try:

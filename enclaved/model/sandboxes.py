@@ -169,6 +169,9 @@ class SandboxSpec:
     """Output of an execution whose caller sets no limit; 0: any, or the most that there is."""
     output_limit_max_bytes: int = 0
     """Most output of an execution; 0: any."""
+    command_options: Mapping[str, Any] | None = field(default_factory=lambda: EMPTY)
+    """Options of ``shell_executor`` that hold for ``execute_command``, whatever tools are enabled; ``None``: the policy
+    grants no commands."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,8 @@ def test_every_field_of_the_model_is_shown(kind, show, not_sent):
 def test_every_field_of_a_spec_is_shown_but_what_is_for_the_guest_only():
     sandbox = filled(model.Sandbox, random.Random(3))
     ignored = ignored_fields(sandbox.spec, lambda spec: convert.sandbox(dataclasses.replace(sandbox, spec=spec)))
-    assert ignored == {"shm_size_bytes", "timeout_max_s", "kill_at_pids_limit", "may_pull", "role"}
+    of_policy = {"may_pull", "role", "image_digest", "output_limit_bytes", "output_limit_max_bytes", "command_options"}
+    assert ignored == {"shm_size_bytes", "timeout_max_s", "kill_at_pids_limit"} | of_policy
 
 
 @pytest.mark.parametrize("part", ["usage", "phases", "exception"])

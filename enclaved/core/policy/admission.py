@@ -17,6 +17,7 @@ from enclaved.core.policy.programs import (
     ToolOptions,
     Tools,
     decide_command,
+    decide_command_options,
     decide_env,
     decide_tools,
     enabled_tools,
@@ -141,6 +142,7 @@ class Policy:
             image_digest=digest,
             output_limit_bytes=limits.output_default_bytes,
             output_limit_max_bytes=limits.output_max_bytes,
+            command_options=decide_command_options(docket.role),
         )
 
     def change(self, spec: SandboxSpec, update: SandboxUpdate, identity: Identity = LOCAL) -> SandboxSpec:

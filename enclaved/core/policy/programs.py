@@ -14,6 +14,7 @@ from enclaved.core.spec_fields import has_surrogates, shown
 from enclaved.errors import FieldViolation, InvalidRequest, ToolNotFound
 from enclaved.model import SandboxRequest
 
+SHELL: Final = "shell_executor"
 COMMAND_WORDS_MAX: Final = 256
 COMMAND_BYTES_MAX: Final = 64 * 1024
 
@@ -110,6 +111,16 @@ def _decide_options(docket: Docket, name: str, options: Mapping[str, Any]) -> di
 def _forced(role: Role, name: str) -> Mapping[str, Any]:
     rule = role.tool_options.get(name)
     return rule.forced if rule is not None else {}
+
+
+def decide_command_options(role: Role) -> dict[str, Any] | None:
+    """What holds for ``execute_command``, which is there whatever tools a caller enables; ``None``: it is not granted.
+
+    It is no way around the policy: a role without ``shell_executor``, and without a command at start, has neither.
+    """
+    if not (matches(SHELL, role.tools) or role.command):
+        return None
+    return {option: value for option, value in _forced(role, SHELL).items() if option != "timeout"}
 
 
 def malformed_command(request: SandboxRequest) -> Iterator[FieldViolation]:
