@@ -138,6 +138,7 @@ class Protections:
     def _begin(self, image: str) -> asyncio.Task[None]:
         if self._looking is None:
             self._looking = self._background.begin(self._look(image), "look at protections")
+            self._looking.add_done_callback(_log_fault)
         return self._looking
 
     def _age_s(self) -> float:
@@ -198,6 +199,13 @@ class Protections:
         for one in states:
             if one.state is ProtectionState.WAIVED:
                 log.warning("protection waived", extra={"protection": one.name, "why": one.detail})
+
+
+def _log_fault(task: asyncio.Task[None]) -> None:
+    """Tells of a fault of our own, which nobody may be waiting for."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, EnclaveError):
+        log.error("a look at protections broke off; nothing is handed out", exc_info=error)
 
 
 async def _nobody_listens(available: bool) -> None:

@@ -205,13 +205,21 @@ class ControlGroups:
             f"enclaved.slice/docker-{container_id}.scope",  # driver systemd
         )
         for name in names:
-            if (unified := self._root / name).is_dir():
+            if is_group(unified := self._root / name):
                 return _Unified(str(unified))
             memory, pids = self._root / "memory" / name, self._root / "pids" / name
-            if memory.is_dir() and pids.is_dir():
+            if is_group(memory) and is_group(pids):
                 cpu, io = self._root / "cpuacct" / name, self._root / "blkio" / name
                 return _PerController(str(memory), str(pids), str(cpu), str(io))
         return None
+
+
+def is_group(path: Path) -> bool:
+    """Whether there is a control group that can be seen."""
+    try:
+        return path.is_dir()
+    except OSError:  # the groups above it are closed to this user
+        return False
 
 
 def _field(text: str | None, name: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from enclaved.runtime.docker.cgroup import is_group
 from enclaved.runtime.inspection import GroupLimits
 
 PARENTS: Final[Mapping[str, str]] = MappingProxyType({"cgroupfs": "enclaved", "systemd": "enclaved.slice"})
@@ -23,9 +24,9 @@ def container_groups(container_id: str) -> tuple[str, ...]:
 def read_limits(root: Path, names: tuple[str, ...]) -> GroupLimits | None:
     """The limits of the first of these groups that there is below ``root``; ``None`` if there is none."""
     for name in names:
-        if (root / name / "memory.max").exists():
+        if is_group(root / name):
             return _unified(root / name)
-        if (root / "memory" / name).is_dir() and (root / "pids" / name).is_dir():
+        if is_group(root / "memory" / name) and is_group(root / "pids" / name):
             return _per_controller(root, name)
     return None
 
@@ -83,16 +84,13 @@ def write_ceiling(root: Path, memory_bytes: int, pids: int) -> None:
     name = PARENTS["cgroupfs"]
     if (root / "cgroup.controllers").exists():
         (root / "cgroup.subtree_control").write_text("+memory +pids")
-        group = root / name
-        group.mkdir(exist_ok=True)
+        group = _made(root / name)
         _write(group / "memory.max", memory_bytes)
         if (group / "memory.swap.max").exists():
             _write(group / "memory.swap.max", 0)
         _write(group / "pids.max", pids)
         return
-    memory, processes = root / "memory" / name, root / "pids" / name
-    for group in (memory, processes):
-        group.mkdir(exist_ok=True)
+    memory, processes = _made(root / "memory" / name), _made(root / "pids" / name)
     limits = [memory / "memory.limit_in_bytes", memory / "memory.memsw.limit_in_bytes"]
     wanted = [limit for limit in limits if limit.exists()]
     try:
@@ -102,6 +100,13 @@ def write_ceiling(root: Path, memory_bytes: int, pids: int) -> None:
         for limit in reversed(wanted):
             _write(limit, memory_bytes)
     _write(processes / "pids.max", pids)
+
+
+def _made(group: Path) -> Path:
+    """Makes a group that the daemon, which is another user, can look into, whatever the umask."""
+    group.mkdir(exist_ok=True)
+    group.chmod(0o755)
+    return group
 
 
 def _write(file: Path, value: int) -> None:

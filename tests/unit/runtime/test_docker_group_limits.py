@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,17 @@ def test_a_ceiling_of_version_1_is_written(tmp_path):
     (tmp_path / "pids").mkdir()
     write_ceiling(tmp_path, MIB, 64)
     assert read_limits(tmp_path, ("enclaved",)) == GroupLimits(MIB, 0, 64, None)
+
+
+def test_a_ceiling_can_be_seen_by_others_whatever_the_umask(tmp_path):
+    for name in ("memory", "pids"):
+        (tmp_path / name).mkdir()
+    before = os.umask(0o077)
+    try:
+        write_ceiling(tmp_path, MIB, 64)
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name / "enclaved").stat().st_mode & 0o777 for name in ("memory", "pids")} == {0o755}
 
 
 def test_a_tree_that_cannot_be_written_to_is_an_error(tmp_path):
