@@ -8,19 +8,24 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from enclaved.core import identity
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
 class Background:
-    """Keeps tasks until they are done. A failure is logged; it ends nothing else."""
+    """Keeps tasks until they are done. A failure is logged; it ends nothing else.
+
+    A task does its work as whoever started it. It inherits nothing else of the call, such as log fields.
+    """
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Starts a task. It does not inherit the log fields of the call that starts it."""
+        """Starts a task."""
         task = self._start(work, name)
         task.add_done_callback(_log_failure)
         return task
@@ -41,7 +46,9 @@ class Background:
             raise
 
     def _start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work, name=name, context=contextvars.Context())
+        context = contextvars.Context()
+        context.run(identity.act_as, identity.current())  # whoever it is for decides what it may do
+        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
