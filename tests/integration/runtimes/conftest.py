@@ -25,6 +25,11 @@ name = "gvisor"
 engine_runtime = "runsc"
 
 [[runtime_classes]]
+name = "tight"
+engine_runtime = "runsc"
+pids_extra = 200
+
+[[runtime_classes]]
 name = "elsewhere"
 engine_runtime = "runtime-that-is-not-there"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from ms_enclave.sandbox.model import DockerSandboxConfig, SandboxType
 from ms_enclave.v1 import system_service_pb2 as system_pb
 
 from tests.conftest import DEFAULT_IMAGE
+from tests.docs.pages import blocks
 from tests.integration.compatibility.programs import PYTHON, SHELL
 from tests.integration.failures.test_killed_daemons import at
 
@@ -135,6 +137,21 @@ async def test_what_takes_all_memory_ends_as_a_lost_sandbox_and_no_other_notices
     assert await shell(shared, "echo on") == "on\n"
 
 
+async def test_a_fork_bomb_ends_with_its_sandbox_and_no_other_notices(shared: Sandbox) -> None:
+    async with sandbox_of(runtime_class="tight", resource_limits={"pids_limit": 16}) as bomb:
+        command = "b() { b | b & }; b; while :; do :; done"
+        result = await bomb.execute_tool("shell_executor", {"command": command, "timeout": 10})
+        assert result.metadata["verdict"] in ("SANDBOX_LOST", "TIMEOUT")
+    assert await shell(shared, "echo on") == "on\n"
+
+
+async def test_the_example_of_the_page_prints_what_the_page_says(site: Site) -> None:
+    (example,) = blocks("docs/runtimes.md", "python")
+    done = await asyncio.create_subprocess_exec(sys.executable, "-c", example.text, stdout=asyncio.subprocess.PIPE)
+    said, _ = await done.communicate()
+    assert (said.decode(), done.returncode) == (example.shown_output, 0)
+
+
 async def test_a_sandbox_is_taken_up_by_the_next_daemon_and_keeps_its_limits(site: Site, sandbox: Sandbox) -> None:
     await shell(sandbox, "echo kept > file")
     await site.next_daemon()
@@ -160,7 +177,10 @@ async def test_a_sandbox_of_the_engines_own_runtime_lives_beside_it(shared: Sand
     ("config", "words"),
     [
         ({"network_enabled": True}, "no network"),
-        ({"runtime_class": "unknown"}, "no runtime class is called 'unknown'; available: runc, gvisor, elsewhere"),
+        (
+            {"runtime_class": "unknown"},
+            "no runtime class is called 'unknown'; available: runc, gvisor, tight, elsewhere",
+        ),
         ({"runtime_class": "elsewhere"}, "no runtime 'runtime-that-is-not-there'"),
     ],
     ids=["a network", "a class that nobody configured", "a class whose runtime the engine lacks"],
@@ -173,4 +193,4 @@ async def test_what_cannot_be_is_refused_with_a_sentence(config: dict[str, Any],
 async def test_the_daemon_says_which_classes_it_has(site: Site) -> None:
     async with at(site.daemon) as stubs:
         found = await stubs.system.GetInfo(system_pb.GetInfoRequest())
-    assert list(found.runtime_classes) == ["runc", "gvisor", "elsewhere"]
+    assert list(found.runtime_classes) == ["runc", "gvisor", "tight", "elsewhere"]
