@@ -23,7 +23,7 @@ def test_a_command_prints_what_the_page_shows(block: Block) -> None:
 
 
 def test_the_tables_have_every_category_severity_and_outcome() -> None:
-    rows = set(re.findall(r"`([a-z ]+)`", "".join(re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE))))
+    rows = set(re.findall(r"`([a-z ]+)`", "\n".join(re.findall(r"^\| (.*?) \|", PAGE, re.MULTILINE))))
 
     assert {category.value for category in Category} <= rows
     assert {severity.name.lower() for severity in Severity} <= rows
