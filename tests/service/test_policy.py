@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
@@ -99,30 +100,30 @@ def creation(sandbox_id: str = "", **spec: Any) -> sandbox_pb.CreateSandboxReque
     return sandbox_pb.CreateSandboxRequest(sandbox_id=sandbox_id, spec=sandbox_pb.SandboxSpec(**spec))
 
 
-@pytest.mark.parametrize(
-    ("spec", "rule", "field"),
-    [
-        ({"privileged": True}, "privileged", "spec.privileged"),
-        ({"image": "evil:1"}, "image", "spec.image"),
-        ({"image": "127.0.0.1:5000/python:3.11-slim"}, "image", "spec.image"),
-        ({"memory_limit_bytes": 2**30}, "resources", "spec.memory_limit_bytes"),
-        ({"network_enabled": True}, "network", "spec.network_enabled"),
-        ({"network": "host"}, "network", "spec.network"),
-        ({"volumes": [sandbox_pb.Volume(host_path="/", bind="/host")]}, "volumes", "spec.volumes"),
-        ({"volumes": [sandbox_pb.Volume(host_path="/var/run/docker.sock", bind="/s")]}, "volumes", "spec.volumes"),
-        ({"ports": [sandbox_pb.PortMapping(container_port="80")]}, "ports", "spec.ports"),
-        ({"extra_hosts": {"a": "10.0.0.1"}}, "extra_hosts", "spec.extra_hosts"),
-        ({"command": ["true"]}, "command", "spec.command"),
-        ({"env_vars": {"HOME": "/"}}, "env", "spec.env_vars"),
-    ],
+REFUSED: tuple[tuple[dict[str, Any], str, str], ...] = (
+    ({"privileged": True}, "privileged", "spec.privileged"),
+    ({"image": "evil:1"}, "image", "spec.image"),
+    ({"image": "127.0.0.1:5000/python:3.11-slim"}, "image", "spec.image"),
+    ({"memory_limit_bytes": 2**30}, "resources", "spec.memory_limit_bytes"),
+    ({"network_enabled": True}, "network", "spec.network_enabled"),
+    ({"network": "host"}, "network", "spec.network"),
+    ({"volumes": [sandbox_pb.Volume(host_path="/", bind="/host")]}, "volumes", "spec.volumes"),
+    ({"volumes": [sandbox_pb.Volume(host_path="/var/run/docker.sock", bind="/s")]}, "volumes", "spec.volumes"),
+    ({"ports": [sandbox_pb.PortMapping(container_port="80")]}, "ports", "spec.ports"),
+    ({"extra_hosts": {"a": "10.0.0.1"}}, "extra_hosts", "spec.extra_hosts"),
+    ({"command": ["true"]}, "command", "spec.command"),
+    ({"env_vars": {"HOME": "/"}}, "env", "spec.env_vars"),
 )
-async def test_what_the_role_does_not_grant_is_refused_by_its_rule(
-    policed: Governed, spec: dict[str, Any], rule: str, field: str
-) -> None:
-    call = policed.running.sandbox_stub.CreateSandbox(creation(**spec))
-    metadata, _ = await refused(call, grpc.StatusCode.PERMISSION_DENIED)
-    assert (metadata["rule"], metadata["field"]) == (rule, field)
-    assert await policed.sample(f'enclaved_policy_refusals_total{{rule="{rule}"}}') == "1.0"
+
+
+async def test_what_the_role_does_not_grant_is_refused_by_its_rule(policed: Governed) -> None:
+    for spec, rule, field in REFUSED:
+        call = policed.running.sandbox_stub.CreateSandbox(creation(**spec))
+        metadata, _ = await refused(call, grpc.StatusCode.PERMISSION_DENIED)
+        assert (metadata["rule"], metadata["field"]) == (rule, field)
+    for rule in {rule for _, rule, _ in REFUSED}:
+        count = sum(each == rule for _, each, _ in REFUSED)
+        assert await policed.sample(f'enclaved_policy_refusals_total{{rule="{rule}"}}') == f"{count}.0"
     listed = await policed.running.sandbox_stub.ListSandboxes(sandbox_pb.ListSandboxesRequest())
     assert not listed.sandboxes
 
@@ -195,22 +196,23 @@ async def test_a_changed_file_counts_for_the_next_request_and_not_for_sandboxes_
     assert again.sandbox.spec == old.spec
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("[roles.default]\n\nmemory_mx_bytes = 1\n", "line 3"),
-        ("[roles.default\n", "line 1"),
-        ("[roles.x]\nusers=['q']", "line 2"),
-    ],
+BAD_FILES = (
+    ("[roles.default]\n\nmemory_mx_bytes = 1\n", "line 3"),
+    ("[roles.default\n", "line 1"),
+    ("[roles.x]\nusers=['q']", "line 2"),
 )
+
+
 async def test_a_bad_file_changes_nothing_is_logged_with_its_line_and_counted(
-    policed: Governed, caplog: pytest.LogCaptureFixture, text: str, line: str
+    policed: Governed, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await policed.reload(text, "error")
-    assert await policed.sample("enclaved_config_last_reload_successful") == "0.0"
-    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    (problem,) = vars(record)["problems"]
-    assert line in problem
+    for text, line in BAD_FILES:
+        caplog.clear()
+        await policed.reload(text, "error")
+        assert await policed.sample("enclaved_config_last_reload_successful") == "0.0"
+        (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        (problem,) = vars(record)["problems"]
+        assert line in problem
     call = policed.running.sandbox_stub.CreateSandbox(creation(image="evil:1"))
     metadata, _ = await refused(call, grpc.StatusCode.PERMISSION_DENIED)
     assert metadata["rule"] == "image"
@@ -245,3 +247,24 @@ async def test_an_embedded_daemon_has_a_role_of_its_own_that_the_file_can_narrow
             call = running.sandbox_stub.CreateSandbox(creation(privileged=True))
             metadata, _ = await refused(call, grpc.StatusCode.PERMISSION_DENIED)
             assert metadata["rule"] == "privileged"
+
+
+async def test_over_http_a_refusal_names_its_rule_and_a_quota_says_when_again() -> None:
+    async with short_directory() as folder:
+        file = folder / "policy.toml"
+        file.write_text('[roles.keys]\nusers = ["api_key"]\ncreates_per_minute = 1\n')
+        settings = settings_in(
+            folder, policy__file=str(file), listen__http=f"unix:{folder}/h.sock", http__api_keys="k" * 32
+        )
+        transport = httpx.AsyncHTTPTransport(uds=f"{folder}/h.sock")
+        headers = {"X-API-Key": "k" * 32}
+        async with (
+            daemon(settings),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE_S) as client,
+        ):
+            answer = await client.post("/sandbox/create", json={"privileged": True}, headers=headers)
+            assert (answer.status_code, "policy rule: privileged" in answer.text) == (403, True)
+            for status in (200, 429):
+                answer = await client.post("/sandbox/create", json={}, headers=headers)
+                assert answer.status_code == status
+            assert 0 < int(answer.headers["Retry-After"]) <= 60
