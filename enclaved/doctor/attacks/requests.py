@@ -95,34 +95,32 @@ async def _limits(act: Act) -> Evidence:
 
 
 async def _raised_limits(act: Act) -> Evidence:
-    update = sandbox_pb.UpdateSandboxRequest
-    for name, fields in {
-        "memory": {"memory_limit_bytes": 2**62},
-        "no memory limit": {"memory_limit_bytes": -1},
-        "cpu": {"cpu_limit": _INFINITE},
-        "processes": {"pids_limit": 2**31 - 1},
-        "ttl": {"ttl_s": _INFINITE},
+    for name, (field, value) in {
+        "memory": ("memory_limit_bytes", 2**62),
+        "no memory limit": ("memory_limit_bytes", -1),
+        "cpu": ("cpu_limit", _INFINITE),
+        "processes": ("pids_limit", 2**31 - 1),
+        "ttl": ("ttl_s", _INFINITE),
     }.items():
-        request = update(sandbox_id=act.sandbox_id, **fields)  # type: ignore[arg-type]  # one field of each kind
+        request = sandbox_pb.UpdateSandboxRequest(sandbox_id=act.sandbox_id)
+        setattr(request, field, value)
         await act.ask(name, act.stubs.sandboxes.UpdateSandbox(request))
     return act.evidence()
 
 
 async def _timeouts(act: Act) -> Evidence:
-    for name, fields in {
-        "timeout -1": {"timeout_s": -1.0},
-        "timeout nan": {"timeout_s": _NAN},
-        "timeout infinite": {"timeout_s": _INFINITE},
-        "timeout 1e18": {"timeout_s": 1e18},
-        "idle nan": {"idle_timeout_s": _NAN},
-        "grace -1": {"detach_grace_s": -1.0},
+    for name, (field, value) in {
+        "timeout -1": ("timeout_s", -1.0),
+        "timeout nan": ("timeout_s", _NAN),
+        "timeout infinite": ("timeout_s", _INFINITE),
+        "timeout 1e18": ("timeout_s", 1e18),
+        "idle nan": ("idle_timeout_s", _NAN),
+        "grace -1": ("detach_grace_s", -1.0),
     }.items():
         spec = execution_pb.ExecutionSpec(
-            sandbox_id=act.sandbox_id,
-            tool="python_executor",
-            parameters_json='{"code": "1"}',
-            **fields,  # type: ignore[arg-type]  # one field of each kind
+            sandbox_id=act.sandbox_id, tool="python_executor", parameters_json='{"code": "1"}'
         )
+        setattr(spec, field, value)
         await act.ask(name, act.stubs.executions.Run(execution_pb.RunRequest(spec=spec)))
     return act.evidence()
 

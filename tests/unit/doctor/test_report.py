@@ -8,9 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from enclaved.cli.doctor import doctor
+from enclaved.doctor import attacking
 from enclaved.doctor.attacking import NoSuchAttack, chosen
 from enclaved.doctor.attacks.base import Attack, Category, Judgement, contained, escaped, inconclusive
 from enclaved.doctor.attacks.suite import SUITE
+from enclaved.doctor.checks import examination
+from enclaved.doctor.checks.findings import Finding, Severity
 from enclaved.doctor.report import AttackReport
 from enclaved.doctor.stage import Result
 
@@ -81,6 +84,46 @@ def test_attacks_are_chosen_by_category_and_id() -> None:
         chosen(ids=["escape.nonsense"])
     with pytest.raises(NoSuchAttack, match="nonsense"):
         chosen(["nonsense"])
+
+
+@pytest.mark.parametrize(("results", "code"), [(GOOD, 0), ((*GOOD, result("escape.b", escaped("out"))), 1), ((), 1)])
+def test_the_command_ends_as_the_attacks_did(
+    monkeypatch: pytest.MonkeyPatch, results: tuple[Result, ...], code: int
+) -> None:
+    async def played(*_: object, **__: object) -> AttackReport:
+        return report(*results)
+
+    monkeypatch.setattr(attacking, "attack", played)
+    in_lines = CliRunner().invoke(doctor, ["--attack"], catch_exceptions=False)
+    in_json = CliRunner().invoke(doctor, ["--attack", "--json"], catch_exceptions=False)
+
+    assert (in_lines.exit_code, in_json.exit_code) == (code, code)
+    assert in_lines.output.splitlines() == list(report(*results).lines())
+    assert json.loads(in_json.output) == report(*results).as_json()
+
+
+@pytest.mark.parametrize(
+    ("severity", "fail_on", "code"),
+    [
+        (Severity.FAILURE, "failure", 1),
+        (Severity.WARNING, "failure", 0),
+        (Severity.WARNING, "warning", 1),
+        (Severity.NOTE, "warning", 0),
+        (Severity.NOTE, "note", 1),
+        (Severity.OK, "note", 0),
+    ],
+)
+def test_the_command_ends_as_severe_as_it_was_asked_to(
+    monkeypatch: pytest.MonkeyPatch, severity: Severity, fail_on: str, code: int
+) -> None:
+    found = [Finding("a.good", Severity.OK, "fine"), Finding("a.b", severity, "found", "mend it")]
+    monkeypatch.setattr(examination, "examine", lambda *_: found)
+    in_lines = CliRunner().invoke(doctor, ["--fail-on", fail_on], catch_exceptions=False)
+    in_json = CliRunner().invoke(doctor, ["--fail-on", fail_on, "--json"], catch_exceptions=False)
+
+    assert (in_lines.exit_code, in_json.exit_code) == (code, code)
+    assert ("fix: mend it" in in_lines.output) == (severity > Severity.OK)
+    assert json.loads(in_json.output)["worst"] == severity.name.lower()
 
 
 def test_the_command_lists_every_attack() -> None:
