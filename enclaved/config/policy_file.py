@@ -42,6 +42,8 @@ _PAIRS: Final = (
     ("ttl_default_s", "ttl_max_s"),
     ("idle_timeout_default_s", "idle_timeout_max_s"),
     ("output_default_bytes", "output_max_bytes"),
+    ("working_dir_size_default_bytes", "working_dir_size_max_bytes"),
+    ("tmp_size_default_bytes", "tmp_size_max_bytes"),
 )
 """Defaults that a role which sets the maximum alone has lowered."""
 

@@ -57,6 +57,10 @@ class RoleTable(_Table):
     cpu_max: _Cores | None = Field(None, description="Most CPU time per wall time of a sandbox, in cores.")
     pids_default: _Count | None = Field(None, description="Processes and threads of a sandbox.")
     pids_max: _Count | None = Field(None, description="Most processes and threads of a sandbox.")
+    working_dir_size_default_bytes: _CountOrZero | None = Field(
+        None, description="Room in the working directory, as far as memory allows it."
+    )
+    tmp_size_default_bytes: _CountOrZero | None = Field(None, description="Room in /tmp, as far as memory allows it.")
     working_dir_size_max_bytes: _CountOrZero | None = Field(None, description="Most room in the working directory.")
     tmp_size_max_bytes: _CountOrZero | None = Field(None, description="Most room in /tmp.")
     timeout_default_s: _Seconds | None = Field(None, description="Timeout of an execution.")

@@ -28,12 +28,12 @@ class TmpfsSizes:
 
 
 def tmpfs_sizes(
-    request: SandboxRequest, memory_bytes: int, working_dir_max_bytes: int = 0, tmp_max_bytes: int = 0
+    request: SandboxRequest, memory_bytes: int, working_dir_default_bytes: int = 0, tmp_default_bytes: int = 0
 ) -> TmpfsSizes:
     """Sizes the working directory, /tmp and /dev/shm so that they and the reserve fit into the memory limit.
 
-    They are memory: filled up, they would have programs killed. The maxima are for sizes that nobody asked for; 0:
-    none. Raises `InvalidRequest` where asked-for sizes do not
+    They are memory: filled up, they would have programs killed. The defaults are for sizes that nobody asks for, as far
+    as memory allows them; 0: 128 MiB and 64 MiB. Raises `InvalidRequest` where asked-for sizes do not
     fit.
     """
     budget = memory_bytes - HEAP_RESERVE_BYTES
@@ -43,10 +43,8 @@ def tmpfs_sizes(
         size = min(most_bytes, memory_bytes * share // 32, budget * share // 13)
         return size // _PAGE_BYTES * _PAGE_BYTES
 
-    working_dir = request.working_dir_size_bytes or default(
-        min(WORKING_DIR_SIZE_BYTES, working_dir_max_bytes or WORKING_DIR_SIZE_BYTES), 8
-    )
-    tmp = request.tmp_size_bytes or default(min(TMP_SIZE_BYTES, tmp_max_bytes or TMP_SIZE_BYTES), 4)
+    working_dir = request.working_dir_size_bytes or default(working_dir_default_bytes or WORKING_DIR_SIZE_BYTES, 8)
+    tmp = request.tmp_size_bytes or default(tmp_default_bytes or TMP_SIZE_BYTES, 4)
     shm = default(SHM_SIZE_BYTES, 1)
     total = working_dir + tmp + shm + HEAP_RESERVE_BYTES
     if total > memory_bytes:

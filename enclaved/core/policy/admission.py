@@ -27,7 +27,7 @@ from enclaved.core.policy.programs import (
 from enclaved.core.policy.roles import ANY, RUNC, Role, Rules, built_in_rules
 from enclaved.core.policy.users import role_of
 from enclaved.core.spec_fields import malformed, shown
-from enclaved.core.tmpfs import HEAP_RESERVE_BYTES, tmpfs_sizes
+from enclaved.core.tmpfs import HEAP_RESERVE_BYTES, TMP_SIZE_BYTES, WORKING_DIR_SIZE_BYTES, tmpfs_sizes
 from enclaved.errors import FieldViolation, InvalidRequest, PolicyDenied
 from enclaved.model import LOCAL, Adjustment, Identity, Network, SandboxRequest, SandboxSpec, SandboxUpdate, Volume
 
@@ -109,8 +109,7 @@ class Policy:
         memory_bytes = docket.number(
             "memory", "memory_limit_bytes", limits.memory_default_bytes, limits.memory_max_bytes
         )
-        self._sizes(docket)
-        sizes = tmpfs_sizes(request, memory_bytes, limits.working_dir_size_max_bytes, limits.tmp_size_max_bytes)
+        sizes = tmpfs_sizes(request, memory_bytes, *self._sizes(docket))
         timeout_s = docket.number("timeout", "timeout_s", limits.timeout_default_s, limits.timeout_max_s)
         return SandboxSpec(
             image=image,
@@ -256,8 +255,13 @@ class Policy:
         return "" if found == RUNC else found
 
     @staticmethod
-    def _sizes(docket: Docket) -> None:
+    def _sizes(docket: Docket) -> tuple[int, int]:
+        """Checks the sizes that are asked for, and returns those that hold where none is."""
         limits = docket.role.limits
+        defaults = (
+            limits.working_dir_size_default_bytes or min(WORKING_DIR_SIZE_BYTES, limits.working_dir_size_max_bytes),
+            limits.tmp_size_default_bytes or min(TMP_SIZE_BYTES, limits.tmp_size_max_bytes),
+        )
         for key, most in (
             ("working_dir_size", limits.working_dir_size_max_bytes),
             ("tmp_size", limits.tmp_size_max_bytes),
@@ -266,6 +270,7 @@ class Policy:
             if most and wanted is not None and wanted > most:
                 text = f"{key}_bytes is {wanted}, and at most {most} is granted; ask for less"
                 docket.refuse("resources", f"{key}_max_bytes", f"{key}_bytes", str(wanted), text, str(most))
+        return defaults
 
 
 def request_for(spec: SandboxSpec) -> SandboxRequest:

@@ -8,6 +8,8 @@ from typing import Final
 from enclaved.core.spec_fields import CPU_MIN, MEMORY_MIN_BYTES, MIB, PIDS_MIN, TTL_MIN_S
 
 LIMITS_OF_ROLES: Final = (
+    "working_dir_size_default_bytes",
+    "tmp_size_default_bytes",
     "working_dir_size_max_bytes",
     "tmp_size_max_bytes",
     "output_default_bytes",
@@ -42,6 +44,10 @@ class PolicyLimits:
     image_default: str = "python:3.11-slim"
     kill_at_pids_limit: bool = False
     """Whether an execution that meets the limit of processes is killed; otherwise its fork fails and it goes on."""
+    working_dir_size_default_bytes: int = 0
+    """Room in the working directory, as far as memory allows it; 0: 128 MiB, or the most that there is."""
+    tmp_size_default_bytes: int = 0
+    """Room in /tmp, as far as memory allows it; 0: 64 MiB, or the most that there is."""
     working_dir_size_max_bytes: int = 0
     """Most room in the working directory; 0: as much as fits into the memory limit."""
     tmp_size_max_bytes: int = 0
@@ -72,8 +78,9 @@ class PolicyLimits:
             raise ValueError("idle_timeout_default_s and idle_timeout_max_s must be 0 or more, and finite")
         if 0 < self.idle_timeout_max_s < self.idle_timeout_default_s:
             raise ValueError("idle_timeout_default_s must be at most idle_timeout_max_s")
-        if 0 < self.output_max_bytes < self.output_default_bytes:
-            raise ValueError("output_default_bytes must be at most output_max_bytes")
+        for name in ("working_dir_size", "tmp_size", "output"):
+            if 0 < getattr(self, f"{name}_max_bytes") < getattr(self, f"{name}_default_bytes"):
+                raise ValueError(f"{name}_default_bytes must be at most {name}_max_bytes")
         for count in ("sandboxes_max", "executions_per_sandbox_max"):
             if getattr(self, count) < 1:
                 raise ValueError(f"{count} must be at least 1")

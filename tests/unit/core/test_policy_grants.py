@@ -383,6 +383,9 @@ def test_room_and_output_have_maxima() -> None:
     spec = granted(found, LOCAL).spec
     assert (spec.working_dir_size_bytes, spec.tmp_size_bytes) == (64 * mib, 8 * mib)
     assert (spec.output_limit_bytes, spec.output_limit_max_bytes) == (10, 100)
+    more = replace(limits, working_dir_size_default_bytes=32 * mib, tmp_size_default_bytes=2 * mib)
+    spec = granted(with_role(role(limits=more)), LOCAL).spec
+    assert (spec.working_dir_size_bytes, spec.tmp_size_bytes) == (32 * mib, 2 * mib)
     assert denied(found, LOCAL, working_dir_size_bytes=65 * mib).limit == str(64 * mib)
     assert denied(found, LOCAL, tmp_size_bytes=9 * mib).limit == str(8 * mib)
 
