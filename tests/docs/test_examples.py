@@ -92,6 +92,11 @@ PRINTED = {
         step 3
         it ended: ('EXITED', 3)
         """,
+    "web_server": """
+        it is published on 127.0.0.1
+        Hello from this machine
+        this machine, seen from the server: closed
+        """,
     "contexts": """
         left says L
         right says R

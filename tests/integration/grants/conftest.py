@@ -23,6 +23,12 @@ from enclaved.runtime.docker import detect_engine_url
 from tests.service.daemons import Running, daemon, settings_in
 
 MEMORY = "192m"
+GATEWAY = """
+import socket
+with open('/proc/net/route') as routes:
+    gateway = socket.inet_ntoa(bytes.fromhex(list(routes)[1].split()[2])[::-1])
+"""
+"""Code that finds the host's end of a sandbox's network."""
 OWNER = 1234
 """A user to whom a directory may belong."""
 

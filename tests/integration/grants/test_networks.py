@@ -20,7 +20,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from enclaved.runtime.docker import detect_engine_url
 from enclaved.runtime.docker.granted import network_name
-from tests.integration.grants.conftest import OWNER, House, a_house, python, said
+from tests.integration.grants.conftest import GATEWAY, OWNER, House, a_house, python, said
 from tests.service.daemons import daemon, settings_in, short_directory
 from tests.service.daemons import python as program
 
@@ -211,7 +211,7 @@ async def test_an_engine_that_does_not_see_our_files_gives_networks_too_but_no_v
     async with a_house(folder, engine__channel="attach") as house:
         sandbox = await house.sandbox(network_enabled=True, extra_hosts={"db.internal": "10.1.2.3"})
         assert "10.1.2.3" in await said(sandbox, "cat /etc/hosts")
-        aims = [("SOCK_DGRAM", "10.0.0.1", 9), ("SOCK_DGRAM", "172.17.0.1", 9)]
+        aims = [("SOCK_DGRAM", await python(sandbox, f"{GATEWAY}print(gateway)"), 9)]
         assert set(json.loads(await python(sandbox, REACHED % aims)).values()) == {"PermissionError"}
         with pytest.raises(EnclaveError, match="sees this machine's files"):
             await house.sandbox(volumes={str(house.place("data")): {"bind": "/data", "mode": "ro"}})
@@ -255,7 +255,7 @@ async def test_a_network_outlives_a_daemon_that_leaves_its_sandboxes(default_ima
         names = await house.networks()
         assert len(names) == 2
         async with daemon(settings, runtime=None) as running:
-            code = "import socket; s = socket.socket(2, 2); s.sendto(b'x', ('10.0.0.1', 9))"
+            code = f"{GATEWAY}socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', (gateway, 9))"
             answer = await running.execution_stub.Run(execution_pb.RunRequest(spec=program(code)))
             assert b"PermissionError" in answer.stderr
             assert await house.networks() == names
