@@ -138,7 +138,7 @@ async def test_what_takes_all_memory_ends_as_a_lost_sandbox_and_no_other_notices
 
 
 async def test_a_fork_bomb_ends_with_its_sandbox_and_no_other_notices(shared: Sandbox) -> None:
-    async with sandbox_of(runtime_class="tight", resource_limits={"pids_limit": 16}) as bomb:
+    async with sandbox_of(runtime_class="tight", resource_limits={"pids_limit": 32}) as bomb:
         command = "b() { b | b & }; b; while :; do :; done"
         result = await bomb.execute_tool("shell_executor", {"command": command, "timeout": 10})
         assert result.metadata["verdict"] in ("SANDBOX_LOST", "TIMEOUT")
