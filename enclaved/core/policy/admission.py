@@ -87,8 +87,20 @@ class Policy:
 
     def covers(self, spec: SandboxSpec, identity: Identity) -> None:
         """Checks that somebody may have a sandbox that was made for another role. Raises `PolicyDenied`."""
-        if spec.role != self.role(identity).name:
-            self.admit(request_for(spec), identity)
+        role = self.role(identity)
+        if spec.role == role.name:
+            return
+        own = self.admit(request_for(spec), identity).spec
+        for rule, field, fits in (
+            ("image", "image", own.image_digest in ("", spec.image_digest)),
+            ("tool_options", "tools", own.tools == spec.tools),
+            ("resources", "timeout_s", spec.timeout_max_s <= own.timeout_max_s),
+            ("resources", "ttl_s", spec.ttl_s <= role.limits.ttl_max_s),
+            ("resources", "output_limit_bytes", _at_most(spec.output_limit_max_bytes, own.output_limit_max_bytes)),
+        ):
+            if not fits:
+                text = f"{field} of this sandbox is more than the role {role.name} grants; use one of your own"
+                raise PolicyDenied(rule, f"spec.{field}", text)
 
     def _decide(self, docket: Docket) -> SandboxSpec:
         request, limits = docket.request, docket.role.limits
@@ -293,6 +305,11 @@ def request_for(spec: SandboxSpec) -> SandboxRequest:
         command=spec.command,
         runtime_class=spec.runtime_class or RUNC,
     )
+
+
+def _at_most(wanted: int, most: int) -> bool:
+    """Whether a limit is within another; 0 is no limit."""
+    return not most or 0 < wanted <= most
 
 
 def _idle_timeout(docket: Docket, wanted: float | None) -> float:

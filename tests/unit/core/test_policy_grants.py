@@ -434,6 +434,19 @@ def test_a_sandbox_that_another_role_made_is_covered_only_if_the_own_role_grants
     found = policy()
     found.covers(granted(found, EMBEDDED).spec, LOCAL)
     found.covers(granted(found, LOCAL).spec, EMBEDDED)
+    for rule, narrow in (
+        ("tool_options", {"tool_options": {"python_executor": ToolRule(forced={"blocked_modules": ["os"]})}}),
+        ("tool_options", {"tools": ("python_executor",)}),
+        ("image", {"images": (f"python:3.11-slim@{DIGEST}",)}),
+        ("resources", {"limits": PolicyLimits(timeout_max_s=60.0)}),
+        ("resources", {"limits": PolicyLimits(ttl_max_s=90000.0)}),
+        ("resources", {"limits": PolicyLimits(output_max_bytes=100)}),
+    ):
+        other = with_role(role(name="narrow", **narrow))
+        spec = granted(other, EMBEDDED, ttl_s=100000.0).spec
+        with pytest.raises(PolicyDenied) as caught:
+            other.covers(spec, replace(CI, role="narrow"))
+        assert caught.value.rule == rule
     wide = granted(found, EMBEDDED, network_enabled=True, ports=(PortMapping("80"),)).spec
     found.covers(wide, EMBEDDED)
     with pytest.raises(PolicyDenied) as caught:
