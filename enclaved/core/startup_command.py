@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from enclaved.core.record import SandboxRecord
 from enclaved.model import ToolCall
-from enclaved.tools.shell_executor import CommandTool
+from enclaved.tools.registry import COMMAND
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class StartupCommands:
             return
         call = ToolCall(
             sandbox_id=record.id,
-            tool=CommandTool.name,
+            tool=COMMAND,
             parameters={"command": list(record.spec.command)},
             execution_id=record.command_execution_id,
             timeout_s=0.0,  # as long as policy lets it

@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, PydanticUserError, ValidationError
 from pydantic_core import ErrorDetails
@@ -21,6 +21,9 @@ from enclaved.tools.shell_executor import CommandTool, ShellExecutorTool
 
 GROUP = "enclaved.tools"
 """The entry-point group of plug-ins. Each entry names a class that can be made without arguments, or an instance."""
+
+COMMAND: Final = CommandTool.name
+"""The internal tool that serves ``execute_command``."""
 
 # Violations travel in the call's trailing metadata, which clients limit to 8 KiB.
 _VIOLATIONS_MAX = 10
