@@ -23,9 +23,19 @@ from grpc import aio
 from enclaved import errors, log, status
 from enclaved.metrics import Metrics
 from enclaved.services._auth import Doors, show
-from enclaved.services._limits import DEFAULT_LIMITS, EdgeLimits, InTime, Shares, first_message, lasts
+from enclaved.services._limits import (
+    DEFAULT_LIMITS,
+    OVERSIZED,
+    EdgeLimits,
+    InTime,
+    Shares,
+    first_message,
+    has_too_much_metadata,
+    lasts,
+)
 
 _log = logging.getLogger(__name__)
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _DETAILS_TRAILER = "grpc-status-details-bin"
 
@@ -89,6 +99,8 @@ class Wrapper(aio.ServerInterceptor):
     ) -> Handler | None:
         """Finds the handler of a call and wraps it; a method that nobody serves is unknown to who may call at all."""
         path = handler_call_details.method
+        if has_too_much_metadata(handler_call_details):
+            return OVERSIZED
         show(handler_call_details)
         wrapped = self._wrapped.get(path)
         if wrapped is None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
+import grpc
 from grpc import aio
 
 from enclaved.core.answer_room import AnswerRoom
@@ -15,6 +16,8 @@ from enclaved.errors import InvalidRequest, LimitReached
 from enclaved.model import Identity, IdentityKind
 
 MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+METADATA_BYTES_MAX: Final = 16 * 1024
+"""Of a call's headers, each with 32 bytes beside its name and value, as HTTP/2 counts them."""
 FIRST_MESSAGE_S: Final = 30.0
 """A call whose message does not come within this time ends."""
 HANDSHAKE_MS: Final = 10_000
@@ -55,8 +58,9 @@ class EdgeLimits:
             ("grpc.max_allowed_incoming_connections", self.connections_max),
             # As many as calls: a client whose calls all wait for programs must still get through to cancel one.
             ("grpc.max_concurrent_streams", self.calls_max),
-            ("grpc.max_metadata_size", 8 * 1024),
-            ("grpc.absolute_max_metadata_size", 16 * 1024),
+            # Well-behaved clients keep to what they are told of these; see `has_too_much_metadata` for the others.
+            ("grpc.max_metadata_size", METADATA_BYTES_MAX // 2),
+            ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
             # From the connection's first byte to its HTTP/2 settings, with TLS or without.
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
             # Finds clients that vanished without a word, also while a long execution is silent.
@@ -159,6 +163,27 @@ class InTime(Generic[_AnyT]):
                 return await anext(self._requests)
         except TimeoutError:
             raise StopAsyncIteration from None
+
+
+def has_too_much_metadata(details: grpc.HandlerCallDetails) -> bool:
+    """Whether the headers of a call are too large. gRPC does not look: a client that names one header of its table a
+    thousand times sends kilobytes and has us keep megabytes.
+    """
+    left_bytes = METADATA_BYTES_MAX
+    for name, value in details.invocation_metadata or ():
+        left_bytes -= len(name) + len(value) + 32
+        if left_bytes < 0:
+            return True
+    return False
+
+
+async def _refuse_oversized(requests: Any, context: Any) -> None:
+    text = f"the headers of the call have more than {METADATA_BYTES_MAX} bytes; send less metadata"
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+
+
+OVERSIZED: Final["grpc.RpcMethodHandler[Any, Any]"] = grpc.stream_stream_rpc_method_handler(_refuse_oversized)
+"""Answers calls whose headers are too large."""
 
 
 def lasts(method: str, streams: bool) -> bool:

@@ -184,6 +184,18 @@ async def test_headers_beyond_their_limit_are_refused(more: list[tuple[str, str]
         assert await asks(running) is grpc.StatusCode.OK
 
 
+async def test_headers_that_are_small_on_the_wire_and_large_when_unpacked_are_refused():
+    async with served() as running, connection(running.settings.listen.unix) as client:
+        packed_headers(client)
+        answered = 0
+        async for frame in client.frames():
+            answered += frame.kind == http2.HEADERS and bool(frame.flags & http2.END_STREAM)
+            if answered == 100:
+                break
+        assert answered == 100
+        assert await asks(running) is grpc.StatusCode.OK
+
+
 async def test_with_few_descriptors_five_hundred_clients_are_shed_and_all_goes_on():
     async with daemon_process(files_max=256) as served:
         await served.create()
