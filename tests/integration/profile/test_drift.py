@@ -87,3 +87,23 @@ async def enough_looks(running: Running) -> None:
             if await looks(running) >= before + 2:
                 return
             await asyncio.sleep(0.05)
+
+
+async def test_what_was_granted_is_no_drift(default_image):
+    async with (
+        short_directory() as folder,
+        daemon(settings_in(folder, daemon__reap_every_s="0.2"), runtime=None, embedded=True) as made,
+    ):
+        spec = sandbox_pb.SandboxSpec(network_enabled=True, extra_hosts={"db.example": "192.0.2.1"})
+        await made.sandbox_stub.CreateSandbox(sandbox_pb.CreateSandboxRequest(sandbox_id="box", spec=spec))
+        assert await granted_network("box")
+        await enough_looks(made)
+        assert (await look(made, "box")).state == RUNNING
+
+
+async def granted_network(sandbox_id: str) -> bool:
+    """Whether the container has a network."""
+    async with aiodocker.Docker() as docker:
+        found = await docker.containers.list(filters={"label": [f"enclaved.id={sandbox_id}"]})
+        shown = [await container.show() for container in found]
+        return any(one["HostConfig"]["NetworkMode"] != "none" for one in shown)
