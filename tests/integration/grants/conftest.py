@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from ms_enclave.sandbox.boxes import DockerSandbox
 from ms_enclave.sandbox.manager import LocalSandboxManager
 from ms_enclave.sandbox.model import DockerSandboxConfig, SandboxType
 
+from enclaved.config.settings import NetworkOptions
 from enclaved.core.ownership import Ownership
 from enclaved.runtime.base import LABEL_OWNER
 from enclaved.runtime.docker import detect_engine_url
@@ -101,7 +102,7 @@ async def house(folder: Path, default_image: str) -> AsyncIterator[House]:
 
 
 @asynccontextmanager
-async def a_house(folder: Path, **flags: str) -> AsyncIterator[House]:
+async def a_house(folder: Path, *, dns: Sequence[str] = (), **flags: str) -> AsyncIterator[House]:
     """A house whose daemon has these settings."""
     home = Path(tempfile.mkdtemp(prefix="ed", dir="/tmp"))
     places = Path(tempfile.mkdtemp(dir=folder))
@@ -109,6 +110,7 @@ async def a_house(folder: Path, **flags: str) -> AsyncIterator[House]:
     try:
         async with aiodocker.Docker(detect_engine_url()) as engine:
             settings = settings_in(home, **flags)
+            settings = settings.model_copy(update={"network": NetworkOptions(dns=list(dns))})
             async with (
                 daemon(settings, runtime=None, embedded=True, working_dir=str(places)) as running,
                 LocalSandboxManager(address=f"unix:{running.addresses.unix}") as manager,

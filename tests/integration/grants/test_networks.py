@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import aiodocker
 import httpx
@@ -228,6 +229,55 @@ async def test_what_was_granted_is_no_drift(folder: Path, default_image: str):
                 await sandbox.refresh()  # which takes its time, and shows that it is there
         assert (await sandbox.refresh()).status.value == "running"
         assert "enclaved_sandbox_drifts_total 0.0" in (await house.running.get("/metrics"))[1]
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Answers everybody with where the question came from."""
+
+    transport: asyncio.DatagramTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.transport.sendto(data + b" " + addr[0].encode(), addr)
+
+
+ASK = """
+import socket
+answers = []
+for port in (53, 54):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.settimeout(20)
+        try:
+            probe.sendto(b'who', (%r, port))
+            answers.append(probe.recv(100).decode().split()[0])
+        except OSError as error:
+            answers.append(type(error).__name__)
+print(*answers)
+"""
+
+
+async def test_a_name_server_is_asked_across_networks_although_all_else_there_is_closed(
+    folder: Path, default_image: str
+):
+    """What leaves a sandbox for another network gets there, and the answer back."""
+    async with aiodocker.Docker(detect_engine_url()) as engine:
+        other = await engine.networks.create({"Name": f"{folder.name}-other", "Driver": "bridge"})
+        try:
+            address = (await other.show())["IPAM"]["Config"][0]["Gateway"]
+            loop = asyncio.get_running_loop()
+            servers = [await loop.create_datagram_endpoint(NameServer, local_addr=(address, port)) for port in (53, 54)]
+            try:
+                async with a_house(folder, dns=[address]) as house:
+                    sandbox = await house.sandbox(network_enabled=True)
+                    assert await said(sandbox, "cat /etc/resolv.conf") == f"nameserver {address}"
+                    assert await python(sandbox, ASK % address) == "who PermissionError"
+            finally:
+                for transport, _ in servers:
+                    transport.close()
+        finally:
+            await other.delete()
 
 
 async def looks(house: House) -> float:
