@@ -121,16 +121,16 @@ raise RuntimeError("broken")
     ),
     _attack(
         "deep-recursion",
-        "Recurses without end, past the interpreter's stack.",
-        "import sys\nsys.setrecursionlimit(10**6)\ndef f():\n    f()\nf()\n",
-        ends("EXCEPTION", "SIGNALED", "EXITED", "OUT_OF_MEMORY"),
+        "Recurses until its stack is full.",
+        "sys.setrecursionlimit(10**9)\nnested = []\nfor _ in range(300000):\n    nested = [nested]\nrepr(nested)\n",
+        ends("EXCEPTION", "SIGNALED", "OUT_OF_MEMORY", "TIMEOUT"),
     ),
     _attack(
         "source-that-explodes",
         "Is source text that explodes the compiler.",
         "eval('(' * 90 + '1' + ')' * 90)\ntry:\n    compile('-' * 200000 + '1', 'x', 'eval')\n"
         "except (MemoryError, RecursionError, SyntaxError):\n    pass\nos._exit(4)\n",
-        ends("EXITED", "SIGNALED", "OUT_OF_MEMORY"),
+        ends("EXITED", "SIGNALED", "OUT_OF_MEMORY", "TIMEOUT"),
     ),
     _attack(
         "sockets-of-the-guest",
