@@ -182,7 +182,7 @@ async def _refuse_oversized(requests: Any, context: Any) -> None:
     await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
 
 
-OVERSIZED: Final["grpc.RpcMethodHandler[Any, Any]"] = grpc.stream_stream_rpc_method_handler(_refuse_oversized)
+OVERSIZED: Final[grpc.RpcMethodHandler[Any, Any]] = grpc.stream_stream_rpc_method_handler(_refuse_oversized)
 """Answers calls whose headers are too large."""
 
 
