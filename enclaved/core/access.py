@@ -134,14 +134,13 @@ class Door:
         if self._anonymous is not None and not any(secret.startswith(PREFIX) for secret in shown):
             return self._anonymous
         for secret in shown[:SHOWN_MAX]:
-            token = self._access.tokens.find(secret)
-            if token is not None:
-                identity = Identity(token.name, token.role, token.tenant, IdentityKind.TOKEN)
-                return Caller(identity, token)
             # All digests have one length and are compared, whichever fits.
             digest = hashlib.sha256(secret.encode("utf-8", "replace")).digest()
             if sum(hmac.compare_digest(digest, key) for key in self._keys):
                 return self._key
+            token = self._access.tokens.find(secret)
+            if token is not None:
+                return Caller(Identity(token.name, token.role, token.tenant, IdentityKind.TOKEN), token)
         self._refused(peer)
         raise Unauthenticated(INVALID)
 
