@@ -23,16 +23,13 @@ async def engine(ground: Ground, default_image: str) -> AsyncIterator[PrivateEng
         yield made
 
 
-async def test_the_first_sandbox_shows_that_the_engine_sees_no_file_of_ours(
-    ground: Ground, engine: PrivateEngine
-) -> None:
+async def test_the_canary_shows_that_the_engine_sees_no_file_of_ours(ground: Ground, engine: PrivateEngine) -> None:
     flags = ("--engine-url", engine.url, "--engine-channel", "auto")
     first = await ground.daemon(*flags)
     async with at(first) as stubs:
-        assert (await stubs.system.GetInfo(system_pb.GetInfoRequest())).engine.channel == ""
-        await create(stubs)
         assert '"engine does not see our files"' in first.text
         assert (await stubs.system.GetInfo(system_pb.GetInfoRequest())).engine.channel == "attach"
+        await create(stubs)
         head = await start(stubs, python(SLOW, execution_id="run"), 50_000)
         await killed(first)
     second = await ground.daemon(*flags)
