@@ -21,10 +21,10 @@ class RuntimeClassSettings(BaseModel):
     engine_runtime: str = Field(
         "", pattern="^[A-Za-z0-9._-]{0,128}$", description="What the engine calls its runtime; empty: the same."
     )
-    channel: Literal["attach", "socket"] = Field(
-        "attach",
-        description="How its sandboxes are reached: by attaching to them, or over a mounted socket, which gVisor lets "
-        "through only with --host-uds=open.",
+    channel: Literal["socket", "attach"] = Field(
+        "socket",
+        description="How its sandboxes are reached: over a mounted socket, which gVisor lets through with "
+        "--host-uds=open, or by attaching to them. Under gVisor programs could then write to the guest's channel.",
     )
     pids_extra: int = Field(
         4096,

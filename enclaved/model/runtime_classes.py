@@ -18,7 +18,7 @@ class RuntimeClass:
     name: str
     engine_runtime: str
     """What the engine calls it."""
-    channel: Channel = Channel.ATTACH
+    channel: Channel = Channel.SOCKET
     """How its sandboxes are reached."""
     pids_extra: int = 0
     """Processes and threads that the runtime may have on the host beside those of programs."""

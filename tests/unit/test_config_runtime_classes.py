@@ -21,7 +21,7 @@ cpu_max = 4.0
 [[runtime_classes]]
 name = "gvisor"
 engine_runtime = "runsc"
-channel = "socket"
+channel = "attach"
 pids_extra = 7
 
 [[runtime_classes]]
@@ -38,8 +38,8 @@ def settings_of(folder: Path, text: str) -> Settings:
 def test_classes_are_read_with_all_that_they_say(tmp_path: Path) -> None:
     found = [each.runtime_class() for each in settings_of(tmp_path, GOOD).runtime_classes]
     assert found == [
-        RuntimeClass("gvisor", "runsc", Channel.SOCKET, 7),
-        RuntimeClass("kata", "kata", Channel.ATTACH, 4096),
+        RuntimeClass("gvisor", "runsc", Channel.ATTACH, 7),
+        RuntimeClass("kata", "kata", Channel.SOCKET, 4096),
     ]
 
 
@@ -49,7 +49,7 @@ MISTAKES = {
     'name = "kata"': "line 14: runtime_classes[2]: name names 'kata' a second time",
     'name = "No Name"': "line 14: runtime_classes[2]: name",
     'name = "b"\nengine_runtime = "../x y"': "line 15: runtime_classes[2]: engine_runtime",
-    'name = "b"\nchannel = "auto"': "line 15: runtime_classes[2]: channel must be 'attach' or 'socket'",
+    'name = "b"\nchannel = "auto"': "line 15: runtime_classes[2]: channel must be 'socket' or 'attach'",
     'name = "b"\npids_extra = -1': "line 15: runtime_classes[2]: pids_extra",
     'name = "b"\ncolour = 1': "line 15: runtime_classes[2]: colour is unknown",
 }

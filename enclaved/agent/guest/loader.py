@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 PACKAGE = "_ms_enclave_guest"  # a name that no module of a user has
 
+_F_ADD_SEALS = 1033
+_ALL_SEALS = 1 | 2 | 4 | 8  # no other seals, no shorter, no longer, no other content
+
 # Reads this module and the places of the others from the memory file, and goes on with `run`.
 _START = (
     "import marshal, os; code, places = marshal.loads(os.pread({fd}, {head_bytes}, 0)); "
@@ -85,9 +88,13 @@ def become_lean(sources: Dict[str, str], file: str, arguments: List[str]) -> NoR
         places[PACKAGE if name == "__init__" else PACKAGE + "." + name] = (len(body), len(blob))
         body += blob
     head = marshal.dumps((codes["loader"], places))
-    fd = os.memfd_create("guest", 0)
+    fd = os.memfd_create("guest", os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(fd), "wb") as memory:
         memory.write(head + body)
+    # Templates come from it later: not even where a kernel lets programs open it may it become another.
+    import fcntl
+
+    fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
     lean = Bundle(file, fd, len(head), places).arguments()
     os.execv(sys.executable, [sys.executable, "-I", "-S", "-E"] + lean + arguments)
 

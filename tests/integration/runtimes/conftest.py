@@ -86,7 +86,7 @@ def site(default_image: str, runsc: Path) -> Iterator[Site]:
 async def _made(stack: AsyncExitStack, ground: Ground, runsc: Path) -> Site:
     engine = await stack.enter_async_context(private_engine())
     # Without a network card: its own network stack would not pass the host's packet filters.
-    runtimes = {"runsc": {"path": str(runsc), "runtimeArgs": ["--network=none"]}}
+    runtimes = {"runsc": {"path": str(runsc), "runtimeArgs": ["--network=none", "--host-uds=open"]}}
     (engine.folder / "daemon.json").write_text(json.dumps({"runtimes": runtimes}))
     await engine.restart()
     file = ground.folder / "config.toml"

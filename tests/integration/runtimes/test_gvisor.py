@@ -120,6 +120,28 @@ async def test_the_root_is_read_only_and_the_working_directory_is_as_large_as_it
     assert result.output == "ENOSPC\nTrue\n"
 
 
+async def test_programs_can_write_to_nothing_that_the_guest_holds_nor_reach_the_daemon(sandbox: Sandbox) -> None:
+    code = (
+        "import os, socket\n"
+        "written = []\n"
+        "for number in range(1, 64):\n"
+        "    try:\n"
+        "        fd = os.open(f'/proc/1/fd/{number}', os.O_RDWR | os.O_NONBLOCK)\n"
+        "        os.write(fd, b'x')\n"
+        "        written.append(number)\n"
+        "    except OSError: pass\n"
+        "print(written)\n"
+        "for path in ('/proc/1/mem', '/run/enclave/socket/x', '/run/enclave/guest.py'):\n"
+        "    try: open(path, 'wb+')\n"
+        "    except OSError as error: print('refused')\n"
+        "try: socket.socket(socket.AF_UNIX).connect('/run/enclave/socket/agent.sock')\n"
+        "except OSError as error: print(type(error).__name__)\n"
+    )
+    result = await sandbox.execute_tool("python_executor", {"code": code})
+    assert result.output == "[]\nrefused\nrefused\nrefused\nPermissionError\n"
+    assert await shell(sandbox, "kill -STOP 1 2>/dev/null || echo refused") == "refused\n"
+
+
 async def test_there_is_no_network(sandbox: Sandbox) -> None:
     code = (
         "import socket\nprint([name for _, name in socket.if_nameindex()])\n"
