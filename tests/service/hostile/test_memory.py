@@ -118,13 +118,12 @@ async def test_input_that_no_program_reads_stays_at_its_client():
 
         pouring = asyncio.create_task(pour())
         grown = await settled(served) - before
-        stuck = sent
         for _ in range(STALLED_LOOKS):
             assert await served.answers()
+        assert not pouring.done()
         pouring.cancel()
         await asyncio.wait([pouring])
         call.cancel()
-        assert sent == stuck
         assert sent < 16 * MIB
         assert grown < 16 * MIB
 
