@@ -52,12 +52,12 @@ SUITES = (
     Suite("proto", ("tests/proto",), 30),
     Suite("docs", ("tests/docs",), 240),
     Suite("scripts", ("tests/scripts",), 120),
-    Suite("service", ("tests/service",), 960),
+    Suite("service", ("tests/service",), 1200),
     Suite("monitoring", ("tests/monitoring",), 90, must_run=True),
     Suite("conformance", ("tests/conformance",), 180, must_run=True),
     Suite("clients", ("tests/clients",), 150, must_run=True),
     Suite("systemd", ("tests/systemd",), 270, must_run=True),
-    Suite("integration", ("tests/integration", "tests/test_sandbox.py"), 840, must_run=True),
+    Suite("integration", ("tests/integration", "tests/test_sandbox.py"), 1500, must_run=True),
 )
 
 
