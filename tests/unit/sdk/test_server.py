@@ -286,7 +286,9 @@ def test_a_server_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(embedded, "_command", lambda directory, fd: script("raise SystemExit(3)"))
     with pytest.raises(DaemonStartFailed, match=r"cannot serve http://127.*code 3; it says why above$"):
         create_server().run(port=free_port())
-    with pytest.raises(DaemonStartFailed, match=r"needs an api_key and ssl_certfile with ssl_keyfile \(or behind_proxy\)$"):
+    with pytest.raises(
+        DaemonStartFailed, match=r"needs an api_key and ssl_certfile with ssl_keyfile \(or behind_proxy\)$"
+    ):
         create_server().run("0.0.0.0", free_port())
     with pytest.raises(DaemonStartFailed, match=r"needs an api_key$"):
         create_server().run("0.0.0.0", free_port(), behind_proxy=True)
