@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ from enclaved.core.leases import Use
 from enclaved.core.lending import Member
 from enclaved.core.members import Members
 from enclaved.core.policy import check_labels
-from enclaved.core.pool_runs import check_wait
+from enclaved.core.pool_runs import check_lent, check_wait
 from enclaved.core.record import SandboxRecord
 from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.state.rows import encode
@@ -39,19 +39,21 @@ class Claims:
         self._sandboxes, self._background = sandboxes, background
         self._turns: dict[str, _Turn] = {}
 
-    async def claim(self, members: Members, wish: ClaimWish, wait_s: float) -> Claimed:
-        """See `Pools.claim`."""
+    async def claim(
+        self, members: Members, wish: ClaimWish, wait_s: float, may_use: Callable[[SandboxRecord], None]
+    ) -> Claimed:
+        """See `Pools.claim`. ``may_use`` raises `PolicyDenied` for a member that the caller could not have."""
         check_wait(wait_s)
         if wish.change.labels is not None:
             check_labels(wish.change.labels)
         if not wish.request_id:
-            return await self._claim(members, wish, "", wait_s)
+            return await self._claim(members, wish, "", wait_s, may_use)
         digest = _digest(members.pool_id, wish)
         async with self._turn(wish.request_id):
             found = await self._sandboxes.asked_before(wish.request_id, digest)
             if found is not None:
                 return Claimed(found, 0.0, 0.0)
-            return await self._claim(members, wish, digest, wait_s)
+            return await self._claim(members, wish, digest, wait_s, may_use)
 
     @asynccontextmanager
     async def _turn(self, request_id: str) -> AsyncIterator[None]:
@@ -65,11 +67,19 @@ class Claims:
             if not turn.waiting:
                 del self._turns[request_id]
 
-    async def _claim(self, members: Members, wish: ClaimWish, digest: str, wait_s: float) -> Claimed:
+    async def _claim(
+        self,
+        members: Members,
+        wish: ClaimWish,
+        digest: str,
+        wait_s: float,
+        may_use: Callable[[SandboxRecord], None],
+    ) -> Claimed:
         began = time.monotonic()
         while True:
             waited_s = time.monotonic() - began
             member = await members.lease(max(0.0, wait_s - waited_s))
+            check_lent(members, member, may_use)
             use = members.begin_use(LeaseKind.CLAIM, time.monotonic() - began)
             record_id = member.sandbox_id
             handed: asyncio.Future[Sandbox | None] = asyncio.get_running_loop().create_future()

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 from enclaved.core import identity
@@ -16,10 +17,11 @@ from enclaved.core.claiming import Claims
 from enclaved.core.crew import PoolParts
 from enclaved.core.members import Members
 from enclaved.core.pages import checked_size
-from enclaved.core.policy import check_id
+from enclaved.core.policy import Role, check_id
 from enclaved.core.pool_plans import SIZE_MAX, changed, check_plan
 from enclaved.core.pool_rejoin import KeptMembers, member_of
 from enclaved.core.pool_runs import run_in
+from enclaved.core.record import SandboxRecord
 from enclaved.core.state import PoolRow
 from enclaved.core.upkeep import keep
 from enclaved.errors import (
@@ -44,6 +46,7 @@ from enclaved.model import (
     PoolPlan,
     PoolStatus,
     RunResult,
+    SandboxSpec,
     ToolCall,
 )
 
@@ -68,6 +71,8 @@ class _Pool:
     """Held by whoever deletes it."""
     is_ending: bool = False
     """Whether its deletion is tried until it is done."""
+    covered: tuple[SandboxSpec, Role] | None = None
+    """What was last seen to be granted, and to which role; a policy that is read again has other ones."""
 
     @property
     def id(self) -> str:
@@ -159,9 +164,10 @@ class Pools:
         ends its run. Raises `PoolNotFound`, `PolicyDenied` for a caller who could not have such a sandbox, `PoolBusy`,
         `InvalidRequest`, and what `Executions.open` raises.
         """
-        members = self._made(pool_id).members
-        self._check_may_use(members)
-        return await run_in(members, self._parts.executions, call, wait_timeout_s)
+        pool = self._made(pool_id)
+        self._check_may_use(pool)
+        may_use = partial(self._check_covers, pool)
+        return await run_in(pool.members, self._parts.executions, call, wait_timeout_s, may_use)
 
     async def claim(self, pool_id: str, wish: ClaimWish, wait_timeout_s: float = WAIT_DEFAULT_S) -> Claimed:
         """Takes the next free member out of a pool, as a sandbox of the caller's own; the slot is filled again.
@@ -169,15 +175,26 @@ class Pools:
         Raises `PoolNotFound`, `PolicyDenied` for a caller who could not have such a sandbox, `PoolBusy`, `LimitReached`
         for one who has as many as may be, and what `Sandboxes.update` raises for what is to be other than in the pool.
         """
-        members = self._made(pool_id).members
-        self._check_may_use(members)
-        return await self._claims.claim(members, wish, wait_timeout_s)
+        pool = self._made(pool_id)
+        self._check_may_use(pool)
+        return await self._claims.claim(pool.members, wish, wait_timeout_s, partial(self._check_covers, pool))
 
-    def _check_may_use(self, members: Members) -> None:
-        """Looks whether the caller could have a sandbox like those of a pool. Raises `PolicyDenied`."""
-        record = next((member.record for member in members.slots if member.record is not None), None)
-        if record is not None:  # they are all alike
-            self._parts.sandboxes.policy.covers(record.spec, identity.current())
+    def _check_may_use(self, pool: _Pool) -> None:
+        """Looks, before the caller waits, whether it could have a sandbox like those of a pool. Raises `PolicyDenied`.
+
+        Members are alike unless the policy was changed since some were made; so each one is looked at that is lent.
+        """
+        record = next((member.record for member in pool.members.slots if member.record is not None), None)
+        if record is not None:
+            self._check_covers(pool, record)
+
+    def _check_covers(self, pool: _Pool, record: SandboxRecord) -> None:
+        """Looks whether the caller could have this very sandbox. Raises `PolicyDenied`."""
+        policy, who = self._parts.sandboxes.policy, identity.current()
+        found = record.spec, policy.role(who)
+        if pool.covered != found:
+            policy.covers(record.spec, who)
+            pool.covered = found
 
     # -- looking
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from enclaved.core import answer_room
@@ -11,7 +12,9 @@ from enclaved.core.executions import RUN_OUTPUT_BYTES, Execution, Executions
 from enclaved.core.leases import Use
 from enclaved.core.lending import Member
 from enclaved.core.members import Members
+from enclaved.core.record import SandboxRecord
 from enclaved.errors import (
+    EnclaveError,
     ExecutionNotFound,
     GuestUnavailable,
     InvalidRequest,
@@ -43,8 +46,17 @@ def check_wait(wait_timeout_s: float) -> None:
         raise InvalidRequest.of("wait_timeout_s", f"must be a finite number, 0 or more, is {wait_timeout_s}")
 
 
-async def run_in(members: Members, executions: Executions, call: ToolCall, wait_s: float) -> tuple[str, RunResult]:
-    """Runs a tool in the next free member; returns the member's id and the whole result. See `Pools.run`."""
+async def run_in(
+    members: Members,
+    executions: Executions,
+    call: ToolCall,
+    wait_s: float,
+    may_use: Callable[[SandboxRecord], None],
+) -> tuple[str, RunResult]:
+    """Runs a tool in the next free member; returns the member's id and the whole result. See `Pools.run`.
+
+    ``may_use`` raises `PolicyDenied` for a member that the caller could not have.
+    """
     if call.sandbox_id:
         raise InvalidRequest.of("spec.sandbox_id", "must be empty: the pool chooses the sandbox")
     check_wait(wait_s)
@@ -60,10 +72,21 @@ async def run_in(members: Members, executions: Executions, call: ToolCall, wait_
         ):  # it came again while it waited
             members.give_back(member)
             continue
+        check_lent(members, member, may_use)
         use = members.begin_use(LeaseKind.RUN, asyncio.get_running_loop().time() - began, call.tool)
         execution = await _open(members, executions, member, call)
         if execution is not None:
             return await _finish(members, member, execution, use)
+
+
+def check_lent(members: Members, member: Member, may_use: Callable[[SandboxRecord], None]) -> None:
+    """Looks whether who got a member may have it, and gives it back if not. Raises `PolicyDenied`."""
+    try:
+        if member.record is not None:
+            may_use(member.record)
+    except EnclaveError:
+        members.give_back(member)
+        raise
 
 
 def _check(members: Members, executions: Executions, call: ToolCall) -> None:

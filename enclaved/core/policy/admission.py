@@ -86,14 +86,17 @@ class Policy:
         return tuple(docket.rulings), spec
 
     def covers(self, spec: SandboxSpec, identity: Identity) -> None:
-        """Checks that somebody may have a sandbox that was made for another role. Raises `PolicyDenied`."""
+        """Checks that somebody may have a sandbox that was made for another role, or for what this one was before.
+
+        Raises `PolicyDenied`.
+        """
         role = self.role(identity)
-        if spec.role == role.name:
-            return
         own = self.admit(request_for(spec), identity).spec
         for rule, field, fits in (
             ("image", "image", own.image_digest in ("", spec.image_digest)),
             ("tool_options", "tools", own.tools == spec.tools),
+            # ``None`` is no execute_command at all, which everybody may have.
+            ("tool_options", "tools", spec.command_options in (None, own.command_options)),
             ("resources", "timeout_s", spec.timeout_max_s <= own.timeout_max_s),
             ("resources", "ttl_s", spec.ttl_s <= role.limits.ttl_max_s),
             ("resources", "output_limit_bytes", _at_most(spec.output_limit_max_bytes, own.output_limit_max_bytes)),
@@ -298,6 +301,7 @@ def request_for(spec: SandboxSpec) -> SandboxRequest:
         env_vars=spec.env_vars,
         tools=spec.tools,
         timeout_s=spec.timeout_s,
+        idle_timeout_s=spec.idle_timeout_s,
         network_enabled=spec.network is not Network.NONE,
         volumes=tuple(Volume(each.host_path, each.target, "ro" if each.read_only else "rw") for each in spec.mounts),
         ports=spec.ports,

@@ -18,7 +18,7 @@ from enclaved.core.members import Members
 from enclaved.core.pool import Pools
 from enclaved.core.reset import ResetFailed, Shown
 from enclaved.core.state import Baseline, MemberRow, PoolRow
-from enclaved.errors import SandboxExists, SandboxNotFound
+from enclaved.errors import PolicyDenied, SandboxExists, SandboxNotFound
 from enclaved.metrics import Metrics
 from enclaved.model import EMPTY, Lease, PoolPlan, ResetProof, SandboxRequest, SandboxState, SandboxUpdate
 
@@ -41,11 +41,19 @@ class FakeRecord:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass
 class FakePolicy:
-    """Lets everybody have everything."""
+    """Lets everybody have everything, but what is ``denied``."""
+
+    denied: list[object] = field(default_factory=list)
+    """Specs that nobody may have."""
+
+    def role(self, identity: object) -> str:
+        return "everything"
 
     def covers(self, spec: object, identity: object) -> None:
-        pass
+        if spec in self.denied:
+            raise PolicyDenied("network", "spec.network", "not for you")
 
 
 @dataclass

@@ -452,3 +452,37 @@ def test_a_sandbox_that_another_role_made_is_covered_only_if_the_own_role_grants
     with pytest.raises(PolicyDenied) as caught:
         found.covers(wide, LOCAL)
     assert caught.value.rule == "network"
+
+
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        {"tools": ("python_executor",)},
+        {"tool_options": {"shell_executor": ToolRule(forced={"blocked_commands": ["x"]})}},
+    ],
+)
+def test_a_sandbox_with_commands_is_covered_only_by_a_role_that_has_them_so(narrow: dict[str, Any]) -> None:
+    found = with_role(role(name="narrow", **narrow))
+    spec = granted(found, EMBEDDED, tools={"python_executor": {}}).spec
+    with pytest.raises(PolicyDenied) as caught:
+        found.covers(spec, replace(CI, role="narrow"))
+    assert caught.value.rule == "tool_options"
+    # One without commands is nobody's trouble.
+    found.covers(replace(spec, command_options=None), replace(CI, role="narrow"))
+
+
+def test_a_sandbox_that_idles_for_longer_than_the_own_role_grants_is_not_covered() -> None:
+    found = with_role(role(name="narrow", limits=PolicyLimits(idle_timeout_max_s=60.0)))
+    with pytest.raises(PolicyDenied) as caught:
+        found.covers(granted(found, EMBEDDED).spec, replace(CI, role="narrow"))
+    assert caught.value.field == "spec.idle_timeout_s"
+
+
+def test_what_a_role_granted_before_it_was_changed_is_not_covered_any_more() -> None:
+    before = with_role(role(name="ci", networks=("none", "bridge")))
+    who = replace(CI, role="ci")
+    spec = granted(before, who, network_enabled=True).spec
+    before.covers(spec, who)
+    with pytest.raises(PolicyDenied) as caught:
+        with_role(role(name="ci")).covers(spec, who)
+    assert caught.value.rule == "network"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +53,24 @@ async def test_a_successor_that_is_ready_takes_the_place_of_the_member_that_is_c
     await settle(lambda: members.slots[0].state is MemberState.IDLE)
     assert members.slots[0].record is ahead
     assert of_the_pool(world) == {ahead.id}
+
+
+# -- members that were made before the policy was changed
+
+
+async def test_a_member_is_lent_only_to_who_may_have_this_very_one(world: World) -> None:
+    members = await world.pool(size=2)
+    first, second = members.slots
+    assert first.record is not None
+    assert second.record is not None
+    wider = SimpleNamespace(ttl_s=7.0)
+    second.record.spec = wider  # type: ignore[assignment]  # the stand-in's specs hold what the pool looks at
+    world.sandboxes.policy.denied.append(wider)
+    assert (await world.pools.claim("p", ClaimWish())).sandbox.id == "box-1"
+    with pytest.raises(PolicyDenied):
+        await world.pools.claim("p", ClaimWish(), 0.0)
+    assert second.state is MemberState.IDLE
+    assert second in members.lending.idle
 
 
 # -- claims and the end of a pool
