@@ -28,6 +28,7 @@ from ms_enclave._cli.exits import ExitCode
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
 from ms_enclave._cli.pool_commands import pool
 from ms_enclave._cli.programs import say
+from ms_enclave._cli.requests import granted_requests, request_options
 from ms_enclave._cli.top import top
 from ms_enclave._local import process_daemons
 from ms_enclave._model import DockerSandboxConfig
@@ -110,6 +111,7 @@ def ms_enclave() -> None:
 @click.option("--memory", metavar="SIZE", help="Memory of the sandbox, such as 512m or 2g.")
 @click.option("--cpu", type=float, metavar="CORES", help="CPU time per wall time, such as 0.5.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on ours. Repeatable.")
+@request_options
 @click.option("-i", "--interactive", is_flag=True, help="Feed it standard input although that is a terminal.")
 @address_option
 @json_option
@@ -137,6 +139,7 @@ def run(
       ms-enclave run -c 'import sys; print(sys.stdin.read().upper())' < words.txt
       ms-enclave run --shell -c 'ls -la; df -h .' -e LANG=C
       ms-enclave run --json -c '1/0' | jq .verdict
+      ms-enclave run --volume ./data:/data analyse.py
 
     \b
     Exit codes:
@@ -188,6 +191,7 @@ def _config(
     memory: str | None,
     cpu: float | None,
     env: Sequence[str],
+    **requests: Any,
 ) -> DockerSandboxConfig:
     wanted = {
         "image": image,
@@ -195,6 +199,7 @@ def _config(
         "memory_limit": memory,
         "cpu_limit": cpu,
         "env_vars": wishes.variables(env),
+        **granted_requests(context, **requests),
     }
     asked: dict[str, Any] = {name: value for name, value in wanted.items() if value not in (None, {})}
     if timeout:

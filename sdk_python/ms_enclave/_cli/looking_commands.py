@@ -1,4 +1,4 @@
-"""The commands that look at sandboxes: ps, inspect, watch."""
+"""The commands that look at sandboxes and their daemon: ps, inspect, info, watch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,22 @@ from rich.text import Text
 
 from ms_enclave._cli import listing
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
-from ms_enclave._model import SandboxEvent, SandboxEventKind, SandboxFilter, SandboxInfo, SandboxStatus, StateChange
+from ms_enclave._model import (
+    HealthCheckResult,
+    SandboxEvent,
+    SandboxEventKind,
+    SandboxFilter,
+    SandboxInfo,
+    SandboxStatus,
+    StateChange,
+)
+
+INFO_S: Final = 10.0
+"""How long a daemon may take to describe itself; it asks its engine."""
 
 _STATUSES = tuple(status.value for status in SandboxStatus if status is not SandboxStatus.BUSY)
+_GRANTED: Final = ("owner", "ports", "command_execution_id", "waived")
+"""What of the rest that is known of a sandbox is shown without --json, too."""
 _label_option = click.option(
     "-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only with this label."
 )
@@ -88,14 +101,62 @@ def inspect(sandbox_id: str, address: str | None, as_json: bool) -> None:
         ]
         print_json({**listing.as_json(info), "config": info.config, "metadata": info.metadata, "history": changes})
         return
-    for name, value in listing.as_json(info).items():
+    shown: dict[str, Any] = {**listing.as_json(info)}
+    shown |= {name: info.metadata[name] for name in _GRANTED if name in info.metadata}
+    for name, value in shown.items():
         if value is not None and value != {}:
-            click.echo(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+            click.echo(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
     rows = listing.table("SINCE", "STATE", "CAUSE", "REASON")
     for change in history:
         rows.add_row(_time(change.time), change.status.value, change.cause.value, Text(change.reason))
     click.echo()
     listing.print_table(rows)
+
+
+@click.command()
+@address_option
+@json_option
+def info(address: str | None, as_json: bool) -> int:
+    """Shows a daemon: its engine, what was seen to protect this host from sandboxes, and who we are to it.
+
+    A protection is effective (a sandbox made for that has shown it), waived by the operator, absent where this host
+    does not have it, failed, or unknown as long as nothing has looked.
+
+    
+    Examples:
+      ms-enclave info
+      ms-enclave info --json | jq '.protections | map_values(.state)'
+
+    
+    Exit codes:
+      0  it answers, and no protection has failed
+      1  it does not answer, or one has failed
+    """
+
+    async def asked() -> tuple[str, HealthCheckResult]:
+        transport = await running_daemon(address)
+        return transport.address, await transport.health(timeout_s=INFO_S)
+
+    where, found = asyncio.run(asked())
+    known = found.system_info
+    protections = known["protections"]
+    failed = any(each["state"] == "failed" for each in protections.values())
+    if as_json:
+        print_json({"address": where, "version": found.version, "healthy": found.healthy, **known})
+        return int(failed)
+    identity = known["identity"]
+    engine = f"{known['engine']} {known['engine_version']}" if found.healthy else f"{known['engine']}, does not answer"
+    click.echo(f"daemon: {found.version} at {where}")
+    click.echo(f"engine: {engine}")
+    click.echo(f"runtime classes: {', '.join(known['runtime_classes']) or 'runc'}")
+    click.echo(f"you: {identity['name']}, role {identity['role']} ({identity['kind']})")
+    click.echo(f"sandboxes: {found.active_sandboxes}, executions: {known['active_executions']}")
+    rows = listing.table("PROTECTION", "STATE", "SEEN")
+    for name, each in protections.items():
+        rows.add_row(name, each["state"], Text(each["detail"]))
+    click.echo()
+    listing.print_table(rows)
+    return int(failed)
 
 
 @click.command()
@@ -184,4 +245,4 @@ def _time(moment: datetime) -> str:
     return moment.astimezone().isoformat(timespec="milliseconds")
 
 
-COMMANDS: Final = (ps, inspect, watch)
+COMMANDS: Final = (ps, inspect, info, watch)

@@ -11,6 +11,7 @@ import click
 from ms_enclave._cli import listing, wishes
 from ms_enclave._cli.lifecycle_commands import change
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
+from ms_enclave._cli.requests import granted_requests, request_options
 from ms_enclave._model import SandboxInfo
 from ms_enclave._transports.base import SandboxPlan
 from ms_enclave.errors import DaemonUnavailable
@@ -26,6 +27,8 @@ from ms_enclave.errors import DaemonUnavailable
 @click.option("--ttl", type=float, metavar="SECONDS", help="Time to live.")
 @click.option("--idle-timeout", type=float, metavar="SECONDS", help="Time without use until it is removed; 0: none.")
 @click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable, or pass on ours. Repeatable.")
+@request_options
+@click.option("--command", metavar="COMMAND", help="A program that starts with it, as words of a shell.")
 @click.option("--keep", is_flag=True, help="Keep its files when it is stopped.")
 @click.option("--request-id", default="", metavar="ID", help="The same id again is the same sandbox, not another one.")
 @address_option
@@ -51,9 +54,11 @@ def create(
     Examples:
       ms-enclave create box --memory 1g --ttl 3600
       box=$(ms-enclave create --label team=red --env LANG=C)
+      ms-enclave create web --network -p 8080 -v ./site:/site --command 'python3 -m http.server -d /site 8080'
       ms-enclave exec "$box" -- python3 -c 'print(1)'
     """
-    plan = SandboxPlan(name, wishes.config(context, _asked(keep=keep, **limits)), None, wishes.labels(context, labels))
+    config = wishes.config(context, _asked(context, keep=keep, **limits))
+    plan = SandboxPlan(name, config, None, wishes.labels(context, labels))
 
     async def created() -> SandboxInfo:
         try:
@@ -71,23 +76,30 @@ def create(
 
 
 def _asked(
+    context: click.Context,
     *,
     keep: bool,
     image: str | None,
     memory: str | None,
     cpu: float | None,
     env: Sequence[str],
-    **limits: float | None,
+    command: str | None,
+    pids: int | None,
+    ttl: float | None,
+    idle_timeout: float | None,
+    **requests: Any,
 ) -> dict[str, Any]:
     """Returns the fields of a configuration that somebody asked for; the rest is the daemon's to decide."""
-    names = {"pids": "pids_limit"}
+    limits = {"pids_limit": pids, "ttl": ttl, "idle_timeout": idle_timeout}
     wanted = {
         "image": image,
         "memory_limit": memory,
         "cpu_limit": cpu,
         "env_vars": wishes.variables(env),
         "remove_on_exit": False if keep else None,
-        "resource_limits": {names.get(name, name): value for name, value in limits.items() if value is not None},
+        "resource_limits": {name: value for name, value in limits.items() if value is not None},
+        "command": command,
+        **granted_requests(context, **requests),
     }
     return {name: value for name, value in wanted.items() if value not in (None, {})}
 

@@ -17,6 +17,9 @@ _OPTIONS: Final = {
     "env_vars": "env",
     "idle_timeout": "idle-timeout",
     "pids_limit": "pids",
+    "ports": "publish",
+    "volumes": "volume",
+    "extra_hosts": "add-host",
 }
 
 

@@ -48,6 +48,20 @@ def test_all_that_is_asked_for_reaches_the_daemon(
     assert (dict(spec.env_vars), spec.remove_on_exit) == ({"X": "1", "PASSED_ON": "ours"}, False)
 
 
+def test_what_only_a_policy_grants_can_be_asked_for(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    volumes = ("--volume", "/data:/in", "-v", "out:/out:rw")
+    ports = ("-p", "8080", "--publish", "9000:80/tcp", "-p", "53/udp")
+    rest = ("--add-host", "db:10.0.0.1", "--runtime-class", "runsc", "--command", "serve --on 'a b'")
+    assert run("create", "box", "--network", *volumes, *ports, *rest) == 0
+    (request,) = daemon.asked(sandbox_pb.CreateSandboxRequest)
+    spec = request.spec
+    assert (spec.network_enabled, spec.runtime_class, list(spec.command)) == (True, "runsc", ["serve", "--on", "a b"])
+    assert {(v.host_path, v.bind, v.mode) for v in spec.volumes} == {("/data", "/in", "ro"), ("/out", "/out", "rw")}
+    assert {(p.container_port, p.host_port) for p in spec.ports} == {("8080/tcp", 0), ("80/tcp", 9000), ("53/udp", 0)}
+    assert dict(spec.extra_hosts) == {"db": "10.0.0.1"}
+
+
 def test_what_is_not_asked_for_is_left_to_the_daemon(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("create", "--json") == 0
     assert json.loads(capsys.readouterr().out)["status"] == "running"
@@ -86,6 +100,13 @@ def test_without_a_daemon_that_stays_nothing_is_made(
         (("--pids", "0"), "--pids: pids_limit must be positive"),
         (("--label", "x"), "--label: must look like NAME=VALUE"),
         (("--image", ""), "--image: "),
+        (("--volume", "data"), "--volume: 'data' must look like /data/set:/data or ./out:/out:rw"),
+        (("--volume", "/a:b"), "--volume: '/a:b' must look like"),
+        (("--volume", "/a:/b:x"), "--volume: '/a:/b:x' must look like"),
+        (("-v", "/a:/b", "-v", "/a:/c"), "/a is named twice"),
+        (("--publish", "http"), "--publish: 'http' must look like 8080, 9000:8080 or 5353/udp"),
+        (("--publish", "99999:80"), "--publish: "),
+        (("--add-host", "db"), "--add-host: 'db' must look like db:192.0.2.7"),
         (("a", "b"), "Got unexpected extra argument (b)"),
     ],
 )

@@ -107,6 +107,7 @@ class FakeDaemon:
         self.made_by_request: dict[str, str] = {}
         """Ids of sandboxes by the requests that made them."""
         self.pools: dict[str, list[str]] = {}
+        self.protections: list[system_pb.Protection] = []
         self.files: dict[tuple[str, str], tuple[bytes, int]] = {}
         self.requests: list[Message] = []
         """Every request, in the order of arrival."""
@@ -414,6 +415,9 @@ class _System(system_grpc.SystemServiceServicer):
         info = system_pb.GetInfoResponse(version="9.9", embedded=True, active_sandboxes=len(self.daemon.sandboxes))
         info.engine.name, info.engine.version, info.engine.available = "fake", str(os.getpid()), True
         info.start_time.GetCurrentTime()
+        info.protections.extend(self.daemon.protections)
+        info.identity.name, info.identity.role = "ci", "grader"
+        info.identity.kind = system_pb.Identity.KIND_TOKEN
         await self.daemon.answered(request, context)
         return info
 
