@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,6 +168,10 @@ class TokenStore:
             rows: list[Any] = [] if connection is None else connection.execute(_ALL).fetchall()
         except sqlite3.Error as error:
             raise _refusal(self.path, error) from error
+        if not all(_makes_sense(row) for row in rows):
+            raise TokensUnusable(
+                f"cannot use the tokens in {self.path}: it is damaged; move it away and make new tokens"
+            )
         return [(row[0], Token(*row[1:])) for row in rows]
 
     def note_used(self, uses: Iterable[tuple[str, float]]) -> None:
@@ -258,6 +262,14 @@ class TokenStore:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(_SCHEMA)
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+
+
+def _makes_sense(row: Sequence[object]) -> bool:
+    """Whether a row has what a token has. SQLite keeps anything in any column."""
+    digest, texts, (created, *others) = row[0], row[1:5], row[5:]
+    times = [created, *(other for other in others if other is not None)]
+    is_named = isinstance(digest, bytes) and all(isinstance(text, str) and text.isascii() for text in texts)
+    return is_named and all(isinstance(at, float) for at in times)
 
 
 def _closed(path: Path, error: OSError) -> TokensUnusable:

@@ -154,6 +154,22 @@ def test_a_damaged_file_opens_nothing(store: TokenStore, tokens: Tokens):
         tokens.find("mse_x")
 
 
+@pytest.mark.parametrize(
+    "change", ["expires_at = 'soon'", "revoked_at = x'00'", "created_at = 'x'", "name = x'ff'", "role = ' \u00fc'"]
+)
+def test_a_row_that_is_no_token_opens_nothing_and_stops_nothing(
+    store: TokenStore, tokens: Tokens, clock: Clock, change: str
+):
+    secret, _ = store.create("ci", now=clock.now)
+    with sqlite3.connect(store.path, isolation_level=None) as other:
+        other.execute(f"UPDATE tokens SET {change}")
+    other.close()
+    with pytest.raises(Unavailable):
+        tokens.find(secret)
+    with pytest.raises(TokensUnusable, match="it is damaged; move it away"):
+        store.tokens()
+
+
 def test_a_name_revokes_all_its_tokens_and_an_unknown_one_says_so(store: TokenStore, tokens: Tokens):
     secrets = [store.create("ci")[0] for _ in range(3)]
     other, _ = store.create("other")
