@@ -11,18 +11,27 @@ from grpc import aio
 
 from enclaved import log
 from enclaved.core.access import Caller, Door, bearers
-from enclaved.core.identity import act_as
+from enclaved.core.identity import act_as, current
 from enclaved.core.tokens import Tokens
 from enclaved.model import IdentityKind
 
 Server: TypeAlias = aio.Server
 
 _shown: contextvars.ContextVar[Iterable[tuple[str, str | bytes]]] = contextvars.ContextVar("enclaved_shown")
+_entered: contextvars.ContextVar[Door] = contextvars.ContextVar("enclaved_entered")
 
 
 def show(details: grpc.HandlerCallDetails) -> None:
     """Keeps the metadata of a call for its handler, which runs in the same task: gRPC would copy it once more."""
     _shown.set(details.invocation_metadata or ())
+
+
+def demand(method: str) -> None:
+    """For a message that does more than its method says: checks that another method is open to the caller as well.
+
+    Raises `PolicyDenied`.
+    """
+    _entered.get().check(current(), method)
 
 
 class Doors:
@@ -49,6 +58,7 @@ class Doors:
         if caller.identity.kind is IdentityKind.TOKEN:
             log.bind(caller=caller.identity.name)
         act_as(caller.identity)
+        _entered.set(door)
         if method is not None:
             door.check(caller.identity, method)
         return caller

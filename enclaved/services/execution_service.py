@@ -31,6 +31,7 @@ from enclaved.core.executions import Execution, Executions
 from enclaved.errors import InvalidRequest
 from enclaved.services import _convert as convert
 from enclaved.services import _fields as fields
+from enclaved.services._auth import demand
 from enclaved.services._interceptors import Context
 from enclaved.services._limits import first_message
 from enclaved.services._pages import fitting
@@ -60,7 +61,9 @@ class ExecutionService:
                 task.cancel()
 
     async def attach(self, request: AttachRequest, context: Context) -> None:
-        """Follows an execution from given offsets."""
+        """Follows an execution from given offsets. Who does more than observe needs what Execute needs."""
+        if not request.observe:
+            demand("ExecutionService.Execute")
         await _follow(self._to_attach(request, ""), context, lambda event: AttachResponse(event=event))
 
     async def cancel_execution(self, request: CancelExecutionRequest, context: Context) -> CancelExecutionResponse:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 from grpc import aio
-from ms_enclave.v1 import sandbox_service_pb2_grpc, system_service_pb2_grpc
+from ms_enclave.v1 import execution_service_pb2_grpc, sandbox_service_pb2_grpc, system_service_pb2_grpc
 
 from enclaved.config import Settings
 from enclaved.core.tokens import TokenStore
@@ -70,6 +70,12 @@ def system(channel: aio.Channel) -> Any:
     """The service that says what a daemon is."""
     given: Any = channel
     return system_service_pb2_grpc.SystemServiceStub(given)
+
+
+def executions(channel: aio.Channel) -> Any:
+    """The service of executions."""
+    given: Any = channel
+    return execution_service_pb2_grpc.ExecutionServiceStub(given)
 
 
 def sandboxes(channel: aio.Channel) -> Any:

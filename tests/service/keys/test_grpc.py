@@ -12,6 +12,7 @@ from google.protobuf import descriptor_pool
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from ms_enclave.v1 import execution_service_pb2 as execution_pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1.system_service_pb2 import GetInfoRequest
 
@@ -19,9 +20,9 @@ from enclaved import services
 from enclaved.core.access import METHODS
 from enclaved.core.tokens.live import INVALID
 from enclaved.model import Scope
-from tests.service.daemons import PATIENCE_S, Running, daemon, settings_in
+from tests.service.daemons import PATIENCE_S, Running, daemon, python, settings_in
 from tests.service.edge import serving
-from tests.service.keys.ground import locked, revoke, sandboxes, shown, system, token
+from tests.service.keys.ground import executions, locked, revoke, sandboxes, shown, system, token
 
 WRONG = ("", "x", "mse_", "mse_" + "A" * 43, "Bearer", "é", "x" * 4000, "sha256:" + "0" * 64)
 
@@ -147,6 +148,24 @@ async def test_a_role_without_a_scope_is_told_which(folder: Path):
         assert "SandboxService.CreateSandbox needs the scope 'create', which the role of 'watcher' lacks" in text
         code, text = await refusal(stub.ListSandboxes(sandbox_pb.ListSandboxesRequest(), metadata=shown(unknown)))
         assert (code, "'nobody'" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
+
+
+async def test_who_may_only_read_observes_executions_and_does_not_take_their_output_away(folder: Path):
+    settings = locked(folder)
+    watcher, runner = token(settings, "watcher", role="monitor"), token(settings, "runner")
+    async with daemon(settings) as running, over_tcp(running) as channel, asyncio.timeout(PATIENCE_S):
+        await running.create()
+        spec = python("print('once')", execution_id="e", detach=True)
+        await running.execution_stub.Run(execution_pb.RunRequest(spec=spec))
+        stub = executions(channel)
+        code, text = await refusal(
+            stub.Attach(execution_pb.AttachRequest(execution_id="e"), metadata=shown(watcher)).read()
+        )
+        assert (code, "needs the scope 'run'" in text) == (grpc.StatusCode.PERMISSION_DENIED, True)
+        for asked, secret in (({"observe": True}, watcher), ({}, runner)):
+            request = execution_pb.AttachRequest(execution_id="e", **asked)
+            events = [event async for event in stub.Attach(request, metadata=shown(secret))]
+            assert b"".join(each.event.output.data for each in events) == b"once\n"
 
 
 async def test_revocation_ends_a_stream_and_counts_with_the_next_call(folder: Path):
