@@ -90,7 +90,7 @@ class _Gathered:
         except OSError as error:
             self._problems.append(f"file {path}: cannot be read: {error.strerror}")
             return
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # bytes that are no text, numbers too long, tables too deep
             self._problems.append(f"file {path}: is not TOML: {error}")
             return
         self._lines = _lines(text)
@@ -102,7 +102,11 @@ class _Gathered:
                 self._take_classes(table, f"file {path}")
                 continue
             if not isinstance(table, dict):
-                self._unknown(f"file {path}", section)
+                if section in Settings.model_fields:
+                    where = self._in_line(f"file {path}", section)
+                    self._problems.append(f"{where}: {section} must be a table; write [{section}]")
+                else:
+                    self._unknown(f"file {path}", section)
                 continue
             for name, value in table.items():
                 self._take(f"{section}.{name}", value, f"file {path}")

@@ -57,12 +57,14 @@ def read_policy(path: Path, built_in: Rules, *, tools: Tools, working_dir: str =
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError([f"policy file {path}: cannot be read: {error.strerror}"]) from error
+    except ValueError as error:
+        raise ConfigError([f"policy file {str(path)!r}: cannot be read: {error}"]) from error
     if len(data) > FILE_BYTES_MAX:
         raise ConfigError([f"policy file {path}: has more than {FILE_BYTES_MAX} bytes"])
     try:
         text = data.decode()
         tables = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # bytes that are no text, numbers too long, tables too deep
         raise ConfigError([f"policy file {path}: is not TOML: {error}"]) from error
     return _Reading(path, text, tables, built_in, tools, working_dir).rules()
 

@@ -107,6 +107,8 @@ async def test_what_cannot_change_is_named_and_stays(reloading: Reloading, caplo
         ("[limits]\npids_max = 300\ncpu_mx = 3\n", "line 3"),
         ("[limits]\npids_max = 300\n\n[log]\nlevel = 'loud'\n", "line 5"),
         ("[limits]\npids_max = 300\ncpu_max =\n", "line 3"),
+        pytest.param("[limits]\npids_max = " + "9" * 5000, "is not TOML", id="a number too long"),
+        pytest.param("[limits]\npids_max = 300\nx = " + "[" * 100_000, "is not TOML", id="tables too deep"),
     ],
 )
 async def test_a_file_with_a_mistake_changes_nothing_and_is_counted(

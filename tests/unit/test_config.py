@@ -72,10 +72,17 @@ def test_an_unreadable_file_says_why(tmp_path):
     assert found == f"file {tmp_path}: cannot be read: Is a directory"
 
 
-@pytest.mark.parametrize("text", ["[limits", "x = ", "\x00", "[a]\n[a]\n"])
+@pytest.mark.parametrize(
+    "text", ["[limits", "x = ", "\x00", "[a]\n[a]\n", "x = " + "[" * 100_000, "[limits]\npids_max = " + "9" * 5000]
+)
 def test_a_file_that_is_not_toml_says_where(write, text):
     (found,) = problems(write(text))
     assert "is not TOML" in found
+
+
+def test_a_table_that_is_a_value_is_told_how_it_is_written(write):
+    (found,) = problems(write("listen = 3\n"))
+    assert found.endswith("line 1: listen must be a table; write [listen]")
 
 
 def test_a_file_in_another_encoding_is_refused(tmp_path):
@@ -92,7 +99,7 @@ def test_a_file_in_another_encoding_is_refused(tmp_path):
         ("[limit]\ncpu_max = 2\n", "limit.cpu_max is no setting; did you mean limits.cpu_max?"),
         ("[limit]\n", "limit is no setting; did you mean limits?"),
         ("zzz = 1\n", "zzz is no setting"),
-        ("limits = 1\n", "limits is no setting; did you mean limits?"),
+        ("limits = 1\n", "limits must be a table; write [limits]"),
         ("[daemon]\nembedded_parent_fd = 3\n", "daemon.embedded_parent_fd is no setting"),
         ("[limits]\ncpu_max = '5 apples'\n", "limits.cpu_max must be a valid number"),
         ("[limits]\npids_max = '64'\n", "limits.pids_max must be a valid integer"),

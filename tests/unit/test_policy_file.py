@@ -188,6 +188,9 @@ def test_what_cannot_be_read_says_why(file: Path) -> None:
     file.write_bytes(b"#" * (1024 * 1024 + 1))
     with pytest.raises(ConfigError, match="more than 1048576 bytes"):
         read_policy(file, BUILT_IN, tools=ToolRegistry.built_in())
-    file.write_text("x = " + "[" * 100_000)
-    with pytest.raises(ConfigError, match="is not TOML"):
-        read_policy(file, BUILT_IN, tools=ToolRegistry.built_in())
+    for text in ("[" * 100_000, "9" * 5000):
+        file.write_text(f"x = {text}")
+        with pytest.raises(ConfigError, match="is not TOML"):
+            read_policy(file, BUILT_IN, tools=ToolRegistry.built_in())
+    with pytest.raises(ConfigError, match="cannot be read: embedded null"):
+        read_policy(Path("/x\0"), BUILT_IN, tools=ToolRegistry.built_in())
