@@ -13,7 +13,10 @@ from enclaved.config import Address, Settings, http_address
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._gates import Gates
 from enclaved.daemon._sockets import listen_unix
-from enclaved.gateway import Core, Entrance, make_app, serving
+from enclaved.gateway.app import make_app
+from enclaved.gateway.guard import Entrance
+from enclaved.gateway.routes import Core
+from enclaved.gateway.server import serving
 from enclaved.metrics import Metrics
 from enclaved.services import Calls
 

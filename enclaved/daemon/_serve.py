@@ -41,7 +41,6 @@ from enclaved.core.warming import TOOL as PRELOAD
 from enclaved.daemon._endpoint import metrics_endpoint
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._gates import Gates
-from enclaved.daemon._http import http_endpoint
 from enclaved.daemon._lock import locked_state
 from enclaved.daemon._policy import PolicySource
 from enclaved.daemon._protecting import end_asked, first_verdict, look_with_docker
@@ -49,7 +48,6 @@ from enclaved.daemon._reload import Reloads
 from enclaved.daemon._sockets import listen_unix
 from enclaved.daemon._stop import StopRequest, drain
 from enclaved.daemon._systemd import Notifier
-from enclaved.gateway import Core as HttpCore
 from enclaved.gateway import connections_possible
 from enclaved.metrics import Metrics
 from enclaved.runtime.base import Runtime
@@ -377,6 +375,9 @@ async def _open_http(stack: AsyncExitStack, settings: Settings, core: _Core, cal
     """Opens the HTTP API, if there is to be one, and returns its address."""
     if not settings.listen.http:
         return ""
+    from enclaved.daemon._http import http_endpoint  # the others start without it, in three quarters of the time
+    from enclaved.gateway.routes import Core as HttpCore
+
     served = HttpCore(core.sandboxes, core.executions, core.files, core.system, core.pools)
     return await stack.enter_async_context(http_endpoint(settings, served, core.metrics, calls, core.gates))
 

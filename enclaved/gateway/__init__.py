@@ -1,12 +1,9 @@
 """The HTTP edge: the documented REST routes over ``core``, off unless the setting ``listen.http`` names an address.
 
-`make_app` makes the application, `serving` runs it. docs/http.md describes the routes.
+`app.make_app` makes the application, `server.serving` runs it. docs/http.md describes the routes. Only what counts
+connections is imported with the package: the frameworks take long to load, and most daemons serve no HTTP.
 """
 
-from enclaved.gateway.app import make_app
-from enclaved.gateway.guard import Entrance
 from enclaved.gateway.listener import Bounded, connections_possible
-from enclaved.gateway.routes import Core
-from enclaved.gateway.server import serving
 
-__all__ = ["Bounded", "Core", "Entrance", "connections_possible", "make_app", "serving"]
+__all__ = ["Bounded", "connections_possible"]
