@@ -11,6 +11,8 @@ from functools import lru_cache
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NUMERIC = re.compile(r"[0-9.]+|0[xX][0-9a-fA-FxX.]*")
 """A host that is no address and that some resolvers take for one all the same, such as 127.1."""
+_LOCAL_DOMAINS = ("arpa", "internal", "lan", "local", "localdomain", "localdomain4", "localdomain6", "localhost")
+"""Last parts of names that only a network, or a host, of somebody's own can know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,9 @@ class ImageName:
     def registry(self) -> str:
         """The host that it names, with its port; empty: it names none."""
         first, slash, _ = self.name.partition("/")
-        return first if slash and (first == "localhost" or set(".:") & set(first)) else ""
+        # Names of repositories have small letters only, so newer engines take what has others for a host.
+        is_host = first == "localhost" or first != first.lower() or bool(set(".:") & set(first))
+        return first if slash and is_host else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +108,12 @@ def _names_registry(pattern: str) -> bool:
 
 
 def _is_private(registry: str) -> bool:
+    if not registry:
+        return False
     host = registry[1:].partition("]")[0] if registry.startswith("[") else registry.partition(":")[0]
-    if host == "localhost" or host.endswith(".localhost"):
+    if host.lower().rpartition(".")[2] in _LOCAL_DOMAINS:
+        return True
+    if not set(".:") & set(host):  # the outside has no such names: it is in /etc/hosts, or completed by a search domain
         return True
     try:
         return not ipaddress.ip_address(host).is_global

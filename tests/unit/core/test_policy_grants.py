@@ -292,6 +292,8 @@ def test_an_image_that_is_not_on_the_list_is_refused_with_the_list(image: str) -
     [
         *("localhost:5000", "127.0.0.1:5000", "10.1.2.3", "192.168.0.9:80", "169.254.169.254", "[::1]:5000", "0.0.0.0"),
         *("100.64.0.1:5000", "[fd00::1]:5000", "127.1:5000", "2130706433:5000", "0x7f.1:80", "a.localhost:80", "[::]"),
+        *("LOCALHOST:5000", "LocalHost:5000", "A.Localhost:80", "Localhost", "VM", "vm:5000", "ip6-localhost:5000"),
+        *("metadata.google.internal", "Metadata.Google.Internal:80", "localhost.localdomain:5000", "printer.local"),
     ],
 )
 def test_an_image_from_a_private_address_is_refused_unless_the_list_names_it(registry: str) -> None:
