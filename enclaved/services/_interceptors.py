@@ -135,7 +135,9 @@ class Wrapper(aio.ServerInterceptor):
             self._calls.shares.hold(rpc.lasts, context)
             if caller.token is None:
                 return await self._answer(rpc, request, context)
-            return await self._doors.tokens.while_valid(caller.token, self._answer(rpc, request, context))
+            answer = await self._doors.tokens.while_valid(caller.token, self._answer(rpc, request, context))
+            self._doors.tokens.until_taken(caller.token)  # gRPC sends it in this task, and waits for its client
+            return answer
         except asyncio.CancelledError:
             code = _why_cancelled(context)
             raise

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from enclaved.core.tokens.store import Token, TokenState, TokenStore, TokensUnusable, digest_of
 from enclaved.errors import TokensUnavailable, Unauthenticated
@@ -46,6 +46,8 @@ class Tokens:
         self._by_id: dict[str, Token] = {}
         self._uses: dict[str, float] = {}
         self._running: dict[str, set[asyncio.Timeout]] = {}
+        self._waiting: dict[str, set[asyncio.Task[Any]]] = {}
+        """Tasks whose answer waits for its client to take it."""
         self._is_well = True
 
     def find(self, secret: str) -> Token | None:
@@ -83,6 +85,21 @@ class Tokens:
             if not running:
                 self._running.pop(token.id, None)
 
+    def until_taken(self, token: Token) -> None:
+        """Ends this task soon after a token is no more valid, if its answer still waits to be taken then."""
+        task = asyncio.current_task()
+        if task is None:
+            return
+        waiting = self._waiting.setdefault(token.id, set())
+        waiting.add(task)
+
+        def taken(done: asyncio.Task[Any]) -> None:
+            waiting.discard(done)
+            if not waiting and self._waiting.get(token.id) is waiting:
+                del self._waiting[token.id]
+
+        task.add_done_callback(taken)
+
     def open(self) -> None:
         """Reads the tokens for the first time. Raises `TokensUnusable` if they cannot be read."""
         self._read()
@@ -110,13 +127,18 @@ class Tokens:
             return
         self._metrics.tokens_valid(self.count)
         now, loop_now = self._clock(), asyncio.get_running_loop().time()
-        for token_id, running in self._running.items():
+        for token_id in {*self._running, *self._waiting}:
             token = self._by_id.get(token_id)
-            if token is None or token.state(now) is not TokenState.VALID:
-                _log.info("calls ended: their token is no more valid", extra={"token": token_id, "calls": len(running)})
-                for scope in running:
-                    if not scope.expired():
-                        scope.reschedule(loop_now)
+            if token is not None and token.state(now) is TokenState.VALID:
+                continue
+            running, waiting = self._running.get(token_id, ()), self._waiting.get(token_id, ())
+            calls = len(running) + len(waiting)
+            _log.info("calls ended: their token is no more valid", extra={"token": token_id, "calls": calls})
+            for scope in running:
+                if not scope.expired():
+                    scope.reschedule(loop_now)
+            for task in waiting:
+                task.cancel()
 
     def close(self) -> None:
         """Writes down which tokens were used, and closes the file."""

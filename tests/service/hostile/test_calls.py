@@ -24,6 +24,7 @@ from tests.service.edge import details, fields, reason
 from tests.service.hostile import http2
 from tests.service.hostile.http2 import connection
 from tests.service.hostile.process import OWN_CONNECTION, code_of
+from tests.service.keys.ground import revoke, shown, token
 
 GET_INFO = "/ms_enclave.v1.SystemService/GetInfo"
 EXECUTE = "/ms_enclave.v1.ExecutionService/Execute"
@@ -185,6 +186,24 @@ async def test_an_answer_that_is_not_taken_holds_its_place_until_its_client_goes
         while (code := await code_of(running.execution_stub.Run(run))) is grpc.StatusCode.RESOURCE_EXHAUSTED:
             pass
     assert code is grpc.StatusCode.OK
+
+
+async def test_a_token_that_is_revoked_gives_back_the_places_of_answers_that_it_does_not_take(running: Running):
+    await running.create()
+    secret = token(running.settings, "gone")
+    request = execution_pb.RunRequest(spec=python("print('x' * 500_000)")).SerializeToString()
+    run = execution_pb.RunRequest(spec=python("print(1)"))
+    async with connection(running.settings.listen.unix, window=0) as client:
+        for stream in range(1, 2 * LASTING, 2):
+            client.begin(stream, RUN, shown(secret))
+            client.message(stream, request)
+        await until_handled(running, "Run", "OK", LASTING)
+        assert await code_of(running.execution_stub.Run(run)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        revoke(running.settings, "gone")
+        async with asyncio.timeout(PATIENCE_S):
+            while (code := await code_of(running.execution_stub.Run(run))) is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                pass
+        assert code is grpc.StatusCode.OK
 
 
 async def test_a_thousand_executions_in_one_sandbox_are_as_many_as_there_may_be():
