@@ -22,7 +22,7 @@ from enclaved.core.background import Background
 from enclaved.core.channels import AUTO, Channels
 from enclaved.core.gate import Gate
 from enclaved.core.images import image_of
-from enclaved.core.mounting import Places, look_again, user_of
+from enclaved.core.mounting import Mounting, Places
 from enclaved.core.networks import NetworkSettings, SandboxNetworks
 from enclaved.core.ownership import Ownership
 from enclaved.core.record import SandboxRecord
@@ -97,6 +97,7 @@ class Boot:
         self.networks = SandboxNetworks(runtime, ownership, network_settings)
         self._guest_file = install_guest(settings.state_dir / "guest")
         self._guest_arguments = packed_guest()
+        self._mounting = Mounting()
         self._uids = Uids(settings.uid_first, settings.uid_count)
         self._users = Users(runtime, self._uids)
         self._old_directories = set((settings.state_dir / "s").glob("*"))
@@ -135,6 +136,7 @@ class Boot:
         """Prepares to take over a sandbox of an earlier daemon: its user id, its directory, a link for its guest."""
         self._uids.take(record.uid)
         self.networks.take_up(record)
+        self._mounting.take_up(record)
         self._old_directories.discard(record.directory)
         if record.container_id is not None and record.state is not SandboxState.ERROR:
             has_socket = _socket_dir(record).exists()
@@ -173,7 +175,7 @@ class Boot:
             await self._users.learn()
             self._users.check_mounts(record.spec.mounts)
             record.uid = self._users.fitting(record.uid)
-            uid = user_of(record, places, self._uids.range)
+            uid = self._mounting.user_of(record, places, self._uids.range)
             if uid != record.uid:
                 self._uids.put_back(record.uid)
                 record.uid = uid
@@ -246,7 +248,7 @@ class Boot:
             await link.listen()
         await self._start(record, plan, link)
         if places:
-            await look_again(record, link, places)
+            await self._mounting.look_again(record, link, places)
 
     async def _clear_away(self, record: SandboxRecord) -> None:
         """Removes what a daemon that was killed left of a start: it would be in the way of another one."""
@@ -363,6 +365,7 @@ class Boot:
             await link.close()
             record.link = None
         record.published_ports = ()
+        self._mounting.leave(record)
         await self.networks.leave(record)
         await asyncio.to_thread(shutil.rmtree, record.directory, True)
 

@@ -32,6 +32,8 @@ class Found:
     inode: int
     owner: int
     mode: int
+    above: frozenset[tuple[int, int]] = frozenset()
+    """Devices and inodes of the directories on the way to it."""
 
     @property
     def is_directory(self) -> bool:
@@ -130,14 +132,19 @@ def _find(mount: Mount, stack: contextlib.ExitStack) -> Found:
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open("/", flags)
     walked = ""
+    above = set()
     try:
         for part in parts:
+            folder = os.fstat(descriptor)
+            above.add((folder.st_dev, folder.st_ino))
             walked = f"{walked}/{part}"
             below = os.open(part, flags, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = below
             if stat.S_ISLNK(os.fstat(descriptor).st_mode):
-                text = f"{path} passes through the link {walked}; name what it leads to ({os.path.realpath(walked)})"
+                # What it says, and not where that leads: who may write there could ask so for what else there is.
+                says = os.readlink("", dir_fd=descriptor)
+                text = f"{path} passes through the link {walked}; name what it leads to ({says[:200]!r})"
                 raise PolicyDenied("volumes", _FIELD, text)
         seen = os.fstat(descriptor)
     except OSError as error:
@@ -150,4 +157,4 @@ def _find(mount: Mount, stack: contextlib.ExitStack) -> Found:
     stack.callback(os.close, descriptor)
     if not stat.S_ISDIR(seen.st_mode) and not stat.S_ISREG(seen.st_mode):
         raise InvalidRequest.of(_FIELD, f"{path} is neither a directory nor a regular file")
-    return Found(mount, descriptor, seen.st_dev, seen.st_ino, seen.st_uid, seen.st_mode)
+    return Found(mount, descriptor, seen.st_dev, seen.st_ino, seen.st_uid, seen.st_mode, frozenset(above))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from enclaved.agent.handle import RunOptions, wire_name
 from enclaved.agent.jobs import encode_job
 from enclaved.agent.link import GuestLink
-from enclaved.core.host_paths import Found, check_told, look_program, user_for
+from enclaved.core.host_paths import Found, check_told, found, look_program, user_for
 from enclaved.core.record import SandboxRecord
-from enclaved.errors import EngineRefused, InvalidRequest
-from enclaved.model import STDERR, Output, PythonJob
+from enclaved.errors import EnclaveError, EngineRefused, InvalidRequest, PolicyDenied
+from enclaved.model import EMBEDDED_ROLE, STDERR, Output, PythonJob
 
 UID_SEPARATION: Final = "uid_separation"
 """What a sandbox waives that runs as the owner of a directory: others may run as the same user."""
@@ -22,18 +24,74 @@ _LOOK: Final = "look"
 Places = Sequence[Found]
 
 
-def user_of(record: SandboxRecord, places: Places, sandbox_uids: range) -> int:
-    """Decides as whom the programs of a sandbox run: as its own user, or as the owner of what they may write to.
+@dataclass(slots=True)
+class _Held:
+    """What one sandbox has mounted, or is about to."""
 
-    Says in the record what that waives. Raises `InvalidRequest`, `PolicyDenied`.
+    places: Places
+    is_settled: bool = False
+    """Whether the engine has mounted it, so that it stays what it is."""
+
+
+class Mounting:
+    """Knows what sandboxes have mounted.
+
+    Who can write to a directory can put something else in the place of what lies in it. An image that was made for that
+    could then tell the daemon what it wants to hear (`look_again`). So nothing is mounted for somebody else's request
+    out of a directory to which another sandbox can write at that moment. The program that embeds its daemon could mount
+    anything without it, so it is not held up.
     """
-    writable = [place.mount.host_path for place in places if not place.mount.read_only]
-    if writable and record.pool_id:
-        text = f"a pool empties its sandboxes after each call, {writable[0]} included; mount it with mode 'ro'"
-        raise InvalidRequest.of("spec.volumes", text)
-    uid = user_for(places, record.uid, sandbox_uids)
-    record.waived = (UID_SEPARATION,) if writable else ()
-    return uid
+
+    def __init__(self) -> None:
+        self._held: dict[SandboxRecord, _Held] = {}
+
+    def user_of(self, record: SandboxRecord, places: Places, sandbox_uids: range) -> int:
+        """Decides as whom the programs of a sandbox run: as its own user, or as the owner of what they may write to.
+
+        Says in the record what that waives. What is to be mounted counts as in use from now on, until `leave`. Raises
+        `InvalidRequest`, `PolicyDenied`.
+        """
+        writable = [place.mount.host_path for place in places if not place.mount.read_only]
+        if writable and record.pool_id:
+            text = f"a pool empties its sandboxes after each call, {writable[0]} included; mount it with mode 'ro'"
+            raise InvalidRequest.of("spec.volumes", text)
+        uid = user_for(places, record.uid, sandbox_uids)
+        for other, held in self._held.items():
+            if other is not record:
+                _check_apart(record, places, other, held.places)
+                if not held.is_settled:
+                    _check_apart(other, held.places, record, places)
+        if places:
+            self._held[record] = _Held(places)
+        record.waived = (UID_SEPARATION,) if writable else ()
+        return uid
+
+    async def look_again(self, record: SandboxRecord, link: GuestLink, places: Places) -> None:
+        """Makes sure of what was mounted. Raises as `look_again`."""
+        await look_again(record, link, places)
+        self._held[record].is_settled = True
+
+    def take_up(self, record: SandboxRecord) -> None:
+        """Knows of a sandbox of an earlier daemon. Blocks on the disk."""
+        if record.container_id is not None and record.spec.mounts:
+            with contextlib.suppress(EnclaveError), found(record.spec.mounts) as places:
+                self._held[record] = _Held(places, is_settled=True)
+
+    def leave(self, record: SandboxRecord) -> None:
+        """A sandbox has no container any more."""
+        self._held.pop(record, None)
+
+
+def _check_apart(lower: SandboxRecord, below: Places, upper: SandboxRecord, above: Places) -> None:
+    """Looks whether nothing of one sandbox lies in what another can write to. Raises `PolicyDenied`."""
+    if lower.spec.role == EMBEDDED_ROLE:
+        return
+    for place in below:
+        for around in above:
+            if not around.mount.read_only and (around.device, around.inode) in place.above:
+                where = f"{place.mount.host_path} (of sandbox {lower.id!r}) lies in {around.mount.host_path}"
+                text = f"{where}, to which sandbox {upper.id!r} can write, so something else could come in its place"
+                raise PolicyDenied("volumes", "spec.volumes", f"{text}; mount the whole, or one after the other")
 
 
 async def look_again(record: SandboxRecord, link: GuestLink, places: Places) -> None:

@@ -40,7 +40,7 @@ def test_a_link_anywhere_on_the_way_is_refused_and_named(tmp_path: Path):
     link = tmp_path.resolve() / "link"
     link.symlink_to(real)
     for path in (link, link / "inner"):
-        with pytest.raises(PolicyDenied, match=f"passes through the link {link}; name what it leads to \\({real}\\)"):
+        with pytest.raises(PolicyDenied, match=f"passes through the link {link}; name what it leads to \\('{real}'\\)"):
             look(path)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(PolicyDenied):
