@@ -167,7 +167,11 @@ class _Reading:
             self._problem(f"roles.{name}.{shown_key}", text if shown_key == key else f"contradicts {key}, which {text}")
         options = dict(parent.tool_options)
         for tool, rule in (table.tool_options or {}).items():
-            options[tool] = ToolRule(None if rule.allowed is None else tuple(rule.allowed), rule.forced)
+            inherited = options.get(tool, ToolRule())
+            options[tool] = ToolRule(
+                inherited.allowed if rule.allowed is None else tuple(rule.allowed),
+                inherited.forced if rule.forced is None else rule.forced,
+            )
             origins[f"tool_options.{tool}"] = self._origin(name, f"tool_options.{tool}")
         return replace(
             parent,

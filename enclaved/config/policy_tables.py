@@ -40,7 +40,7 @@ class ToolTable(_Table):
     """What may be said about one tool."""
 
     allowed: _Texts | None = Field(None, description="Options that callers may set; without it, all.")
-    forced: dict[str, Any] = Field({}, description="Options that hold whatever a caller sets.")
+    forced: dict[str, Any] | None = Field(None, description="Options that hold whatever a caller sets.")
 
 
 class RoleTable(_Table):

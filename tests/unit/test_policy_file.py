@@ -72,6 +72,30 @@ def test_a_role_says_what_it_says_and_has_the_rest_of_the_default_role(file: Pat
     assert (found.origin("command"), found.origin("cpu_max")) == ("built in", "setting limits.cpu_max")
 
 
+def test_what_is_forced_on_a_tool_stays_where_a_role_says_only_what_callers_may_set(file: Path) -> None:
+    found = read(
+        file,
+        """
+        [roles.parent.tool_options.python_executor]
+        allowed = ["timeout"]
+        forced = { blocked_modules = ["socket"] }
+        [roles.more]
+        extends = "parent"
+        [roles.more.tool_options.python_executor]
+        allowed = ["timeout", "max_output_size"]
+        [roles.other]
+        extends = "parent"
+        [roles.other.tool_options.python_executor]
+        forced = {}
+        """,
+    )
+    options = {name: found.roles[name].tool_options["python_executor"] for name in ("more", "other")}
+    assert options == {
+        "more": ToolRule(("timeout", "max_output_size"), {"blocked_modules": ["socket"]}),
+        "other": ToolRule(("timeout",), {}),
+    }
+
+
 def test_a_role_may_extend_another_of_the_file_or_a_compiled_one(file: Path) -> None:
     found = read(
         file,
