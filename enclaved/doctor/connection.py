@@ -21,12 +21,12 @@ from ms_enclave.v1 import sandbox_service_pb2_grpc as sandbox_grpc
 from ms_enclave.v1 import system_service_pb2 as system_pb
 from ms_enclave.v1 import system_service_pb2_grpc as system_grpc
 
+from enclaved.config import is_loopback, parse_address
 from enclaved.doctor import host_view
 
 TOKEN_VARIABLE: Final = "MS_ENCLAVE_TOKEN"  # noqa: S105 - the name of a variable
 CA_VARIABLE: Final = "MS_ENCLAVE_CA"
 ANSWER_S: Final = 20.0
-_LOOPBACK: Final = ("127.", "localhost:", "[::1]:")
 _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -93,7 +93,7 @@ async def channel_to(address: str, environ: Mapping[str, str] = os.environ) -> A
     ``MS_ENCLAVE_TOKEN`` is sent with every call, and never in plain text to another machine; ``MS_ENCLAVE_CA`` names
     the certificates to trust. Raises `BadAddress`.
     """
-    token = environ.get(TOKEN_VARIABLE, "")
+    token = environ.get(TOKEN_VARIABLE, "").strip()
     if address.startswith("https://"):
         roots = await asyncio.to_thread(_roots, environ.get(CA_VARIABLE, ""))
         target = address.removeprefix("https://").rstrip("/")
@@ -101,7 +101,7 @@ async def channel_to(address: str, environ: Mapping[str, str] = os.environ) -> A
     else:
         if not address.startswith("unix:") and ":" not in address:
             raise BadAddress(f"{address!r} is no address; write unix:/path/to/socket, host:port or https://host:port")
-        if token and not address.startswith(("unix:", *_LOOPBACK)):
+        if not address.startswith("unix:") and token and not _is_of_this_machine(address):
             raise BadAddress(f"the token of {TOKEN_VARIABLE} is not sent to {address} in plain text; use https://")
         target = f"unix:{quote(address.removeprefix('unix:'))}" if address.startswith("unix:") else address
         channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
@@ -129,6 +129,14 @@ class _Signed:
             return call
 
         return signed
+
+
+def _is_of_this_machine(address: str) -> bool:
+    """Whether only this machine is at an address: a name may begin as a loopback address does, and be anybody's."""
+    try:
+        return is_loopback(parse_address(address))
+    except ValueError as error:
+        raise BadAddress(f"{address!r} is no address; write unix:/path/to/socket or https://host:port") from error
 
 
 def _roots(path: str) -> bytes | None:

@@ -114,7 +114,19 @@ async def test_a_token_goes_with_every_call() -> None:
     assert handler.metadata[-1]["a"] == "b"
 
 
-@pytest.mark.parametrize("address", ["nonsense", "10.0.0.1:50061", "example.invalid:1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense",
+        "10.0.0.1:50061",
+        "example.invalid:1",
+        "127.example.invalid:1",
+        "127.0.0.1.example.invalid:1",
+        "localhost.example.invalid:1",
+        "dns:///127.0.0.1:1",
+        "127.0.0.1:x",
+    ],
+)
 async def test_a_token_is_not_sent_in_plain_text_to_another_machine(address: str) -> None:
     with pytest.raises(BadAddress):
         async with channel_to(address, {"MS_ENCLAVE_TOKEN": "mse_x"}):
