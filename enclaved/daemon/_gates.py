@@ -58,7 +58,8 @@ class Gates:
             key_role=settings.http.role,
         )
         self.metrics = doors["metrics"]
-        if any(needs.values()):
+        self._needs_tokens = any(needs.values())
+        if self._needs_tokens:
             self._check_tokens(needs["tcp"] or needs["metrics"] or not settings.http.api_keys)
         self._certificates = self._load(metrics)
 
@@ -72,6 +73,11 @@ class Gates:
             return str(listen_tcp(server.add_insecure_port, parse_address(text)))
         bind = partial(add_tls_port, server, now=lambda: certificates.pair)
         return str(listen_tcp(bind, parse_address(text)))
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether a listener needs tokens or a certificate, which may change while it listens."""
+        return self._needs_tokens or self._certificates is not None
 
     @property
     def http_tls(self) -> SSLContext | None:

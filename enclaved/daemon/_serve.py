@@ -177,6 +177,7 @@ async def serve(
 
         if not embedded:
             core.define_pools(settings)
+        if not embedded or core.gates.needs_keys:
             core.background.spawn(core.gates.watch(), "watch tokens and the certificate")
         core.background.spawn(core.state.keep(), "keep state")
         core.protections.changed = health.set_engine_available

@@ -189,6 +189,18 @@ async def test_a_change_is_found_without_being_told(folder: Path, monkeypatch: p
     assert certificates.pair.not_after_s == ENDS["second"]
 
 
+async def test_a_server_of_a_program_of_ones_own_gets_new_certificates_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("enclaved.daemon._tls.LOOK_EVERY_S", 0.01)
+    settings = with_certificate(folder, listen__tcp="", listen__tcp_auth="auto", listen__http="127.0.0.1:0")
+    async with daemon(settings, embedded=True) as running, asyncio.timeout(PATIENCE_S):
+        assert await presented(running.addresses.http) == der("first")
+        put(folder, "second")
+        while await presented(running.addresses.http) != der("second"):
+            pass
+
+
 @pytest.mark.parametrize("name", ENDS)
 def test_the_end_of_a_certificate_is_read_from_it(name: str):
     path = CERTIFICATES / f"{name}.crt"
