@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,7 @@ from enclaved.cli.common import ExitCode, config_option, leave
 from enclaved.config import Settings, load
 
 if TYPE_CHECKING:
+    from enclaved.doctor.report import AttackReport
     from enclaved.doctor.stage import Result
 
 _SEVERITIES = ("note", "warning", "failure")
@@ -134,20 +136,32 @@ def _attack(
         raise click.UsageError(str(error)) from error
     try:
         report = asyncio.run(
-            play(
-                settings,
-                file,
-                attacks,
-                address=address,
-                keep_going=keep_going,
-                done=_progress(len(attacks)) if sys.stderr.isatty() and not as_json else _silent,
+            _cleared_up(
+                play(
+                    settings,
+                    file,
+                    attacks,
+                    address=address,
+                    keep_going=keep_going,
+                    done=_progress(len(attacks)) if sys.stderr.isatty() and not as_json else _silent,
+                )
             )
         )
+    except asyncio.CancelledError:
+        leave(ExitCode.FAILED, "terminated")
     except AttackFailed as error:
         leave(ExitCode.FAILED, *str(error).splitlines())
     click.echo(json.dumps(report.as_json(), indent=2) if as_json else "\n".join(report.lines()))
     if not report.passed:
         sys.exit(ExitCode.FAILED)
+
+
+async def _cleared_up(work: Coroutine[Any, Any, AttackReport]) -> AttackReport:
+    """Has SIGTERM and SIGHUP end the work as Ctrl-C does, so that nothing of it is left behind."""
+    task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, task.cancel)
+    return await task
 
 
 def _silent(result: Result) -> None:

@@ -63,7 +63,7 @@ async def own_daemon(directory: Path, settings: Settings, file: Path | None) -> 
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "enclaved.doctor.daemon_child"),
-            *(str(file or ""), json.dumps(flags)),
+            *(str(file or ""), json.dumps(flags), str(directory)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=output,

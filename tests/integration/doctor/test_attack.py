@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +19,7 @@ from enclaved.doctor.attacking import attack, chosen
 from enclaved.doctor.attacks.base import Category
 from enclaved.doctor.attacks.suite import SUITE
 from enclaved.doctor.own_daemon import own_daemon
+from tests.integration.failures.ground import until
 
 WHOLE_S = 420
 PATIENCE_S = 120
@@ -74,6 +77,22 @@ def test_a_part_of_the_suite_is_a_score_by_category_and_leaves_nothing() -> None
     assert printed.splitlines()[-1].startswith("2 of 2 attacks contained in ")
     assert list(Path("/tmp").glob(f"mse-doctor-{process.pid}-*")) == []
     assert [pid for pid in os.listdir("/proc") if pid.isdigit() and is_child_of(pid, process.pid)] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("place", ["d", "d/g.sock"], ids=["while its daemon starts", "in the middle"])
+async def test_a_doctor_that_is_ended_leaves_nothing(number: signal.Signals, place: str) -> None:
+    arguments = [sys.executable, "-P", "-m", "enclaved", "doctor", "--attack", "--category", "resources"]
+    silent = subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*arguments, stdout=silent, stderr=silent)
+    pattern = f"mse-doctor-{process.pid}-*"
+    await until(lambda: next(Path("/tmp").glob(f"{pattern}/{place}"), None), f"the doctor's {place}")
+    process.send_signal(number)
+    await process.wait()
+
+    await until(lambda: not list(Path("/tmp").glob(pattern)), "the end of the doctor's directory")
+    children = [pid for pid in os.listdir("/proc") if pid.isdigit()]
+    await until(lambda: not any(is_child_of(pid, process.pid) for pid in children), "the end of its daemon")
 
 
 async def test_a_daemon_that_runs_already_is_attacked_as_far_as_a_client_sees(short_directory: Path) -> None:
