@@ -160,6 +160,7 @@ def test_the_tests_are_prepared_like_the_quick_start(checkout: Checkout) -> None
         "ROOT/scripts/ensure-engine",
         "ROOT/scripts/ensure-image --built",
         "ROOT/scripts/build-image --recipe systemd",
+        "ROOT/scripts/build-image --recipe toolchain",
         "ROOT/scripts/build-guest-runtime",
         "ROOT/scripts/ensure-prometheus",
         "ROOT/scripts/_suites.py -x",

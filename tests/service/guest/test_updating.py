@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from enclaved.core.policy import MIB
+from enclaved.core.spec_fields import MIB
 from enclaved.errors import EnclaveError, EngineRefused, InvalidRequest, PolicyDenied, SandboxNotFound, WrongState
 from enclaved.model import SandboxRequest, SandboxState, SandboxUpdate
 from tests.service.guest.laboratory import Box, Laboratory, printed, until
