@@ -9,9 +9,10 @@ import re
 import secrets
 import sqlite3
 import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -237,16 +238,25 @@ class TokenStore:
         return found.st_dev, found.st_ino
 
     def _make(self) -> tuple[int, int] | None:
-        """Makes an empty file, for the owner of the state directory even if it is root who makes it."""
+        """Makes the file, for the owner of the state directory even if it is root who makes it.
+
+        It appears under its name when it is whole, so that nobody who comes at the same time finds half of it.
+        """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                if os.geteuid() == 0:
-                    owner = self.path.parent.stat()
-                    os.fchown(fd, owner.st_uid, owner.st_gid)
-            finally:
-                os.close(fd)
+            with tempfile.TemporaryDirectory(prefix=".tokens-", dir=self.path.parent) as directory:
+                new = Path(directory) / DATABASE_NAME
+                fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    if os.geteuid() == 0:
+                        owner = self.path.parent.stat()
+                        os.fchown(fd, owner.st_uid, owner.st_gid)
+                finally:
+                    os.close(fd)
+                with closing(sqlite3.connect(new, isolation_level=None)) as connection:
+                    self._prepare(connection)
+                with suppress(FileExistsError):  # somebody else was faster
+                    os.link(new, self.path)
         except OSError as error:
             raise _closed(self.path, error) from error
         return self._look()

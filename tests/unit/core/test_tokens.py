@@ -8,7 +8,9 @@ import hmac
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,27 @@ def test_where_the_file_goes_away_nobody_gets_in_and_a_new_one_counts(store: Tok
     new, _ = store.create("ci")
     assert tokens.find(new)
     assert tokens.find(old) is None
+
+
+def test_many_who_make_the_first_token_at_once_all_get_one(tmp_path: Path):
+    """The file must never be seen before it is whole."""
+    for attempt in range(10):
+        directory, together = tmp_path / str(attempt), threading.Barrier(8)
+
+        def make(directory: Path = directory, together: threading.Barrier = together) -> str:
+            store = TokenStore(directory)
+            together.wait(60)
+            try:
+                return store.create("ci")[1].id
+            finally:
+                store.close()
+
+        with ThreadPoolExecutor(8) as pool:
+            made = {future.result() for future in [pool.submit(make) for _ in range(8)]}
+        store = TokenStore(directory)
+        assert {token.id for token in store.tokens()} == made
+        store.close()
+        assert [path.name for path in directory.iterdir()] == [DATABASE_NAME]
 
 
 def test_a_file_of_another_program_is_left_alone(store: TokenStore):
