@@ -212,6 +212,7 @@ class Boot:
                 file_size_limit_bytes=max(spec.working_dir_size_bytes, spec.tmp_size_bytes),
                 scratch_dirs=(*SCRATCH_DIRS, *image.volumes),
                 connect_patience_s=CONNECT_PATIENCE_S,
+                writes_on_host=bool(record.waived),
             ),
             guest_file=self._guest_file,
             socket_dir=_socket_dir(record),

@@ -68,6 +68,8 @@ class GuestSettings:
     """The guest exits, with a code of its own, if it cannot connect for the first time so long; 0: never."""
     owns_mounts: bool = True
     """Whether the table of mounts is the sandbox's own, so that nobody else changes it."""
+    writes_on_host: bool = False
+    """Whether user code may write to a directory of the host, where it is to make no files that run as their owner."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,11 @@ from .syscalls import (
     CLONE,
     CLONE3,
     DENIED,
+    MAKES_FILE,
+    MODES,
     NAMESPACE_FLAGS,
+    OPENAT2,
+    SET_ID_BITS,
     SOCKET,
     SOCKET_FAMILIES,
     X32_BIT,
@@ -40,24 +44,27 @@ _SCOPE_ABI = 6  # the first with scopes: Linux 6.12
 _SCOPE_ABSTRACT_UNIX_SOCKET, _SCOPE_SIGNAL = 1, 2
 
 
-def confine() -> None:
-    """Puts filter and scope on this process and all that it makes. Raises OSError and RuntimeError where it cannot."""
+def confine(*, keeps_ids: bool = False) -> None:
+    """Puts filter and scope on this process and all that it makes. Raises OSError and RuntimeError where it cannot.
+
+    ``keeps_ids``: nobody may make a file with which others would act as its owner or its group.
+    """
     library = libc()
     if library is None:
         raise RuntimeError("the interpreter has no ctypes, without which no filter can be set")
     _call(library.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
     narrow_scope(library)
-    install_filter(library, os.uname().machine)
+    install_filter(library, os.uname().machine, keeps_ids=keeps_ids)
 
 
-def install_filter(library: Any, machine: str) -> None:
+def install_filter(library: Any, machine: str, *, keeps_ids: bool = False) -> None:
     """Puts the filter on this process."""
     import ctypes
 
     class Program(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_void_p)]
 
-    code = assemble(filter_steps(machine))
+    code = assemble(filter_steps(machine, keeps_ids=keeps_ids))
     steps = ctypes.create_string_buffer(code, len(code))
     program = Program(len(code) // 8, ctypes.cast(steps, ctypes.c_void_p))
     outcome = library.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0)
@@ -97,7 +104,7 @@ def check_machine(machine: str) -> None:
         raise RuntimeError("there is no table of system calls for a %r machine, so that no filter can be set" % machine)
 
 
-def filter_steps(machine: str) -> List[Step]:
+def filter_steps(machine: str, *, keeps_ids: bool = False) -> List[Step]:
     """The filter's program for a machine. Raises RuntimeError if its numbers are not known here."""
     check_machine(machine)
     column = MACHINES.index(machine)
@@ -114,6 +121,8 @@ def filter_steps(machine: str) -> List[Step]:
     refusal = _ERRNO | errno.EPERM
     for number in denied:
         steps += [(_EQUALS, 0, 1, number), (_RETURN, 0, 0, refusal)]
+    if keeps_ids:
+        steps += _mode_steps(column)
     # The C library takes clone in its place, whose flags can be seen.
     steps += [(_EQUALS, 0, 1, CLONE3[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     steps += [
@@ -127,6 +136,25 @@ def filter_steps(machine: str) -> List[Step]:
     steps += [(_EQUALS, 0, families + 2, SOCKET[column]), (_LOAD, 0, 0, _ARGUMENT_0)]
     steps += [(_EQUALS, families - index, 0, family) for index, family in enumerate(SOCKET_FAMILIES)]
     steps += [(_RETURN, 0, 0, refusal), (_RETURN, 0, 0, _ALLOW)]
+    return steps
+
+
+def _mode_steps(column: int) -> List[Step]:
+    """Refuses modes with which others would run a file as its owner or as its group."""
+    steps: List[Step] = [(_EQUALS, 0, 1, OPENAT2[column]), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    for numbers, mode, flags in MODES.values():
+        number = numbers[column]
+        if number is None:
+            continue
+        # Without a new file there is no mode, and anything may stand in its place.
+        looks = [] if flags is None else [(_LOAD, 0, 0, _ARGUMENT_0 + 8 * flags), (_HAS_BITS, 0, 3, MAKES_FILE)]
+        steps += [(_EQUALS, 0, len(looks) + 4, number)] + looks
+        steps += [
+            (_LOAD, 0, 0, _ARGUMENT_0 + 8 * mode),
+            (_HAS_BITS, 0, 1, SET_ID_BITS),
+            (_RETURN, 0, 0, _ERRNO | errno.EPERM),
+            (_RETURN, 0, 0, _ALLOW),
+        ]
     return steps
 
 

@@ -80,6 +80,24 @@ DENIED: Dict[str, Tuple[Optional[int], Optional[int]]] = {
     "vmsplice": (278, 75),
 }
 
+# Calls that give files their mode, by name: (numbers, which argument is the mode, which the flags that make a file).
+# Where a program may write to a directory of the host, what belongs to the owner of a file or to its group is no longer
+# only the sandbox's affair.
+MODES: Dict[str, Tuple[Tuple[Optional[int], Optional[int]], int, Optional[int]]] = {
+    "chmod": ((90, None), 1, None),
+    "creat": ((85, None), 1, None),
+    "fchmod": ((91, 52), 1, None),
+    "fchmodat": ((268, 53), 2, None),
+    "fchmodat2": ((452, 452), 2, None),
+    "mknod": ((133, None), 1, None),
+    "mknodat": ((259, 33), 2, None),
+    "open": ((2, None), 2, 1),
+    "openat": ((257, 56), 3, 2),
+}
+SET_ID_BITS = 0o6000
+MAKES_FILE = 0o100 | 0o20000000  # O_CREAT, and the bit of O_TMPFILE that no other flag has
+OPENAT2 = (437, 437)  # its mode lies in memory, where the filter cannot look
+
 SOCKET = (41, 198)
 SOCKET_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: what is let through
 CLONE = (56, 220)

@@ -47,7 +47,7 @@ def template_main(fd: int, settings: Dict[str, Any], bundle: Bundle) -> None:
     prctl(PR_SET_DUMPABLE, 1)  # changes nothing here, but the library is loaded
     unconfined = ""
     try:
-        confine()
+        confine(keeps_ids=settings.get("writes_on_host") is True)
     except (OSError, RuntimeError) as error:  # every child says it, and none runs anything
         unconfined = "its programs cannot be confined: %s" % error
     gc.collect()

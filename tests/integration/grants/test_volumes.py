@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import stat
 
 import pytest
 from ms_enclave.errors import EnclaveError, InvalidRequest, PolicyDenied
@@ -41,6 +42,20 @@ async def test_a_directory_that_can_be_written_to_lends_the_sandbox_its_owner_an
     assert "sleep 600" not in await said(sandbox, commands)
     # Whoever is the owner is not the guest: its socket is closed to programs.
     assert "denied" in ((await sandbox.execute_command("ls /run/enclave/socket")).stderr or "")
+
+
+async def test_no_program_leaves_a_file_on_the_host_that_runs_as_its_owner(house: House):
+    place = house.place("data", owner=OWNER)
+    writer = await house.sandbox(volumes={str(place): {"bind": "/data", "mode": "rw"}})
+    result = await writer.execute_command(
+        "cp /bin/sh /data/sh; chmod 6755 /data/sh || chmod 0755 /data/sh; touch /data/x"
+    )
+    assert "Operation not permitted" in (result.stderr or "")
+    assert stat.S_IMODE((place / "sh").stat().st_mode) == 0o755
+    assert await said(writer, "mkdir /data/inner && chmod 1777 /data/inner && echo done") == "done"
+    # Elsewhere the bits mean nothing, and programs that set them go on.
+    other = await house.sandbox()
+    assert await said(other, "touch f && chmod 6755 f && stat -c %a f") == "6755"
 
 
 async def test_a_file_can_be_mounted_too(house: House):

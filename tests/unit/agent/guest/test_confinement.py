@@ -19,7 +19,9 @@ from enclaved.agent.guest.syscalls import (
     CLONE,
     CLONE3,
     DENIED,
+    MODES,
     NAMESPACE_FLAGS,
+    OPENAT2,
     SOCKET,
     SOCKET_FAMILIES,
     X32_BIT,
@@ -33,7 +35,11 @@ LAST_KNOWN = 500
 
 def outcome(machine: str, number: int, argument: int = 0, arch: int | None = None) -> int:
     data = struct.pack("=IIQ6Q", number, AUDIT_ARCH[machine] if arch is None else arch, 0, argument, 0, 0, 0, 0, 0)
-    steps = list(struct.iter_unpack("=HBBI", assemble(filter_steps(machine))))
+    return run(assemble(filter_steps(machine)), data)
+
+
+def run(program: bytes, data: bytes) -> int:
+    steps = list(struct.iter_unpack("=HBBI", program))
     place = accumulator = 0
     while True:
         code, if_true, if_false, operand = steps[place]
@@ -48,9 +54,15 @@ def outcome(machine: str, number: int, argument: int = 0, arch: int | None = Non
             case 0x45:
                 place += if_true if accumulator & operand else if_false
             case 0x06:
-                return operand
+                return int(operand)
             case _:
                 raise AssertionError(f"unknown instruction {code:#x}")
+
+
+def mode_outcome(machine: str, number: int, *arguments: int) -> int:
+    """What becomes of a call in a sandbox that may write on the host."""
+    data = struct.pack("=IIQ6Q", number, AUDIT_ARCH[machine], 0, *arguments, *[0] * (6 - len(arguments)))
+    return run(assemble(filter_steps(machine, keeps_ids=True)), data)
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -81,6 +93,29 @@ def test_processes_can_be_made_and_namespaces_cannot(machine: str) -> None:
         assert outcome(machine, number, 1 << bit) == wanted, hex(1 << bit)
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_where_programs_write_on_the_host_no_file_gets_its_owners_rights_for_others(machine: str) -> None:
+    column = MACHINES.index(machine)
+    makes, opens = 0o100, 0o2  # O_CREAT, O_RDWR
+    for name, (numbers, mode, flags) in MODES.items():
+        number = numbers[column]
+        if number is None:
+            continue
+        for bits, wanted in ((0o777, ALLOWED), (0o1777, ALLOWED), (0o4755, REFUSED), (0o2755, REFUSED)):
+            arguments = [0] * 6
+            arguments[mode] = bits
+            if flags is not None:
+                arguments[flags] = opens
+                assert mode_outcome(machine, number, *arguments) == ALLOWED, name
+                arguments[flags] = opens | makes
+            assert mode_outcome(machine, number, *arguments) == wanted, (name, oct(bits))
+        assert outcome(machine, number, 0o6777) == ALLOWED
+    assert mode_outcome(machine, OPENAT2[column]) == 0x00050000 | errno.ENOSYS
+    # All else is as everywhere.
+    for number in {*range(LAST_KNOWN)} - {OPENAT2[column]}:
+        assert mode_outcome(machine, number, 1) == outcome(machine, number, 1)
+
+
 def test_other_ways_to_call_the_kernel_end_the_program() -> None:
     assert outcome("x86_64", 1, arch=I386) == KILLED
     assert outcome("x86_64", X32_BIT | 1) == KILLED
@@ -105,7 +140,8 @@ def test_the_numbers_are_those_of_the_kernels_headers_where_there_are_any(column
             words = line.split()
             if len(words) == 3 and words[0] == "#define" and words[1].startswith("__NR") and words[2].isdigit():
                 known[words[1].removeprefix("__NR_").removeprefix("__NR3264_")] = int(words[2])
-    tables = {**DENIED, "socket": SOCKET, "clone": CLONE, "clone3": CLONE3}
+    modes = {name: numbers for name, (numbers, _, _) in MODES.items()}
+    tables = {**DENIED, **modes, "openat2": OPENAT2, "socket": SOCKET, "clone": CLONE, "clone3": CLONE3}
     differing = {
         name: numbers for name, numbers in tables.items() if known.get(name, numbers[column]) != numbers[column]
     }
@@ -134,8 +170,8 @@ def test_this_kernel_refuses_every_listed_call() -> None:
     root = Path(__file__).parents[4]
     column = MACHINES.index(os.uname().machine)
     program = [sys.executable, "-c", PROGRAM, str(root), str(column)]
-    run = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
-    answers = {name: tuple(answer) for name, answer in json.loads(run.stdout).items()}
+    ran = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    answers = {name: tuple(answer) for name, answer in json.loads(ran.stdout).items()}
     assert set(answers.values()) == {(-1, errno.EPERM)}
     assert len(answers) == sum(numbers[column] is not None for numbers in DENIED.values())
 
