@@ -145,7 +145,7 @@ class Creation:
             await self._await_gone(self._records[wish.sandbox_id], wish)
             return await self.create(wish)  # whatever has changed meanwhile
         self.check_room(1)
-        if not wish.pool_id:  # a pool was counted as a whole, and its members come back by themselves
+        if not wish.pool_id:  # a pool was counted as a whole (`take_pool`), and its members come back by themselves
             self._quotas.take_create()
         record = self._enter(wish, admission)
         birth = self._births[record] = Birth(self._background.begin(self._make(record), f"create {record.id}"))
@@ -223,6 +223,10 @@ class Creation:
             text = f"the daemon has {has}, its limit (sandboxes_max {most}); delete some, or try again later"
             raise LimitReached("daemon", "sandboxes_max", text)
         self._quotas.check_sandboxes(count)
+
+    def take_pool(self, count: int) -> None:
+        """Counts the members that a pool is to have, or to have more. Raises `LimitReached`."""
+        self._quotas.take_create(max(0, count))
 
     def _enter(self, wish: Wish, admission: Admission) -> SandboxRecord:
         self._count += 1

@@ -43,11 +43,11 @@ class Quotas:
             text = f"you have {now} sandboxes, and {count} more would be more than your limit (sandboxes_max {most})"
             self._refuse(who, "sandboxes_max", f"{text}; delete some, or try again later")
 
-    def take_create(self) -> None:
-        """Counts a sandbox that is about to be made."""
+    def take_create(self, count: int = 1) -> None:
+        """Counts sandboxes that are about to be made. More than a minute's take the turns of a minute."""
         who = identity.current()
         most = self._policy.role(who).limits.creates_per_minute
-        wait_s = self._creates.take(who.name, most)
+        wait_s = self._creates.take(who.name, most, count)
         if wait_s:
             text = f"you may make {most} sandboxes in a minute (creates_per_minute)"
             self._refuse(who, "creates_per_minute", f"{text}; try again in {wait_s:.1f} s", wait_s)

@@ -21,15 +21,19 @@ class Rates:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Turns that are left, and when that was so."""
 
-    def take(self, name: str, per_minute: int) -> float:
-        """Takes a turn. Returns 0, or the seconds until there is one; then none was taken. 0 a minute: any."""
+    def take(self, name: str, per_minute: int, turns: int = 1) -> float:
+        """Takes turns, at most a minute's. Returns 0, or the seconds until there are so many; then none was taken.
+
+        0 a minute: any.
+        """
         if not per_minute:
             return 0.0
         now = self._clock()
         left, then = self._buckets.pop(name, (float(per_minute), now))
         left = min(float(per_minute), left + (now - then) * per_minute / MINUTE_S)
-        has_turn = left >= 1.0
-        self._buckets[name] = (left - 1.0 if has_turn else left, now)
+        wanted = float(min(turns, per_minute))
+        has_turns = left >= wanted
+        self._buckets[name] = (left - wanted if has_turns else left, now)
         if len(self._buckets) > IDENTITIES_MAX:
             self._buckets.popitem(last=False)
-        return 0.0 if has_turn else (1.0 - left) * MINUTE_S / per_minute
+        return 0.0 if has_turns else (wanted - left) * MINUTE_S / per_minute

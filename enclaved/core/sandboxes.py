@@ -204,11 +204,12 @@ class Sandboxes:
         return found
 
     def check_room(self, count: int, field: str) -> None:
-        """Looks before ``count`` sandboxes are made whether there may be so many.
+        """Looks before a pool makes ``count`` members whether there may be so many, and counts them as made.
 
         Raises `PolicyDenied` if never (naming the field that asks for them), `LimitReached` if not now.
         """
         self._creation.check_room(count, field)
+        self._creation.take_pool(count)
 
     # -- changing
 

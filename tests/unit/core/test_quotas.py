@@ -45,6 +45,17 @@ def test_turns_come_back_as_time_goes_by_and_never_more_than_a_minutes() -> None
     assert [rates.take("ann", 3) for _ in range(4)] == [0, 0, 0, pytest.approx(20.0)]
 
 
+def test_many_turns_are_taken_at_once_or_none_of_them() -> None:
+    clock = Clock()
+    rates = Rates(clock)
+    assert rates.take("ann", 6, 4) == 0
+    assert rates.take("ann", 6, 3) == pytest.approx(10.0)
+    assert rates.take("ann", 6, 2) == 0
+    assert rates.take("ann", 6, 600) == pytest.approx(60.0)
+    clock.now += 60
+    assert rates.take("ann", 6, 600) == 0
+
+
 def test_no_limit_is_no_bucket() -> None:
     rates = Rates(Clock())
     assert all(rates.take("ann", 0) == 0 for _ in range(100))
@@ -135,6 +146,22 @@ async def test_members_of_pools_take_no_turns_but_count_as_sandboxes(hall: Hall)
             await hall.sandboxes.create(SandboxRequest(), pool_id="p")
         with pytest.raises(LimitReached, match="you have 3 sandboxes, and 2 more"):
             hall.sandboxes.check_room(2, "size")
+
+
+async def test_whoever_makes_pools_takes_a_turn_for_each_member_and_at_most_a_minutes(hall: Hall) -> None:
+    limit(hall, creates_per_minute=3)
+    with acting_as(ANN):
+        hall.sandboxes.check_room(2, "size")
+        hall.sandboxes.check_room(-5, "size")  # while members leave there may be more than are wanted: no turns for it
+        with pytest.raises(LimitReached, match="creates_per_minute"):
+            hall.sandboxes.check_room(2, "size")
+        await hall.sandboxes.create(SandboxRequest())
+        with pytest.raises(LimitReached, match="creates_per_minute"):
+            await hall.sandboxes.create(SandboxRequest())
+    with acting_as(BEN):  # a large one can be made at all
+        hall.sandboxes.check_room(30, "size")
+        with pytest.raises(LimitReached, match="creates_per_minute"):
+            hall.sandboxes.check_room(1, "size")
 
 
 async def test_a_request_that_policy_refuses_is_counted_by_its_rule(hall: Hall) -> None:
