@@ -113,7 +113,7 @@ def parse_address(text: str, source: str) -> str:
         return f"unix:{path}"
     is_tls = text.startswith(HTTPS)
     plain = text.removeprefix(HTTPS).removesuffix("/") if is_tls else text
-    found = _HOST_PORT.fullmatch(plain)
+    found = None if text.startswith("unix:") else _HOST_PORT.fullmatch(plain)
     if found is None or not 0 < int(found[2]) < 65536:
         raise InvalidRequest(
             f"{source}: {text!r} is no address; write unix:/path/to/socket, host:port or https://host:port"

@@ -46,6 +46,7 @@ def test_an_address_is_a_socket_or_a_host_and_port(text: str, target: str) -> No
         "host:0",
         "host:70000",
         "unix:x.sock",
+        "unix:123",
         "http://host:1",
         "https://host",
         "https://h:1/x",
