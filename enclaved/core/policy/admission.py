@@ -11,7 +11,7 @@ from enclaved.core.policy.connections import decide_extra_hosts, decide_network,
 from enclaved.core.policy.docket import Docket, Ruling
 from enclaved.core.policy.images import granted_image, image_name, is_private_registry
 from enclaved.core.policy.limits import PolicyLimits
-from enclaved.core.policy.mounts import decide_mounts, malformed_volumes
+from enclaved.core.policy.mounts import decide_mounts, malformed_volumes, source_of
 from enclaved.core.policy.names import VIOLATIONS_MAX
 from enclaved.core.policy.programs import (
     ToolOptions,
@@ -91,7 +91,7 @@ class Policy:
         Raises `PolicyDenied`.
         """
         role = self.role(identity)
-        own = self.admit(request_for(spec), identity).spec
+        own = self.admit(request_for(spec, role), identity).spec
         for rule, field, fits in (
             ("image", "image", own.image_digest in ("", spec.image_digest)),
             ("tool_options", "tools", own.tools == spec.tools),
@@ -288,8 +288,8 @@ class Policy:
         return defaults
 
 
-def request_for(spec: SandboxSpec) -> SandboxRequest:
-    """What would have to be asked for to get a sandbox like one that exists."""
+def request_for(spec: SandboxSpec, role: Role) -> SandboxRequest:
+    """What somebody of a role would have to ask for to get a sandbox like one that exists."""
     return SandboxRequest(
         image=spec.image,
         memory_limit_bytes=spec.memory_limit_bytes,
@@ -303,7 +303,9 @@ def request_for(spec: SandboxSpec) -> SandboxRequest:
         timeout_s=spec.timeout_s,
         idle_timeout_s=spec.idle_timeout_s,
         network_enabled=spec.network is not Network.NONE,
-        volumes=tuple(Volume(each.host_path, each.target, "ro" if each.read_only else "rw") for each in spec.mounts),
+        volumes=tuple(
+            Volume(source_of(each, role.volumes), each.target, "ro" if each.read_only else "rw") for each in spec.mounts
+        ),
         ports=spec.ports,
         extra_hosts=spec.extra_hosts,
         command=spec.command,

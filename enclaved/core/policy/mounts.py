@@ -96,6 +96,14 @@ def _find(rules: tuple[VolumeRule, ...], source: str) -> tuple[VolumeRule | None
     return None, None
 
 
+def source_of(mount: Mount, rules: tuple[VolumeRule, ...]) -> str:
+    """What somebody with these rules would have to say to get a mount: the name of a volume, or the path."""
+    for rule in rules:
+        if rule.name and _is_within(mount.host_path, rule.path) and (rule.writable or mount.read_only):
+            return (rule.name + mount.host_path.removeprefix(rule.path.rstrip("/"))).rstrip("/")
+    return mount.host_path
+
+
 def normalised(path: str) -> str:
     """A path without empty parts and dots. Both slashes at its start count as one."""
     return posixpath.normpath("/" + path.lstrip("/"))

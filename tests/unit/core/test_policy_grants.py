@@ -488,3 +488,17 @@ def test_what_a_role_granted_before_it_was_changed_is_not_covered_any_more() -> 
     with pytest.raises(PolicyDenied) as caught:
         with_role(role(name="ci")).covers(spec, who)
     assert caught.value.rule == "network"
+
+
+def test_a_sandbox_with_a_volume_is_covered_by_whoever_may_say_its_name() -> None:
+    sets = VolumeRule("/srv/sets", name="sets")
+    found = with_role(role(name="ci", volumes=(VolumeRule("/srv/more", writable=True, name="all"), sets)))
+    who = replace(CI, role="ci")
+    for asked in ("sets", "sets/small", "all/x"):
+        found.covers(granted(found, who, volumes=(Volume(asked, "/data", "ro"),)).spec, who)
+    spec = granted(found, who, volumes=(Volume("all/x", "/data", "rw"),)).spec
+    found.covers(spec, who)
+    narrow = role(name="narrow", volumes=(VolumeRule("/srv", name="srv"),))
+    with pytest.raises(PolicyDenied) as caught:
+        with_role(narrow).covers(spec, replace(CI, role="narrow"))
+    assert caught.value.rule == "volumes"

@@ -204,6 +204,27 @@ def test_nobody_gets_more_than_the_role_grants(
         assert again == found
 
 
+@settings(deadline=None)
+@given(SAID, SAID, REQUESTS)
+def test_a_sandbox_is_covered_by_the_role_that_made_it_and_by_others_only_if_they_grant_all_of_it(
+    parent: dict[str, Any], child: dict[str, Any], request: SandboxRequest
+) -> None:
+    rules = rules_of(parent, child)
+    if rules is None:
+        return
+    policy = Policy(rules.limits, TOOLS, machine="x86_64", rules=rules)
+    try:
+        spec = policy.admit(request, Identity("somebody", "parent")).spec
+    except (InvalidRequest, PolicyDenied):
+        return
+    policy.covers(spec, Identity("somebody", "parent"))
+    try:
+        policy.covers(spec, Identity("another", "child"))
+    except (InvalidRequest, PolicyDenied):
+        return
+    check_granted(spec, request, rules.roles["child"])
+
+
 DEPENDS: Mapping[str, tuple[str, ...]] = {
     "images": ("images", "images_by_digest", "image_default"),
     "ports": ("ports", "networks"),
