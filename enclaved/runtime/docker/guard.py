@@ -84,12 +84,14 @@ def guard_body(plan: ContainerPlan, network: NetworkPlan, container_id: str, wan
 def filter_arguments(plan: ContainerPlan, network: NetworkPlan, gateway: str) -> str:
     """What the packet filter is to be, for `packet_filter.main`. Raises `InvalidRequest` for what is no address."""
     ports = [name.split("/") for name in checked_ports(plan.spec.ports)]
+    host_end = _single(gateway) or _no_gateway()
     return json.dumps(
         {
             "hidden": [] if plan.guest_arguments else [ENGINE_RESOLVER],
             "resolvers": [each for each in map(_single, network.resolvers) if each],
-            "closed": [*CLOSED, *(each for each in map(_single, network.host_addresses) if each)],
-            "gateway": _single(gateway) or _no_gateway(),
+            # The gateway may be newer than what is known of the host, and an engine's networks need not be private.
+            "closed": [*CLOSED, host_end, *(each for each in map(_single, network.host_addresses) if each)],
+            "gateway": host_end,
             "ports": [[protocol, int(number)] for number, protocol in ports],
         }
     )

@@ -176,7 +176,7 @@ def test_the_filter_closes_private_addresses_and_the_hosts_own(networked):
     assert wanted == {
         "hidden": ["127.0.0.11/32"],
         "resolvers": ["10.0.0.53/32"],  # of IPv6 everything is closed
-        "closed": [*CLOSED, "198.18.7.7/32", "203.0.113.9/32"],
+        "closed": [*CLOSED, "172.20.0.1/32", "198.18.7.7/32", "203.0.113.9/32"],
         "gateway": "172.20.0.1/32",
         "ports": [["udp", 53]],
     }
