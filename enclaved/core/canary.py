@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from enclaved.core.spec_fields import MIB
 from enclaved.errors import EngineRefused, EngineUnavailable
 from enclaved.metrics import Metrics
 from enclaved.model import EMPTY, STDOUT, Output, Protection, ProtectionState, PythonJob, SandboxSpec
-from enclaved.runtime.inspection import Inspector
+from enclaved.runtime.inspection import Deviation, Inspector
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Canary:
                 deviations = await asking
             finally:
                 asking.cancel()
+                asking.add_done_callback(_taken_note_of)
             found = Findings(
                 host=host,
                 spec=record.spec,
@@ -162,6 +163,12 @@ class Canary:
             self._boot.canaries.pop(record.id, None)
             self._boot.return_uid(record.uid)
             record.forgotten()
+
+
+def _taken_note_of(asking: asyncio.Future[Sequence[Deviation]]) -> None:
+    """Looks at what a question came to whose answer nobody wants any more: the event loop would complain."""
+    if not asking.cancelled():
+        asking.exception()
 
 
 def _own_namespaces() -> frozenset[str]:

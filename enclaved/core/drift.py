@@ -38,14 +38,23 @@ class Drift:
         self._after = -1
 
     async def look(self) -> None:
-        """Compares some sandboxes. Raises `EngineUnavailable` and `EngineRefused`."""
+        """Compares some sandboxes.
+
+        Raises `EngineUnavailable`, and `EngineRefused` after the others if one of them cannot be compared.
+        """
         due = sorted(self._sandboxes.with_containers(), key=lambda record: record.number)
         page = [record for record in due if record.number > self._after][:LOOKS_MOST]
         self._after = page[-1].number if len(page) == LOOKS_MOST else -1
+        refused: EngineRefused | None = None
         for record in page:
             if await self._sandboxes.closes_within(0):
                 return
-            await self._compare(record)
+            try:
+                await self._compare(record)
+            except EngineRefused as error:
+                refused = error
+        if refused is not None:
+            raise refused
 
     async def _compare(self, record: SandboxRecord) -> None:
         """Compares one sandbox, which nobody changes meanwhile; one that is busy changing waits for the next look."""

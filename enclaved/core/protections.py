@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 LOOK_MOST_S: Final = 120.0
 """How long one look may take."""
 AGAIN_AFTER_S: Final = 60.0
-"""After so long what failed is looked at again, if somebody wants a sandbox."""
+"""After so long what failed, or could not be looked at, is looked at again."""
 ATTEMPTS: Final = 2
 """A canary that cannot be made may be due to load."""
 GUEST: Final = "guest"
@@ -58,6 +58,9 @@ class Protections:
         self._passed: bool | None = None
         self._looked_at = 0.0
         self._looking: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._is_there = False
+        """Whether the engine is."""
         self._has_passed = False
         self._unmade = ""
         """Why no canary could be made."""
@@ -90,6 +93,7 @@ class Protections:
 
     async def engine_seen(self, available: bool) -> None:
         """The engine came or went. What was seen of it before counts no more."""
+        self._is_there = available
         self.doubt()
         if available and self._canary is not None and self._image:
             self._begin(self._image)
@@ -129,6 +133,9 @@ class Protections:
 
     async def close(self, deadline_s: float) -> None:
         """Looks no more, and waits until no canary is left, within a deadline."""
+        self._is_there = False
+        if self._later is not None:
+            self._later.cancel()
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait([self._looking], timeout=deadline_s)
@@ -140,6 +147,11 @@ class Protections:
             self._looking = self._background.begin(self._look(image), "look at protections")
             self._looking.add_done_callback(_log_fault)
         return self._looking
+
+    def _look_again(self) -> None:
+        self._later = None
+        if self._is_there and self._passed is not True:
+            self._begin(self._image)
 
     def _age_s(self) -> float:
         return asyncio.get_running_loop().time() - self._looked_at
@@ -158,6 +170,9 @@ class Protections:
         finally:
             self._looking = None
             self._settled.set()
+            if self._passed is not True and self._is_there and self._image and self._later is None:
+                # Whoever balances load sends nothing here, so that no request would ever begin the next look.
+                self._later = asyncio.get_running_loop().call_later(AGAIN_AFTER_S, self._look_again)
             await self.changed(self._passed is True)
 
     async def _found(self, canary: Looking, image: str) -> tuple[Protection, ...]:

@@ -19,7 +19,8 @@ def examine(settings: Settings, file: Path | None = None) -> list[Finding]:
     try:
         findings += engine_findings(engine.version(), engine.info(), engine.images(), settings)
     except EngineSilent as error:
-        findings.append(
-            failure("engine.answers", str(error), "start the engine, or name it with engine.url (DOCKER_HOST)")
-        )
+        fix = "start the engine, or name it with engine.url (DOCKER_HOST)"
+        if isinstance(error.__cause__, PermissionError):
+            fix = "run the doctor as root, or as the daemon's user, who has to be in the group of the engine's socket"
+        findings.append(failure("engine.answers", str(error), fix))
     return [*findings, *host_findings(), *daemon_findings(settings, file)]

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from enclaved.core import protections
 from enclaved.core.background import Background
 from enclaved.core.protections import Protections
 from enclaved.errors import EngineRefused, EngineUnavailable, ImageNotFound
@@ -113,6 +114,25 @@ async def test_an_image_that_is_not_there_is_no_verdict_and_the_next_sandboxs_is
         assert (made.refused.is_set(), told) == (False, [False])
         await made.wait_passed("another")
         assert canaries.images == ["default", "another"]
+
+
+@pytest.mark.parametrize("trouble", [ImageNotFound("default", "no such image"), EngineUnavailable("engine", "slow")])
+async def test_what_could_not_be_looked_at_is_looked_at_again_though_nobody_asks(
+    monkeypatch: pytest.MonkeyPatch, trouble: Exception
+):
+    monkeypatch.setattr(protections, "AGAIN_AFTER_S", 0.01)
+    async with gate() as (made, canaries, _told):
+        works = asyncio.Event()
+
+        async def changed(available: bool) -> None:
+            if available:
+                works.set()
+
+        made.changed = changed
+        canaries.finds = [trouble, trouble]
+        await made.engine_seen(True)
+        await asyncio.wait_for(works.wait(), 10)
+        assert (canaries.images, made.states) == (["default"] * 3, GOOD)
 
 
 async def test_an_engine_that_goes_meanwhile_is_no_verdict():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 from datetime import UTC, datetime, timedelta
@@ -243,6 +244,21 @@ def test_an_engine_that_is_away_is_a_failure_with_a_fix(tmp_path: Path) -> None:
     assert findings["engine.answers"].severity is Severity.FAILURE
     assert "engine.url" in findings["engine.answers"].fix
     assert findings["engine.socket"].severity is Severity.FAILURE
+
+
+def test_an_engine_that_this_user_may_not_use_is_not_to_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: socket.socket, address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    settings = Settings.model_validate({"engine": {"url": f"unix://{tmp_path}/engine.sock"}})
+    findings = {finding.id: finding for finding in examine(settings, None)}
+
+    assert "Permission denied" in findings["engine.answers"].what
+    assert "group of the engine's socket" in findings["engine.answers"].fix
+    assert "start" not in findings["engine.answers"].fix
 
 
 def test_a_listener_that_is_open_to_others_is_found(tmp_path: Path) -> None:
