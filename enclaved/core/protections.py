@@ -163,9 +163,11 @@ class Protections:
                 self._conclude(await self._found(self._canary, image))
         except ImageNotFound as error:
             log.info("no canary of this image; the next sandbox's is taken", extra={"reason": str(error)})
+            self._unseen(error)
             raise
         except EnclaveError as error:
             log.warning("protections not looked at; nothing is handed out", extra={"reason": str(error)})
+            self._unseen(error)
             raise
         finally:
             self._looking = None
@@ -174,6 +176,15 @@ class Protections:
                 # Whoever balances load sends nothing here, so that no request would ever begin the next look.
                 self._later = asyncio.get_running_loop().call_later(AGAIN_AFTER_S, self._look_again)
             await self.changed(self._passed is True)
+
+    def _unseen(self, error: EnclaveError) -> None:
+        """Shows that nothing is known of this engine, and why. A verdict that still counts stays."""
+        if self._passed is None:
+            why = f"not looked at: {error}"
+            self._states = tuple(
+                Protection(name, ProtectionState.UNKNOWN, why if name == GUEST else "") for name in PROTECTION_NAMES
+            )
+            self._metrics.protections(self._states)
 
     async def _found(self, canary: Looking, image: str) -> tuple[Protection, ...]:
         self._unmade = ""

@@ -112,6 +112,10 @@ async def test_an_image_that_is_not_there_is_no_verdict_and_the_next_sandboxs_is
         await made.engine_seen(True)
         await made.settled()
         assert (made.refused.is_set(), told) == (False, [False])
+        assert {one.state for one in made.states} == {ProtectionState.UNKNOWN}
+        assert [one.detail for one in made.states if one.detail] == [
+            "not looked at: image 'default' not found: no such image"
+        ]
         await made.wait_passed("another")
         assert canaries.images == ["default", "another"]
 
@@ -133,6 +137,18 @@ async def test_what_could_not_be_looked_at_is_looked_at_again_though_nobody_asks
         await made.engine_seen(True)
         await asyncio.wait_for(works.wait(), 10)
         assert (canaries.images, made.states) == (["default"] * 3, GOOD)
+
+
+async def test_what_an_engine_before_this_one_showed_is_not_shown_of_this_one():
+    async with gate() as (made, canaries, _told):
+        await made.engine_seen(True)
+        await made.wait_passed("i")
+        await made.engine_seen(False)
+        canaries.finds = [EngineUnavailable("engine", "away")]
+        await made.engine_seen(True)
+        with pytest.raises(EngineUnavailable):
+            await made._begin("i")
+        assert {one.state for one in made.states} == {ProtectionState.UNKNOWN}
 
 
 async def test_an_engine_that_goes_meanwhile_is_no_verdict():
