@@ -289,7 +289,8 @@ async def test_creations_that_are_cancelled_at_any_moment_leave_no_sandbox_that_
             while True:
                 listed = (await stub.ListSandboxes(sandbox_pb.ListSandboxesRequest())).sandboxes
                 records = {record.labels[LABEL_ID] for record in await runtime.list_records()}
-                if {box.id for box in listed if box.state == sandbox_pb.Sandbox.STATE_RUNNING} == records:
+                settled = all(box.state == sandbox_pb.Sandbox.STATE_RUNNING for box in listed)
+                if settled and {box.id for box in listed} == records:
                     break
         for box in listed:
             await stub.DeleteSandbox(sandbox_pb.DeleteSandboxRequest(sandbox_id=box.id))
