@@ -51,8 +51,12 @@ def policy_of(settings: Settings, file: Path | None = None, *, working_dir: str 
 
 
 def _protected(settings: Settings) -> tuple[str, ...]:
-    """Host paths of the daemon's own that nobody may mount, by all the names that they have now."""
-    paths = [settings.state.dir]
+    """Host paths of the daemon's own that nobody may mount, by all the names that they have now.
+
+    Who could write to the file of roles, or to the interpreter that other sandboxes run, would be the operator.
+    """
+    own = [settings.policy.file, settings.sandbox.guest_runtime, settings.tls.cert, settings.tls.key]
+    paths = [settings.state.dir, *(str(Path(each).absolute()) for each in own if each)]
     paths += [each for each in (settings.listen.unix, settings.listen.http.removeprefix("unix:")) if each[:1] == "/"]
     if settings.engine.url.startswith("unix://"):
         paths.append(settings.engine.url.removeprefix("unix://"))

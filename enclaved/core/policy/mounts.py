@@ -17,7 +17,7 @@ VOLUMES_MAX: Final = 16
 PATH_MAX: Final = 4096
 NEVER: Final = (
     *("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/var/run"),
-    *("/var/lib/docker", "/var/lib/containerd", "/var/lib/enclaved"),
+    *("/var/lib/docker", "/var/lib/containerd", "/var/lib/enclaved", "/var/lib/enclaved-engine"),
 )
 """What no policy lets anybody mount, nor what lies in it or holds it: the system's, the engine's, the daemon's."""
 
