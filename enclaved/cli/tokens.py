@@ -79,7 +79,7 @@ def create(
       enclaved token create ci --expires 30d
       MS_ENCLAVE_TOKEN=$(enclaved token create laptop) ms-enclave run --address https://box:50061 -c 'print(1)'
     """
-    with _store(file, state_dir) as store:
+    with _store(file, state_dir, makes=True) as store:
         secret, made = store.create(name, role=role, lifetime_s=lifetime_s)
     if as_json:
         click.echo(json.dumps({"token": secret, **_shown(made, time.time())}, indent=2))
@@ -138,8 +138,10 @@ _COLUMNS: Final = ("id", "name", "role", "state", "created_at", "expires_at", "l
 
 
 @contextmanager
-def _store(file: Path | None, state_dir: str | None) -> Iterator[TokenStore]:
+def _store(file: Path | None, state_dir: str | None, *, makes: bool = False) -> Iterator[TokenStore]:
     settings = load(file, flags={} if state_dir is None else {"state.dir": state_dir}).settings
+    if not makes and state_dir is not None and not Path(state_dir).is_dir():
+        leave(ExitCode.USAGE, f"{state_dir} is no directory; name the state directory of the daemon")
     with closing(TokenStore(Path(settings.state.dir))) as store:
         try:
             yield store

@@ -45,6 +45,8 @@ STARTS_AT_ONCE = 64
 FREEZE_ATTEMPTS = 5
 """On a busy machine with version 1 of control groups the engine gives up on processes that fork at that moment."""
 FREEZE_AGAIN_S = 0.05
+CLOSE_S = 5.0
+"""How long `close` waits for removals. What an engine that hangs keeps is for the next daemon to clear away."""
 LAST_WORDS_S = 1.0
 """How long `status` waits for the rest of the standard error of a guest that ended."""
 
@@ -272,7 +274,7 @@ class DockerRuntime:
     async def close(self) -> None:
         """See `Runtime.close`. Waits for removals that a cancelled `create` left to do."""
         if self._background:
-            await asyncio.wait(self._background, timeout=self._deadlines.remove_s)
+            await asyncio.wait(self._background, timeout=min(CLOSE_S, self._deadlines.remove_s))
         await self._images.close()
         await self._channels.close()
         await self._engine.close()

@@ -180,7 +180,7 @@ class TestItsDaemon:
         assert isinstance(caught.value, DaemonUnavailable)
 
     async def test_what_is_no_address_is_refused(self, monkeypatch: pytest.MonkeyPatch):
-        with pytest.raises(InvalidRequest, match="write unix:/path/to/socket or host:port"):
+        with pytest.raises(InvalidRequest, match="write unix:/path/to/socket, host:port"):
             await LocalSandboxManager(address="somewhere").start()
         monkeypatch.setenv("MS_ENCLAVE_ADDRESS", "elsewhere")
         with pytest.raises(InvalidRequest, match="MS_ENCLAVE_ADDRESS: 'elsewhere'"):

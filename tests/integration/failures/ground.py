@@ -176,9 +176,13 @@ class Ground:
         return folder
 
     def containers(self) -> list[str]:
-        """Lists the ids of the containers that daemons in this directory made and that are there now."""
+        """Lists the ids of the containers of sandboxes that daemons in this directory made and that are there now.
+
+        Their canaries come and go by themselves, and are left out.
+        """
         engine = load("_engine").Engine.from_environment()
-        return [container.id for container in load("_suites").run_containers(engine, self.folder)]
+        found = load("_suites").run_containers(engine, self.folder)
+        return [one.id for one in found if not one.labels.get("enclaved.id", "").startswith("canary-")]
 
     def embedded_directories(self) -> list[Path]:
         """Lists the directories of daemons that programs started for themselves."""

@@ -34,17 +34,21 @@ def says(error: pytest.ExceptionInfo[EnclaveError], *words: str) -> None:
 # -- what to run in ----------------------------------------------------------------------------------------------
 
 
+NO_SUCH_IMAGE = "sha256:" + "0" * 64
+"""No engine asks a registry for one of these."""
+
+
 async def test_an_unknown_image_is_refused_with_three_ways_out(manager: LocalSandboxManager):
     with pytest.raises(ImageNotFound) as caught:
-        await manager.create_sandbox(SandboxType.DOCKER, {"image": "localhost:1/no-such-image:7"})
-    says(caught, "localhost:1/no-such-image:7", "scripts/build-image", "docker pull", "images.aliases")
-    assert caught.value.metadata["image"] == "localhost:1/no-such-image:7"
+        await manager.create_sandbox(SandboxType.DOCKER, {"image": NO_SUCH_IMAGE})
+    says(caught, NO_SUCH_IMAGE, "scripts/build-image", "docker pull", "images.aliases")
+    assert caught.value.metadata["image"] == NO_SUCH_IMAGE
     assert isinstance(caught.value, ValueError)
 
 
 @pytest.mark.parametrize("image", ["UPPER CASE", "x\0y", "../../etc/passwd", "a" * 5000, "--privileged", "a:b:c"])
 async def test_what_is_no_name_of_an_image_never_reaches_the_engine(manager: LocalSandboxManager, image: str):
-    with pytest.raises((InvalidRequest, ImageNotFound)) as caught:
+    with pytest.raises((InvalidRequest, ImageNotFound, PolicyDenied)) as caught:
         await manager.create_sandbox(SandboxType.DOCKER, {"image": image})
     says(caught, "image")
 
@@ -120,7 +124,7 @@ async def test_a_malformed_configuration_is_refused_before_anything_is_made(
         ({"privileged": True}, "privileged"),
         ({"volumes": {"/": {"bind": "/host", "mode": "rw"}}}, "volumes"),
         ({"volumes": {"/var/run/docker.sock": {"bind": "/docker.sock"}}}, "volumes"),
-        ({"volumes": {"../../etc": {"bind": "/e", "mode": "ro"}}}, "volumes"),
+        ({"volumes": {"/etc/ssl": {"bind": "/e", "mode": "ro"}}}, "volumes"),
         ({"network": "host"}, "network"),
         ({"network": "container:enclaved"}, "network"),
         ({"ports": {"80/tcp": ("0.0.0.0", 80)}}, "ports"),

@@ -88,3 +88,11 @@ def test_what_goes_wrong_is_one_line(state: Path):
 def test_without_a_file_the_list_is_empty_and_none_is_made(state: Path):
     assert json.loads(token("list", "--json").stdout) == []
     assert not state.exists()
+
+
+@pytest.mark.parametrize("command", [("list",), ("revoke", "ci")])
+def test_a_state_directory_that_is_named_and_not_there_is_a_mistake(tmp_path: Path, command: tuple[str, ...]):
+    ended = token(*command, "--state-dir", str(tmp_path / "typo"))
+    assert ended.exit_code == 2
+    assert "is no directory; name the state directory of the daemon" in ended.stderr
+    assert not (tmp_path / "typo").exists()
