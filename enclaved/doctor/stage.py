@@ -31,6 +31,9 @@ ATTACK_S: Final = 150.0
 """How long one attack may take, with everything around it."""
 NEIGHBOUR_S: Final = 900.0
 READY_S: Final = 60.0
+WORKS_AGAIN_S: Final = 10.0
+"""How long a sandbox may take until ordinary code works again: executions that end may count against its limits."""
+WORKS_EVERY_S: Final = 0.5
 _MEMORY_EVERY_S = 0.05
 _NEIGHBOUR_PORT: Final = 45999
 _WORKS: Final = Program("import ctypes\nctypes.CDLL(None).inotify_init1(0) >= 0 and tell('works', 6 * 7)\n")
@@ -171,9 +174,15 @@ class Stage:
         )
 
     async def works(self, act: Act, sandbox_id: str) -> bool:
-        """Tells whether ordinary code works in a sandbox."""
-        run = await act.run(_WORKS, sandbox_id)
-        return act.told(run).get("works") == 42
+        """Tells whether ordinary code works in a sandbox, now or a moment after what was done to it has ended."""
+        deadline = time.monotonic() + WORKS_AGAIN_S
+        while True:
+            run = await act.run(_WORKS, sandbox_id)
+            if act.told(run).get("works") == 42:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(WORKS_EVERY_S)
 
     def _secrets(self) -> dict[str, str]:
         return {"a file of the host": self.witness.secret, "a file of a neighbour": f"of-{self.neighbour_nonce}"}
