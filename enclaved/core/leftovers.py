@@ -28,13 +28,15 @@ def is_owned(container: ContainerRecord, sandboxes: Sandboxes, boot: Boot) -> bo
     if container.labels.get(LABEL_ID) in boot.canaries:
         return True
     record = sandboxes.known(container.labels.get(LABEL_ID, ""))
-    # While a sandbox is made it may have another one for a moment, which sets the packet filter of its network.
-    return record is not None and (record.container_id == container.id or record.state is SandboxState.INITIALIZING)
+    return record is not None and (record.container_id == container.id or is_being_made(record))
 
 
-def may_be_made(record: SandboxRecord) -> bool:
-    """Whether the engine may be about to make its container, whose id nobody knows yet."""
-    return record.container_id is None and record.state is SandboxState.INITIALIZING
+def is_being_made(record: SandboxRecord) -> bool:
+    """Whether the engine may have containers of it whose ids nobody knows yet.
+
+    That is its own, and for a moment another one, which sets the packet filter of its network.
+    """
+    return record.state is SandboxState.INITIALIZING
 
 
 class Leftovers:
@@ -88,7 +90,7 @@ class Leftovers:
                 log.warning("a container imitates our labels", extra={"container_id": container.id})
                 continue
             record = self._sandboxes.known(container.labels.get(LABEL_ID, ""))
-            if record is not None and may_be_made(record):
+            if record is not None and record.container_id != container.id and is_being_made(record):
                 complete = False  # it may be the one that is being made at this moment
             elif not is_owned(container, self._sandboxes, self._boot):
                 await self._runtime.remove(container.id)

@@ -151,7 +151,7 @@ class SandboxSpec:
     mounts: tuple[Mount, ...] = ()
     ports: tuple[PortMapping, ...] = ()
     """Ports to publish; a ``host_port`` of 0 lets the engine choose."""
-    extra_hosts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    extra_hosts: Mapping[str, str] = field(default_factory=dict)
     """Lines of /etc/hosts beside ours: name to address."""
     command: tuple[str, ...] = ()
     """A program to start with the sandbox, as argv."""
@@ -169,7 +169,7 @@ class SandboxSpec:
     """Output of an execution whose caller sets no limit; 0: any, or the most that there is."""
     output_limit_max_bytes: int = 0
     """Most output of an execution; 0: any."""
-    command_options: Mapping[str, Any] | None = field(default_factory=lambda: EMPTY)
+    command_options: Mapping[str, Any] | None = field(default_factory=dict)
     """Options of ``shell_executor`` that hold for ``execute_command``, whatever tools are enabled; ``None``: the policy
     grants no commands."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from enclaved.core.policy import PolicyLimits, built_in_rules
 from enclaved.core.pool import Pools
 from enclaved.errors import InvalidRequest, LimitReached, PolicyDenied, PoolBusy
 from enclaved.model import (
@@ -282,7 +283,7 @@ async def test_a_pool_grows_and_shrinks_while_it_serves(lab: Laboratory, pools: 
 
 async def test_a_pool_that_would_be_larger_than_the_daemon_may_be_stays_as_it_is(lab: Laboratory, pools: Pools) -> None:
     await pool_of(pools)
-    lab.sandboxes._policy.limits = type(lab.sandboxes._policy.limits)(sandboxes_max=2)
+    lab.sandboxes.policy.rules = built_in_rules(PolicyLimits(sandboxes_max=2))
     with pytest.raises((PolicyDenied, LimitReached)):
         await pools.update("p", PoolChange(size=3))
     with pytest.raises(InvalidRequest, match="size"):

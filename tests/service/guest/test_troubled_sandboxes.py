@@ -46,7 +46,7 @@ class Removals:
         monkeypatch.setattr(lab.runtime, "remove", self.remove)
 
     async def remove(self, container_id: str) -> None:
-        self.users_taken.append(len(self._lab.sandboxes._boot._uids))
+        self.users_taken.append(len(self._lab.sandboxes._boot.uids))
         if self.to_fail:
             self.to_fail -= 1
             raise EngineUnavailable("remove a container", "no answer")
@@ -80,7 +80,7 @@ async def test_what_could_not_be_made_is_removed_as_soon_as_the_engine_lets_it(
     await until(lambda: lab.sandboxes.list().sandboxes == ())
     assert await lab.runtime.list_records() == []
     assert removals.users_taken == [1, 1, 1, 1]  # it was not given back before its container was gone
-    assert lab.sandboxes._boot._uids == set()
+    assert lab.sandboxes._boot.uids == set()
     assert list((lab.state_dir / "s").iterdir()) == []
 
 
@@ -96,7 +96,7 @@ async def test_a_create_whose_caller_left_is_undone_as_soon_as_the_engine_lets_i
         await creating
     await until(lambda: lab.sandboxes.list().sandboxes == ())
     assert not lab.runtime._containers
-    assert lab.sandboxes._boot._uids == set()
+    assert lab.sandboxes._boot.uids == set()
 
 
 async def test_what_could_not_be_started_again_is_removed_as_soon_as_the_engine_lets_it(
