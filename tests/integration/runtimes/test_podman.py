@@ -39,6 +39,7 @@ async def engine(podman: str) -> AsyncIterator[str]:
     """The address of a Podman service with files and namespaces of its own, which end with it."""
     folder = Path(tempfile.mkdtemp(prefix="po", dir="/tmp"))
     url = f"unix://{folder / 'podman.sock'}"
+    before = _groups()
     process = _started(podman, folder, url)
     try:
         await until((folder / "podman.sock").exists, "Podman's socket")
@@ -49,6 +50,16 @@ async def engine(podman: str) -> AsyncIterator[str]:
         process.kill()
         process.wait()
         shutil.rmtree(folder)
+        for group in sorted(_groups() - before, reverse=True):  # Podman leaves those of containers that never started
+            group.rmdir()
+
+
+def _groups() -> set[Path]:
+    """The control groups below that of all sandboxes, in each hierarchy."""
+    root = Path("/sys/fs/cgroup")
+    return {
+        group for form in ("enclaved/**/", "*/enclaved/**/") for group in root.glob(form) if group.name != "enclaved"
+    }
 
 
 def _started(podman: str, folder: Path, url: str) -> subprocess.Popen[bytes]:
