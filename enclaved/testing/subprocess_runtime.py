@@ -302,15 +302,28 @@ class SubprocessRuntime:
         container = self._containers.pop(container_id, None)
         if container is None:
             return
+        removing = asyncio.create_task(self._remove(container_id, container))
+        try:
+            await asyncio.shield(removing)
+        except asyncio.CancelledError:
+            await asyncio.wait([removing], timeout=_DEADLINE_S)  # nobody would come back for the other half
+            raise
+
+    async def _remove(self, container_id: str, container: _Container) -> None:
         if container.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(container.process.pid, signal.SIGKILL)
             async with asyncio.timeout(_DEADLINE_S):
                 await container.process.wait()
-        for task in (container.drain, container.pump):
-            if task is not None:
+        # The pipes' ends come after the process's own, with the last of its descendants.
+        tasks = [task for task in (container.drain, container.pump) if task is not None]
+        for channel in container.channels:
+            channel.close()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_DEADLINE_S)
+            for task in late:
                 task.cancel()
-                await asyncio.wait([task], timeout=_DEADLINE_S)
+            await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(shutil.rmtree, container.working_dir, True)
         self._tell(container_id, ContainerChange.REMOVED)
 

@@ -18,7 +18,7 @@ from enclaved.config import load
 from enclaved.doctor.attacking import attack, chosen
 from enclaved.doctor.attacks.base import Category
 from enclaved.doctor.attacks.suite import SUITE
-from enclaved.doctor.own_daemon import own_daemon
+from enclaved.doctor.own_daemon import own_daemon, private_directory
 from tests.integration.failures.ground import until
 
 WHOLE_S = 420
@@ -95,9 +95,9 @@ async def test_a_doctor_that_is_ended_leaves_nothing(number: signal.Signals, pla
     await until(lambda: not any(is_child_of(pid, process.pid) for pid in children), "the end of its daemon")
 
 
-async def test_a_daemon_that_runs_already_is_attacked_as_far_as_a_client_sees(short_directory: Path) -> None:
+async def test_a_daemon_that_runs_already_is_attacked_as_far_as_a_client_sees() -> None:
     settings = load(None).settings
-    async with own_daemon(short_directory, settings, None) as daemon:
+    async with private_directory() as directory, own_daemon(directory, settings, None) as daemon:
         address = f"unix:{daemon.socket_path}"
         attacks = chosen(["controls"], ["escape.devices", "output.forged-log", "http.keys", "profile.filters"])
         report = await attack(settings, None, attacks, address=address)
