@@ -72,11 +72,14 @@ class Ownership:
 def abandoned(base: Path, own: Path) -> Iterator[tuple[Path, Ownership]]:
     """Finds state directories, with a key, of embedded daemons that are gone with their programs, below a base.
 
-    Holds each one's lock while it is looked at, so that two daemons do not clean the same directory. A program that
-    runs may start its daemon again there, and have its sandboxes back.
+    Only what is named as programs name the directories of their daemons: another daemon's directory may lie beside
+    them, and its operator starts it again. Holds each one's lock while it is looked at, so that two daemons do not
+    clean the same directory. A program that runs may start its daemon again there, and have its sandboxes back.
     """
     for lock in sorted(base.glob(f"*/state/{LOCK_NAME}")):
         state_dir = lock.parent
+        if EMBEDDED_NAME.fullmatch(state_dir.parent.name) is None:
+            continue
         if state_dir.resolve() == own.resolve() or owner_of_embedded(state_dir.parent) is not None:
             continue
         try:

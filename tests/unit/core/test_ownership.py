@@ -16,6 +16,8 @@ from enclaved.core.ownership import KEY_NAME, LOCK_NAME, Ownership, abandoned, r
 from enclaved.runtime.base import LABEL_HMAC, LABEL_ID, LABEL_OWNER, LABEL_UID
 
 OURS = Ownership(b"our key")
+GONE = "4194305-1"
+"""What a program named its daemon's directory whose process id is above all that Linux gives."""
 
 
 @contextmanager
@@ -81,7 +83,7 @@ def test_the_key_of_a_state_directory_is_made_once_and_for_nobody_else(tmp_path:
 
 def test_directories_of_daemons_that_are_gone_are_found_and_removed(tmp_path: Path) -> None:
     own = directory_of_a_daemon(tmp_path, "own")
-    gone = directory_of_a_daemon(tmp_path, "gone")
+    gone = directory_of_a_daemon(tmp_path, GONE)
     expected = Ownership.of(gone).owner
 
     found = []
@@ -96,7 +98,7 @@ def test_directories_of_daemons_that_are_gone_are_found_and_removed(tmp_path: Pa
 
 def test_a_directory_whose_lock_is_held_is_left_alone(tmp_path: Path) -> None:
     own = directory_of_a_daemon(tmp_path, "own")
-    alive = directory_of_a_daemon(tmp_path, "alive")
+    alive = directory_of_a_daemon(tmp_path, GONE)
     with held(alive / LOCK_NAME):
         assert list(abandoned(tmp_path, own)) == []
     assert [directory for directory, _ in abandoned(tmp_path, own)] == [alive]
@@ -111,15 +113,22 @@ def test_the_directory_of_a_program_that_runs_is_left_alone(tmp_path: Path) -> N
     assert [directory for directory, _ in abandoned(tmp_path, own)] == [another_of_the_id]
 
 
+def test_a_daemon_that_no_program_started_keeps_its_directory_also_beside_theirs(tmp_path: Path) -> None:
+    own = directory_of_a_daemon(tmp_path, "own")
+    directory_of_a_daemon(tmp_path, "service")
+    directory_of_a_daemon(tmp_path, f"{GONE}-not-hexadecimal")
+    assert list(abandoned(tmp_path, own)) == []
+
+
 def test_a_directory_is_locked_while_it_is_looked_at(tmp_path: Path) -> None:
-    gone = directory_of_a_daemon(tmp_path, "gone")
+    gone = directory_of_a_daemon(tmp_path, GONE)
     for _ in abandoned(tmp_path, tmp_path / "own"):
         assert list(abandoned(tmp_path, tmp_path / "other")) == []
     assert [directory for directory, _ in abandoned(tmp_path, tmp_path / "own")] == [gone]
 
 
 def test_a_directory_without_a_key_is_being_made_and_left_alone(tmp_path: Path) -> None:
-    directory_of_a_daemon(tmp_path, "new", key=False)
+    directory_of_a_daemon(tmp_path, GONE, key=False)
     assert list(abandoned(tmp_path, tmp_path / "own")) == []
 
 
