@@ -85,9 +85,8 @@ class Execution:
         self._row = row
         self._runtime, self._books, self._metrics = runtime, books, metrics
         self._first_reader = first_reader
-        self._attached = 0
-        self._releaser: object | None = None
-        """The follower whose reading or acknowledging releases output: the last that came and does not observe."""
+        self._attached = self._clients = 0  # all who follow it, and those of them who do more than observe
+        self._releaser: object | None = None  # who releases output: the last that came and does not observe
         self._detach: asyncio.TimerHandle | None = None
         handle.on_awaiting_input = self._on_awaiting_input
 
@@ -105,8 +104,8 @@ class Execution:
         Asking for the next event says that the one before was delivered; what was delivered may be released, unless
         the client acknowledges by itself or only observes. Who does not observe takes the place of the one before,
         who observes from then on; ``follower`` is by what `acknowledge` knows it. Samples come every
-        ``stats_interval_s`` (``None``: never), and a slow reader misses some. Of output that is not kept any more
-        a notice says how much it was.
+        ``stats_interval_s`` (``None``: never), and a slow reader misses some. Of output that is not kept any more a
+        notice says how much it was. Who only observes does not keep it from its grace.
 
         Raises `InvalidRequest`, `OffsetReleased`, `ExecutionNotFound`, `GuestUnavailable`.
         """
@@ -114,7 +113,7 @@ class Execution:
         if stats_interval_s is not None and not STATS_INTERVAL_MIN_S <= stats_interval_s < float("inf"):
             raise InvalidRequest.of("stats_interval_s", f"must be at least {STATS_INTERVAL_MIN_S}")
         offsets = self._positions(offsets)
-        self._enter()
+        self._enter(observe=observe)
         try:
             reader = await self._in_place(offsets, None if observe else follower)
             if not observe:
@@ -127,7 +126,7 @@ class Execution:
                 await events.aclose()
                 reader.close()
         finally:
-            self._leave()
+            self._leave(observe=observe)
 
     def _positions(self, offsets: Mapping[int, int] | None) -> Mapping[int, int]:
         """The offsets in channels that this execution has. Raises `InvalidRequest` for others, but for their start."""
@@ -371,21 +370,24 @@ class Execution:
             finished=self.finished,
         )
 
-    def _enter(self) -> None:
+    def _enter(self, *, observe: bool = False) -> None:
         self._attached += 1
         self._metrics.execution_followed(1)
-        if self._detach is not None:
+        self._clients += not observe
+        if self._detach is not None and not observe:
             self._detach.cancel()
             self._detach = None
 
-    def _leave(self) -> None:
+    def _leave(self, *, observe: bool = False) -> None:
         self._attached -= 1
         self._metrics.execution_followed(-1)
-        self.expect_client()
+        if not observe:
+            self._clients -= 1
+            self.expect_client()
 
     def expect_client(self) -> None:
-        """Starts the grace, if nobody follows it and it does not go on without a client."""
-        if self._attached == 0 and not self.detached and not self.ended.done() and self._detach is None:
+        """Starts the grace, if nobody does more than observe it, and it is not to go on so."""
+        if self._clients == 0 and not self.detached and not self.ended.done() and self._detach is None:
             loop = asyncio.get_running_loop()
             self._detach = loop.call_later(self._row.detach_grace_s, self._end_grace)
 

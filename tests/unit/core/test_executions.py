@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -326,6 +327,32 @@ async def test_who_leaves_without_a_grace_cancels_at_once(world: World) -> None:
     finished: Finished = await soon(execution.ended)
     assert (finished.verdict, finished.signal_sender) == (Verdict.CANCELLED, SignalSender.DAEMON)
     assert finished.cancelled_by == "the daemon: no client was attached for the detach grace"
+
+
+async def test_who_only_observes_keeps_no_execution_from_its_grace(world: World) -> None:
+    guest = await world.guest()
+    execution = await world.open(detach_grace_s=0.0)
+    async with AsyncExitStack() as observers:
+        async with execution.attach() as events:
+            await anext(events)
+            watching = asyncio.create_task(observers.enter_async_context(execution.attach(observe=True)))
+            header, _ = await guest.hear_of("subscribe")
+            guest.say("subscribed", execution=execution.handle.name, reader=header["reader"], offsets={"1": 0, "2": 0})
+            await soon(watching)
+        await guest.hear_of("cancel")
+        assert (execution.info().readers, "no client" in execution.cancelled_by) == (1, True)
+        ends(guest, execution, cause="cancel", **KILLED)
+        await soon(execution.ended)
+
+
+async def test_who_only_observed_starts_no_grace_by_leaving(world: World) -> None:
+    guest = await world.guest()
+    execution = await world.open(detach_grace_s=0.0)
+    async with execution.attach(observe=True) as events:
+        await anext(events)
+    await guest.hear_of("unsubscribe")
+    await guest.silence()
+    assert execution.cancelled_by == ""
 
 
 async def test_a_detached_execution_goes_on_without_a_client(world: World) -> None:
