@@ -154,7 +154,7 @@ class Door:
         return self._access.tokens
 
     def _refused(self, peer: str) -> None:
-        self._access.metrics.auth_failed(self.listener)
+        self._access.metrics.access.auth_failed(self.listener)
         self._unlogged += 1
         now = self._clock()
         if now - self._logged >= LOG_EVERY_S:

@@ -152,13 +152,13 @@ class Changes:
             text = f"{FOLLOWERS_MOST} clients watch sandboxes already; end one of them, or list instead"
             raise LimitReached("daemon", "watches", text)
         self._followers += 1
-        self._metrics.sandboxes_watched(1)
+        self._metrics.sandboxes.watched(1)
         try:
             async for news in self._follow(after or self.written, wanted or SandboxFilter(), heartbeat_s):
                 yield news
         finally:
             self._followers -= 1
-            self._metrics.sandboxes_watched(-1)
+            self._metrics.sandboxes.watched(-1)
 
     async def _follow(
         self, seen: int, wanted: SandboxFilter, heartbeat_s: float

@@ -48,4 +48,4 @@ class Channels:
     def _know(self, channel: Channel) -> None:
         self.known = self.current = channel
         if self._metrics is not None:
-            self._metrics.engine_channel(channel)
+            self._metrics.engine.channel(channel)

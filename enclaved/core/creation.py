@@ -156,7 +156,7 @@ class Creation:
         try:
             return self._policy.admit(request, who)
         except PolicyDenied as error:
-            self._metrics.policy_refused(error.rule)
+            self._metrics.access.policy_refused(error.rule)
             refused = {"identity": who.name, "role": who.role, "rule": error.rule, "field": error.field}
             log.warning("request refused by policy", extra=refused)
             raise
@@ -280,7 +280,7 @@ class Creation:
         finally:
             del self._births[record]
         self._began(record)
-        self._metrics.sandbox_created()
+        self._metrics.sandboxes.created()
         log.info("sandbox created", extra={"sandbox_id": record.id, "image": record.spec.image})
         return record.snapshot()
 

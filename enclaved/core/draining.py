@@ -36,7 +36,7 @@ class Draining:
             "sandbox draining",
             extra={"sandbox_id": record.id, "reason": text, "executions": record.active_executions},
         )
-        self._metrics.sandbox_drained()
+        self._metrics.sandboxes.drained()
         watcher = asyncio.ensure_future(watching)
         loop = asyncio.get_running_loop()
         had_work, deadline = record.active_executions > 0, loop.time() + DRAIN_DEADLINE_S

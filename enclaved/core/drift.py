@@ -85,7 +85,7 @@ class Drift:
 
     def _end(self, record: SandboxRecord, found: Sequence[Deviation]) -> None:
         text = "; ".join(str(one) for one in found[:3])
-        self._metrics.sandbox_drifted()
+        self._metrics.sandboxes.drifted()
         log.error("sandbox is not isolated as it was made; ending it", extra={"sandbox_id": record.id, "found": text})
         self._sandboxes.lose(record, f"its container was changed: {text}")
 

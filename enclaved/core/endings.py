@@ -75,7 +75,7 @@ class Endings:
         if record.state is SandboxState.DELETING:
             return
         log.error("sandbox lost", extra={"sandbox_id": record.id, "reason": why})
-        self._metrics.sandbox_ended(Cause.ENGINE)
+        self._metrics.sandboxes.ended(Cause.ENGINE)
         self._changes.enter(record, SandboxState.ERROR, why, Cause.ENGINE)
         if record.link is not None:
             record.link.fail(SandboxLost(record.id, why))
@@ -125,7 +125,7 @@ class Endings:
             return removal
         removal = self._removals[record] = Removal()
         if record.was_made and record.state not in (SandboxState.ERROR, SandboxState.DELETING):
-            self._metrics.sandbox_ended(cause)
+            self._metrics.sandboxes.ended(cause)
         self._changes.enter(record, SandboxState.DELETING, why, cause)
         self._unwatch(record)
         record.stop_clocks()

@@ -37,7 +37,7 @@ class WatchedRuntime:
         self._runtime, self._metrics = runtime, metrics
         self._available: bool | None = None
         self._doubted = asyncio.Event()
-        metrics.engine_up(False)
+        metrics.engine.up(False)
 
     @property
     def available(self) -> bool:
@@ -76,7 +76,7 @@ class WatchedRuntime:
 
     def _found(self, available: bool) -> None:
         self._available = available
-        self._metrics.engine_up(available)
+        self._metrics.engine.up(available)
 
     # -- the Runtime
 
@@ -194,8 +194,8 @@ class WatchedRuntime:
         try:
             yield
         except BaseException as error:
-            self._metrics.engine_called(call, time.perf_counter() - started, error)
+            self._metrics.engine.called(call, time.perf_counter() - started, error)
             if isinstance(error, EngineUnavailable) and call != "info":
                 self._doubted.set()  # one call that failed decides nothing: the next look does
             raise
-        self._metrics.engine_called(call, time.perf_counter() - started)
+        self._metrics.engine.called(call, time.perf_counter() - started)

@@ -219,7 +219,7 @@ class Execution:
             raise InvalidRequest.of("signal.signal", f"must be from 1 to {SIGNAL_MAX}, is {number}")
         if not self.ended.done():
             self.handle.signal(number, leader_only=leader_only)
-            self._metrics.execution_signalled()
+            self._metrics.executions.signalled()
 
     def resize(self, size: TerminalSize) -> None:
         """Tells its terminal that it has a new size. Raises `InvalidRequest` if it has none."""
@@ -274,7 +274,7 @@ class Execution:
 
     def note_end(self, finished: Finished) -> None:
         """Counts its end."""
-        self._metrics.execution_finished(
+        self._metrics.executions.finished(
             self.tool, finished.verdict, finished.phases, finished.usage, finished.bytes_total
         )
         if self.context_reset:
@@ -303,7 +303,7 @@ class Execution:
 
     def noticed(self, kind: NoticeKind) -> None:
         """Counts a notice: of a gap for each reader, of the others once."""
-        self._metrics.execution_noticed(kind)
+        self._metrics.executions.noticed(kind)
 
     # -- how others see it
 
@@ -372,7 +372,7 @@ class Execution:
 
     def _enter(self, *, observe: bool = False) -> None:
         self._attached += 1
-        self._metrics.execution_followed(1)
+        self._metrics.executions.followed(1)
         self._clients += not observe
         if self._detach is not None and not observe:
             self._detach.cancel()
@@ -380,7 +380,7 @@ class Execution:
 
     def _leave(self, *, observe: bool = False) -> None:
         self._attached -= 1
-        self._metrics.execution_followed(-1)
+        self._metrics.executions.followed(-1)
         if not observe:
             self._clients -= 1
             self.expect_client()

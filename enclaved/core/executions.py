@@ -190,7 +190,7 @@ class Executions:
         )
         self._counting.begins(execution, running.values())
         record.executions_started += 1
-        self._metrics.execution_started()
+        self._metrics.executions.started()
         self._enter(execution)
         return execution
 
@@ -236,7 +236,7 @@ class Executions:
         if row.oom_kills_before is not None and row.pids_limit_hits_before is not None:
             execution.before = Counters(row.oom_kills_before, row.pids_limit_hits_before)
             execution.alone_since = execution.before if row.alone else None
-        self._metrics.execution_adopted()
+        self._metrics.executions.adopted()
         self._enter(execution)
         self._counting.goes_on(execution)
         execution.killed_at_pids_limit = row.cancelled_by == BY_PIDS_LIMIT
@@ -362,7 +362,7 @@ class Executions:
             execution.ended.set_exception(error)
             execution.ended.exception()
             self._forget(execution)
-            self._metrics.execution_finished(execution.tool, Verdict.INTERNAL_ERROR, Phases())
+            self._metrics.executions.finished(execution.tool, Verdict.INTERNAL_ERROR, Phases())
             log.warning("execution refused", extra={"execution_id": execution.id, "reason": str(error)})
             return
         self._finish(execution, finished)

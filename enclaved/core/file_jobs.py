@@ -146,7 +146,7 @@ class FileJobs:
         finally:
             moved = (running.bytes_in, running.bytes_out) if running is not None else (0, 0)
             name = _NAMES.get(job.operation, job.operation.value)
-            self._metrics.file_operation(name, loop.time() - begun, *moved, error=failure)
+            self._metrics.files.operation(name, loop.time() - begun, *moved, error=failure)
             if isinstance(failure, NoSpace):
                 log.info("sandbox full", extra={"sandbox_id": sandbox_id, "operation": name})
 

@@ -73,7 +73,7 @@ class Leftovers:
                         await remove_networks(self._runtime, ownership)
                         await asyncio.to_thread(remove_state, directory)
             except EngineUnavailable as error:
-                self._metrics.engine_up(False)
+                self._metrics.engine.up(False)
                 log.warning("the engine does not answer", extra={"reason": str(error)})
             if not complete and await self._sandboxes.closes_within(RETRY_S):
                 return
@@ -95,5 +95,5 @@ class Leftovers:
             elif not is_owned(container, self._sandboxes, self._boot):
                 await self._runtime.remove(container.id)
                 log.info("leftover removed", extra={"container_id": container.id})
-        self._metrics.engine_up(True)
+        self._metrics.engine.up(True)
         return complete

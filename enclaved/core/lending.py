@@ -111,7 +111,7 @@ class Lending:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Member] = loop.create_future()
         self._waiters.append(waiter)
-        self._metrics.pool_waiting(1)
+        self._metrics.pools.waiting(1)
         timer = loop.call_later(wait_s, self._expire, waiter, wait_s, context=contextvars.Context())
         try:
             return await waiter
@@ -122,7 +122,7 @@ class Lending:
             raise
         finally:
             timer.cancel()
-            self._metrics.pool_waiting(-1)
+            self._metrics.pools.waiting(-1)
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
 

@@ -100,7 +100,7 @@ class Members:
     def adopt(self, member: Member) -> None:
         """Takes up a member of an earlier daemon. It is reset once it is free: nobody knows what it has done."""
         self.slots.append(member)
-        self._parts.metrics.pool_member_moved(None, member.state)
+        self._parts.metrics.pools.member_moved(None, member.state)
         if member.record is None:
             self.spawn(self._replace(member), "fill")
         else:
@@ -117,7 +117,7 @@ class Members:
         self.slots.append(member)
         self.slots.sort(key=lambda each: each.slot)
         if self.closed is None:
-            self._parts.metrics.pool_member_moved(None, member.state)
+            self._parts.metrics.pools.member_moved(None, member.state)
         return member
 
     def close(self, why: EnclaveError) -> None:
@@ -129,7 +129,7 @@ class Members:
         for task in self._work:
             task.cancel()
         for member in self.slots:
-            self._parts.metrics.pool_member_moved(member.state, None)
+            self._parts.metrics.pools.member_moved(member.state, None)
 
     async def remove(self) -> None:
         """Deletes the members of a closed pool. Raises what keeps one from being deleted; can be repeated."""
@@ -161,7 +161,7 @@ class Members:
 
     def begin_use(self, kind: LeaseKind, waited_s: float, tool: str = "") -> Use:
         """A member was lent, and is used from now on."""
-        self._parts.metrics.pool_lent(kind, waited_s)
+        self._parts.metrics.pools.lent(kind, waited_s)
         return Use.begins(kind, waited_s, tool)
 
     def _busy(self, wait_s: float) -> PoolBusy:
@@ -224,7 +224,7 @@ class Members:
 
     def _move(self, member: Member, state: MemberState) -> None:
         if member in self.slots:
-            self._parts.metrics.pool_member_moved(member.state, state)
+            self._parts.metrics.pools.member_moved(member.state, state)
         member.state, member.since = state, time.monotonic()
 
     # -- making as new
@@ -253,7 +253,7 @@ class Members:
         proof = ready.shown.proof
         member.clean_at = ready.clean_at
         self.counters.resets += 1
-        self._parts.metrics.pool_reset(ResetOutcome.CLEAN, time.monotonic() - began)
+        self._parts.metrics.pools.reset(ResetOutcome.CLEAN, time.monotonic() - began)
         self.lending.offer(member)
         if use is not None:
             self._book.note(member, use, LeaseOutcome.CLEAN, "", proof, began)
@@ -302,17 +302,17 @@ class Members:
     def _failed(self, error: EnclaveError) -> None:
         self.counters.failed += 1
         self._see_trouble(f"a member could not be made: {error}")
-        self._parts.metrics.pool_reset(ResetOutcome.FAILED)
+        self._parts.metrics.pools.reset(ResetOutcome.FAILED)
         log.error("member not made", extra={"pool_id": self.pool_id, "reason": str(error)})
 
     def _see_trouble(self, trouble: str) -> None:
         if bool(trouble) is not bool(self.trouble):
-            self._parts.metrics.pool_troubled(1 if trouble else -1)
+            self._parts.metrics.pools.troubled(1 if trouble else -1)
         self.trouble = trouble
 
     def _replaced(self) -> None:
         self.counters.replaced += 1
-        self._parts.metrics.pool_reset(ResetOutcome.REPLACED)
+        self._parts.metrics.pools.reset(ResetOutcome.REPLACED)
 
     def _settle(self, member: Member, made: Made) -> None:
         """A slot has a sandbox that is ready."""
@@ -352,7 +352,7 @@ class Members:
 
     def _drop(self, member: Member) -> None:
         if self.closed is None:  # else that was told when it closed
-            self._parts.metrics.pool_member_moved(member.state, None)
+            self._parts.metrics.pools.member_moved(member.state, None)
         self.slots.remove(member)
 
     async def renew(self, member: Member) -> None:

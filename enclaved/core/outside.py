@@ -66,11 +66,11 @@ class Outside:
                 self._since_ns = 0  # the same event again would not help
             finally:
                 was_told, self._hearsay.listens = self._hearsay.listens, False
-                self._metrics.engine_events(False)
+                self._metrics.engine.events(False)
             if was_told:  # and not one more try while the engine is away
                 if self._boot.gate is not None:
                     self._boot.gate.doubt()
-                self._metrics.engine_event_gap()
+                self._metrics.engine.event_gap()
                 log.warning("engine events broke off", extra={"reason": reason})
             await asyncio.sleep(RETRY_S)
 
@@ -80,7 +80,7 @@ class Outside:
         while True:
             async with self._runtime.events(self._since_ns) as events:
                 self._hearsay.listens = True
-                self._metrics.engine_events(True)
+                self._metrics.engine.events(True)
                 await self._reconcile(after_gap)
                 after_gap = False
                 try:
@@ -121,7 +121,7 @@ class Outside:
 
     def _note(self, record: SandboxRecord, what: Intervention) -> None:
         log.warning("somebody else changed a container", extra={"sandbox_id": record.id, "what": what.value})
-        self._metrics.engine_intervened(what)
+        self._metrics.engine.intervened(what)
 
     def _look_at(self, record: SandboxRecord, *, signalled: bool = False) -> None:
         """Looks at a sandbox soon; once more if something is heard of it meanwhile."""

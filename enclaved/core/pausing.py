@@ -65,11 +65,11 @@ class Pausing:
         if record.lock.locked():
             return
         if paused and record.state is SandboxState.RUNNING:
-            record.metrics.engine_intervened(Intervention.PAUSED)
+            record.metrics.engine.intervened(Intervention.PAUSED)
             self._enter(record, SandboxState.PAUSED, FROM_OUTSIDE, Cause.ENGINE)
             log.warning("sandbox paused", extra={"sandbox_id": record.id, "reason": FROM_OUTSIDE})
         elif not paused and record.state is SandboxState.PAUSED:
-            record.metrics.engine_intervened(Intervention.RESUMED)
+            record.metrics.engine.intervened(Intervention.RESUMED)
             if record.link is not None:
                 record.link.send({"type": "resume"})
             self._goes_on(record, "its container was resumed from outside", Cause.ENGINE)

@@ -69,7 +69,7 @@ class Protections:
         """Set where a look failed before any passed: such a daemon does not serve."""
         self.changed: Callable[[bool], Awaitable[None]] = _nobody_listens
         if canary is not None:
-            metrics.protections(self._states)
+            metrics.daemon.protections(self._states)
 
     @property
     def states(self) -> tuple[Protection, ...]:
@@ -184,7 +184,7 @@ class Protections:
             self._states = tuple(
                 Protection(name, ProtectionState.UNKNOWN, why if name == GUEST else "") for name in PROTECTION_NAMES
             )
-            self._metrics.protections(self._states)
+            self._metrics.daemon.protections(self._states)
 
     async def _found(self, canary: Looking, image: str) -> tuple[Protection, ...]:
         self._unmade = ""
@@ -213,7 +213,7 @@ class Protections:
             if any(one.state is state for one in states)
         }
         self._passed = ProtectionState.FAILED not in by_state and ProtectionState.EFFECTIVE in by_state
-        self._metrics.protections(states)
+        self._metrics.daemon.protections(states)
         shown = {state.value: ", ".join(names) for state, names in by_state.items()}
         if self._passed:
             self._has_passed = True

@@ -71,5 +71,5 @@ class Quotas:
             self._refuse(who, "executions_per_minute", f"{text}; try again in {wait_s:.1f} s", wait_s)
 
     def _refuse(self, who: Identity, limit: str, text: str, wait_s: float = 1.0) -> NoReturn:
-        self._metrics.quota_refused(limit)
+        self._metrics.access.quota_refused(limit)
         raise LimitReached(f"identity/{who.name}", limit, text, wait_s)

@@ -80,7 +80,7 @@ class Reaper:
 
     async def run(self) -> None:
         """Looks until the daemon's end: every ``every_s``, give or take a fifth, so that daemons take turns."""
-        self._metrics.reaper_began()
+        self._metrics.reaper.began()
         self._began = asyncio.get_running_loop().time()
         while not await self._sandboxes.closes_within(self._every_s * random.uniform(0.8, 1.2)):  # noqa: S311
             await self.look()
@@ -94,9 +94,9 @@ class Reaper:
         except (EnclaveError, StateUnusable, OSError) as error:
             reason = str(error) or f"not done within {LOOK_MOST_S:g} s"
             log.warning("reaper failed; it will try again", extra={"reason": reason})
-            self._metrics.reaper_ran(time.perf_counter() - began, error)
+            self._metrics.reaper.ran(time.perf_counter() - began, error)
         else:
-            self._metrics.reaper_ran(time.perf_counter() - began)
+            self._metrics.reaper.ran(time.perf_counter() - began)
 
     async def _look(self) -> None:
         found = {**await self._containers(), **await self._places(), **self._uids()}
@@ -104,7 +104,7 @@ class Reaper:
         due = [stray for stray, looks in self._seen.items() if looks > 1]
         for stray in due:
             if self._seen[stray] == 2:
-                self._metrics.leftover_found(stray.kind)
+                self._metrics.reaper.found(stray.kind)
         failures: list[EngineRefused | OSError] = []
         for kind, remove in self._ways().items():
             for stray in [stray for stray in due if stray.kind is kind][:REMOVALS_MOST]:
@@ -121,7 +121,7 @@ class Reaper:
             except EngineRefused as error:
                 failures.append(error)
         for name in await self._boot.networks.sweep():
-            self._metrics.leftover_found(LeftoverKind.NETWORK)
+            self._metrics.reaper.found(LeftoverKind.NETWORK)
             self._removed(LeftoverKind.NETWORK, name)
         self._sweep_sandbox_rows()
         await self._sweep_execution_rows()
@@ -138,7 +138,7 @@ class Reaper:
         }
 
     def _removed(self, kind: LeftoverKind, name: str) -> None:
-        self._metrics.leftover_removed(kind)
+        self._metrics.reaper.removed(kind)
         log.warning("leftover removed", extra={"kind": kind.value, "leftover": name})
 
     # -- containers
@@ -206,7 +206,7 @@ class Reaper:
         known = {(record.id, record.number) for record in self._sandboxes.records}
         for sandbox_id, number in self._state.names.sandboxes():
             if (sandbox_id, number) not in known:
-                self._metrics.leftover_found(LeftoverKind.SANDBOX_ROW)
+                self._metrics.reaper.found(LeftoverKind.SANDBOX_ROW)
                 self._state.sandboxes.forget(sandbox_id, number)
                 self._removed(LeftoverKind.SANDBOX_ROW, sandbox_id)
 
@@ -220,7 +220,7 @@ class Reaper:
             return
         for execution_id in self._state.names.executions_among(suspects):
             if not self._executions.knows(execution_id):
-                self._metrics.leftover_found(LeftoverKind.EXECUTION_ROW)
+                self._metrics.reaper.found(LeftoverKind.EXECUTION_ROW)
                 self._state.executions.forget(execution_id)
                 self._removed(LeftoverKind.EXECUTION_ROW, execution_id)
 

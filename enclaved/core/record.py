@@ -105,20 +105,20 @@ class SandboxRecord:
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
-        self.metrics.sandbox_moved(None, self.state)
+        self.metrics.sandboxes.moved(None, self.state)
 
     def enter(self, state: SandboxState, reason: str = "", cause: Cause = Cause.DAEMON) -> None:
         """Changes the state. One that is being deleted stays so, whatever else comes to its end meanwhile."""
         if self.state is SandboxState.DELETING:
             return
-        self.metrics.sandbox_moved(self.state, state)
+        self.metrics.sandboxes.moved(self.state, state)
         self.state, self.state_reason = state, reason
         self.updated_at = datetime.now(UTC)
         self.history.append(StateChange(self.updated_at, state, reason, cause))
 
     def undo(self, state: SandboxState, reason: str, updated_at: datetime) -> None:
         """Takes the last change of its state back, which could not be written down."""
-        self.metrics.sandbox_moved(self.state, state)
+        self.metrics.sandboxes.moved(self.state, state)
         self.state, self.state_reason, self.updated_at = state, reason, updated_at
         self.history.pop()
 
@@ -136,7 +136,7 @@ class SandboxRecord:
 
     def forgotten(self) -> None:
         """The record is dropped."""
-        self.metrics.sandbox_moved(self.state, None)
+        self.metrics.sandboxes.moved(self.state, None)
         self.is_forgotten = True
         if self.on_forgotten is not None:
             self.on_forgotten()

@@ -76,7 +76,7 @@ class Recovery:
         for record in self._doomed:
             if not record.gone.is_set():
                 continue  # the engine does not let it; it is tried on
-            self._metrics.sandbox_recovered(RecoveryOutcome.REMOVED)
+            self._metrics.sandboxes.recovered(RecoveryOutcome.REMOVED)
             log.info("sandbox removed", extra={"sandbox_id": record.id, "reason": record.state_reason})
         self._doomed.clear()
 
@@ -103,7 +103,7 @@ class Recovery:
 
         reason = await self._boot.watching.rejoin(record, seen)
         if reason:
-            self._metrics.sandbox_recovered(RecoveryOutcome.LOST)
+            self._metrics.sandboxes.recovered(RecoveryOutcome.LOST)
             self._sandboxes.lose(record, reason)  # which logs it
             return
         if record.link is not None:
@@ -122,5 +122,5 @@ class Recovery:
                 await watching
 
     def _adopted(self, record: SandboxRecord) -> None:
-        self._metrics.sandbox_recovered(RecoveryOutcome.ADOPTED)
+        self._metrics.sandboxes.recovered(RecoveryOutcome.ADOPTED)
         log.info("sandbox adopted", extra={"sandbox_id": record.id, "executions": record.active_executions})

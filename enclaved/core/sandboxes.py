@@ -189,7 +189,7 @@ class Sandboxes:
         try:
             return await self._creation.create(Wish(request, sandbox_id, labels, pool_id, request_id))
         except BaseException as error:
-            self._metrics.sandbox_created(error)
+            self._metrics.sandboxes.created(error)
             raise
 
     async def asked_before(self, request_id: str, digest: str) -> Sandbox | None:

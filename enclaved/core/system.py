@@ -47,7 +47,7 @@ class System:
         except EngineUnavailable:
             known = self._engine
             self._engine = EngineInfo(known.name, known.version, False, known.cgroup_version)
-        self._metrics.engine_up(self._engine.available)
+        self._metrics.engine.up(self._engine.available)
         return SystemInfo(
             version=self._version,
             started_at=self._started_at,

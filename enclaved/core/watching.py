@@ -243,5 +243,5 @@ class Watching:
 
     def _blame(self, record: SandboxRecord, container_id: str, who: Intervention) -> str:
         if self.hearsay.is_news(container_id):
-            record.metrics.engine_intervened(who)
+            record.metrics.engine.intervened(who)
         return TEXTS[who]

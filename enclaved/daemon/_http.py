@@ -42,7 +42,7 @@ async def http_endpoint(
         listen_unix(bound, where, int(listen.unix_mode, 8), listen.unix_group)
         inode = where.stat().st_ino
         try:
-            async with serving(app, bound.socket, listen.connections_max, metrics):
+            async with serving(app, bound.socket, listen.connections_max, metrics.http):
                 yield f"unix:{where}"
         finally:
             if where.exists() and where.stat().st_ino == inode:
@@ -50,7 +50,7 @@ async def http_endpoint(
         return
     listener = _bind(where)
     host, port = listener.getsockname()[:2]
-    async with serving(app, listener, listen.connections_max, metrics, gates.http_tls):
+    async with serving(app, listener, listen.connections_max, metrics.http, gates.http_tls):
         yield str(Address(host, port))
 
 

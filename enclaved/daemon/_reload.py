@@ -56,13 +56,13 @@ class Reloads:
                 following = _with(settings, wanted, [key for key in changed if is_live(key)])
                 apply(following)
             except ConfigError as error:
-                metrics.reloaded(False)
+                metrics.daemon.reloaded(False)
                 _log.error("reload failed; the configuration stays as it was", extra={"problems": error.problems})
                 notifier.tell(f"READY=1\nSTATUS=The configuration was not reloaded: {error.problems[0]}")
                 continue
             settings = following
             waiting = [key for key in changed if not is_live(key)]
-            metrics.reloaded(True)
+            metrics.daemon.reloaded(True)
             _log.info("reloaded", extra={"changed": [key for key in changed if is_live(key)]})
             if waiting:
                 _log.warning("these settings need a restart", extra={"settings": waiting})

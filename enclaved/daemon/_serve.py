@@ -116,7 +116,7 @@ class _Core:
         """Makes the operator's pools what they are to be."""
         for problem in settings.bad_pools:
             _log.error("pool not defined", extra={"why": problem})
-        self.metrics.pools_refused(len(settings.bad_pools))
+        self.metrics.pools.refused(len(settings.bad_pools))
         self.pools.define({pool.id: pool.plan() for pool in settings.pools})
 
 
@@ -250,7 +250,7 @@ async def _compose(
     try:
         state = State.open(state_dir / DATABASE_NAME)
         stack.callback(state.close)
-        state.tell(metrics.state_writable)
+        state.tell(metrics.daemon.state_writable)
         stack.push_async_callback(background.close, CLOSE_BACKGROUND_S)
         ownership = Ownership.of(state_dir)
         boot = Boot(engine, boot_settings, ownership, background, metrics)

@@ -74,18 +74,18 @@ class Certificates:
             if pair.not_after_s <= self._clock():
                 raise Unusable(f"{self._cert} has expired at {_date(pair.not_after_s)}")
         except Unusable as error:
-            self._metrics.certificate_reloaded(False)
+            self._metrics.access.certificate_reloaded(False)
             _log.error("certificate not reloaded; the one before stays in use", extra={"why": str(error)})
             return False
         if (pair.key, pair.cert) != (self.pair.key, self.pair.cert):
             self.pair = pair
-            self._metrics.certificate_reloaded(True)
+            self._metrics.access.certificate_reloaded(True)
             self._tell()
         return True
 
     def _tell(self) -> None:
         end_s = self.pair.not_after_s
-        self._metrics.certificate_loaded(end_s)
+        self._metrics.access.certificate_loaded(end_s)
         is_urgent = end_s - self._clock() < SOON_S
         _log.log(logging.WARNING if is_urgent else logging.INFO, "certificate in use", extra={"until": _date(end_s)})
 

@@ -109,7 +109,7 @@ class Guard:
                 await answer_to(error)(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", None) or "other"
-            self._metrics.http_request(route, answer.status)
+            self._metrics.http.answered(route, answer.status)
             seconds = round(time.perf_counter() - started, 6)
             _log.debug("request ended", extra={"code": answer.status, "seconds": seconds})
 

@@ -21,11 +21,11 @@ LISTENERS: Final = 4
 class Counts(Protocol):
     """Told of connections."""
 
-    def http_connection(self, change: int) -> None:
+    def connection(self, change: int) -> None:
         """Counts one that is opened (1) or closed (-1)."""
         ...
 
-    def http_connection_refused(self) -> None:
+    def connection_refused(self) -> None:
         """Counts one that was closed at once, since there were too many."""
         ...
 
@@ -62,7 +62,7 @@ class Bounded(socket.socket):
         if self._open >= self._most:
             plain.close()
             if self._counts is not None:
-                self._counts.http_connection_refused()
+                self._counts.connection_refused()
             raise ConnectionAbortedError
         self._count(1)
         connection = _Connection(plain, lambda: self._count(-1))
@@ -73,7 +73,7 @@ class Bounded(socket.socket):
     def _count(self, change: int) -> None:
         self._open += change
         if self._counts is not None:
-            self._counts.http_connection(change)
+            self._counts.connection(change)
 
 
 class _Connection(socket.socket):

@@ -129,7 +129,7 @@ class Wrapper(aio.ServerInterceptor):
         started = time.perf_counter()
         code = grpc.StatusCode.OK
         log.bind(rpc=rpc.path)
-        self._metrics.rpc_started(rpc.kind, rpc.service, rpc.method)
+        self._metrics.rpcs.started(rpc.kind, rpc.service, rpc.method)
         try:
             caller = self._doors.enter(rpc.scoped, context)
             self._calls.shares.hold(rpc.lasts, context)
@@ -154,7 +154,7 @@ class Wrapper(aio.ServerInterceptor):
             code = _CODES[refusal.code]
         finally:
             seconds = time.perf_counter() - started
-            self._metrics.rpc_handled(rpc.kind, rpc.service, rpc.method, _code_name(code), seconds)
+            self._metrics.rpcs.handled(rpc.kind, rpc.service, rpc.method, _code_name(code), seconds)
             _log.debug("rpc ended", extra={"code": code.name, "seconds": round(seconds, 6)})
         return await context.abort_with_status(_Status.of(refusal))
 

@@ -125,7 +125,7 @@ class Tokens:
             self._refresh()
         except TokensUnavailable:
             return
-        self._metrics.tokens_valid(self.count)
+        self._metrics.access.tokens_valid(self.count)
         now, loop_now = self._clock(), asyncio.get_running_loop().time()
         for token_id in {*self._running, *self._waiting}:
             token = self._by_id.get(token_id)
