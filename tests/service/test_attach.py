@@ -19,9 +19,9 @@ from enclaved.core import boot, leftovers
 from enclaved.errors import EngineRefused
 from enclaved.runtime.base import ContainerPlan
 from enclaved.testing.subprocess_runtime import SubprocessRuntime
-from tests.service import test_recovery as recovery
-from tests.service.daemons import PATIENCE_S, Running, daemon, python, settings_in, short_directory
-from tests.service.test_recovery import World, run, started, until
+from tests.service import recovery, test_recovery
+from tests.service.daemons import Running, daemon, python, settings_in, short_directory
+from tests.service.recovery import World, new_world, run, started, until
 
 
 class AttachedWorld(World):
@@ -36,22 +36,17 @@ class AttachedWorld(World):
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(leftovers, "RETRY_S", 0.02)
-    async with short_directory() as folder:
-        made = AttachedWorld(folder)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                yield made
-        finally:
-            await made.engine.shut_down()
+    async with new_world(AttachedWorld) as world:
+        yield world
 
 
 SURVIVALS = (
-    recovery.test_output_that_a_daemon_was_killed_in_is_whole,
-    recovery.test_the_variables_of_a_context_are_there_for_the_next_daemon,
-    recovery.test_input_goes_on_at_its_offset,
-    recovery.test_the_same_id_does_not_run_twice,
-    recovery.test_a_sandbox_survives_any_number_of_daemons,
-    recovery.test_stopped_sandboxes_stay_stopped_with_their_files,
+    test_recovery.test_output_that_a_daemon_was_killed_in_is_whole,
+    test_recovery.test_the_variables_of_a_context_are_there_for_the_next_daemon,
+    test_recovery.test_input_goes_on_at_its_offset,
+    test_recovery.test_the_same_id_does_not_run_twice,
+    test_recovery.test_a_sandbox_survives_any_number_of_daemons,
+    test_recovery.test_stopped_sandboxes_stay_stopped_with_their_files,
 )
 
 

@@ -16,9 +16,9 @@ from enclaved.core import endings, leftovers, updating
 from enclaved.core.state import SandboxRow
 from enclaved.errors import EngineUnavailable
 from enclaved.model import Cause, SandboxSpec, SandboxState, StateChange
-from tests.service.daemons import PATIENCE_S, Running, short_directory
+from tests.service.daemons import Running
 from tests.service.edge import reason
-from tests.service.test_recovery import World, has_status, info, run, until
+from tests.service.recovery import World, has_status, info, new_world, run, until
 
 Kind = pb.WatchSandboxesResponse
 
@@ -28,13 +28,8 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """See `World`."""
     for module in (leftovers, endings, updating):
         monkeypatch.setattr(module, "RETRY_S", 0.02)
-    async with short_directory() as folder:
-        made = World(folder)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                yield made
-        finally:
-            await made.engine.shut_down()
+    async with new_world(World) as world:
+        yield world
 
 
 async def create(running: Running, request_id: str = "4711", **given: Any) -> pb.Sandbox:

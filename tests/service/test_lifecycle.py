@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,22 +12,17 @@ from ms_enclave.v1 import pool_service_pb2_grpc as pool_grpc
 from ms_enclave.v1 import sandbox_service_pb2 as pb
 
 from enclaved.core import watching
-from tests.service.daemons import Running, short_directory
+from tests.service.daemons import Running
 from tests.service.edge import reason
-from tests.service.test_recovery import World, has_status, info, recovered, run
+from tests.service.recovery import World, has_status, info, new_world, recovered, run
 
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """See `World`."""
     monkeypatch.setattr(watching, "PAUSED_STATUS_EVERY_S", 0.05)
-    async with short_directory() as folder:
-        made = World(folder)
-        try:
-            async with asyncio.timeout(20):
-                yield made
-        finally:
-            await made.engine.shut_down()
+    async with new_world(World) as world:
+        yield world
 
 
 async def pause(running: Running) -> pb.Sandbox:

@@ -18,10 +18,22 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from enclaved.agent import link
 from enclaved.core import draining, leftovers
 from enclaved.runtime.base import ContainerPlan
-from tests.service.daemons import PATIENCE_S, Running, python, short_directory
+from tests.service.daemons import PATIENCE_S, Running, python
 from tests.service.edge import reason
 from tests.service.old_guests import old_guest
-from tests.service.test_recovery import SLOW, WHOLE, Engine, World, followed, has_status, info, recovered, run, started
+from tests.service.recovery import (
+    SLOW,
+    WHOLE,
+    Engine,
+    World,
+    followed,
+    has_status,
+    info,
+    new_world,
+    recovered,
+    run,
+    started,
+)
 
 AWAITED = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
 
@@ -59,13 +71,8 @@ class OldWorld(World):
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OldWorld]:
     monkeypatch.setattr(leftovers, "RETRY_S", 0.02)
     monkeypatch.setattr(draining, "LINGER_S", 0.5)
-    async with short_directory() as folder:
-        made = OldWorld(folder)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                yield made
-        finally:
-            await made.engine.shut_down()
+    async with new_world(OldWorld) as world:
+        yield world
 
 
 def go(world: OldWorld) -> None:

@@ -17,9 +17,9 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from enclaved.config.pools import PoolSettings
 from enclaved.core import leftovers
-from tests.service.daemons import PATIENCE_S, Running, daemon, settings_in, short_directory
+from tests.service.daemons import Running, daemon, settings_in
 from tests.service.edge import reason
-from tests.service.test_recovery import World, until
+from tests.service.recovery import World, new_world, until
 
 CUT = (aio.AioRpcError, asyncio.CancelledError)
 """What a call meets whose daemon goes, or whose channel is closed first."""
@@ -29,13 +29,8 @@ CUT = (aio.AioRpcError, asyncio.CancelledError)
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """See `World`."""
     monkeypatch.setattr(leftovers, "RETRY_S", 0.02)
-    async with short_directory() as folder:
-        made = World(folder)
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                yield made
-        finally:
-            await made.engine.shut_down()
+    async with new_world(World) as world:
+        yield world
 
 
 def pools_of(running: Running) -> Any:

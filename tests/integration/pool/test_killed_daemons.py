@@ -18,7 +18,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from ms_enclave.v1 import sandbox_service_pb2_grpc as sandbox_grpc
 
 from tests.integration.failures.ground import DaemonProcess, Ground
-from tests.service.test_recovery import until
+from tests.service.recovery import until
 
 KILLS = 3
 CLIENTS = 4
