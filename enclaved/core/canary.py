@@ -76,6 +76,8 @@ class Canary:
             finally:
                 asking.cancel()
                 asking.add_done_callback(_taken_note_of)
+            if await self._inspector.host() != host:
+                raise EngineUnavailable("engine", "it was replaced by another one while it was looked at")
             found = Findings(
                 host=host,
                 spec=record.spec,

@@ -22,6 +22,8 @@ AGAIN_AFTER_S: Final = 60.0
 """After so long what failed, or could not be looked at, is looked at again."""
 ATTEMPTS: Final = 2
 """A canary that cannot be made may be due to load."""
+LOOKS_MOST: Final = 3
+"""Looks in a row at an engine that may have been replaced while it was looked at."""
 GUEST: Final = "guest"
 
 
@@ -62,6 +64,7 @@ class Protections:
         self._is_there = False
         """Whether the engine is."""
         self._has_passed = False
+        self._doubts = 0
         self._unmade = ""
         """Why no canary could be made."""
         self._settled = asyncio.Event()
@@ -94,7 +97,10 @@ class Protections:
     async def engine_seen(self, available: bool) -> None:
         """The engine came or went. What was seen of it before counts no more."""
         self._is_there = available
-        self.doubt()
+        if available:
+            self._begin_anew()  # what goes on looks at it already
+        else:
+            self.doubt()
         if available and self._canary is not None and self._image:
             self._begin(self._image)
             return
@@ -102,7 +108,14 @@ class Protections:
         await self.changed(available)
 
     def doubt(self) -> None:
-        """The engine may be another one now: nothing is handed out before the next look has passed."""
+        """The engine may be another one now: nothing is handed out before the next look has passed.
+
+        A look that goes on may have seen the one before, so it is made again.
+        """
+        self._doubts += 1
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         if self._canary is not None and self._looking is None:
             self._passed = None
 
@@ -160,7 +173,7 @@ class Protections:
         """Looks once. What keeps it from a verdict is logged and raised."""
         try:
             if self._canary is not None:
-                self._conclude(await self._found(self._canary, image))
+                self._conclude(await self._found_of_one(self._canary, image))
         except ImageNotFound as error:
             log.info("no canary of this image; the next sandbox's is taken", extra={"reason": str(error)})
             self._unseen(error)
@@ -185,6 +198,16 @@ class Protections:
                 Protection(name, ProtectionState.UNKNOWN, why if name == GUEST else "") for name in PROTECTION_NAMES
             )
             self._metrics.daemon.protections(self._states)
+
+    async def _found_of_one(self, canary: Looking, image: str) -> tuple[Protection, ...]:
+        """Looks until one and the same engine was there from the beginning of a look to its end."""
+        for _ in range(LOOKS_MOST):
+            doubts = self._doubts
+            states = await self._found(canary, image)
+            if self._doubts == doubts:
+                return states
+            log.info("the engine may have been replaced during a look at it; it is looked at again")
+        raise EngineUnavailable("engine", f"it went away or was replaced during each of {LOOKS_MOST} looks at it")
 
     async def _found(self, canary: Looking, image: str) -> tuple[Protection, ...]:
         self._unmade = ""

@@ -38,6 +38,8 @@ class HostFacts:
     swap_limits: bool
     default_runtime: str
     runtimes: tuple[str, ...]
+    engine_id: str = ""
+    """What the engine calls itself; empty where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class DockerInspector:
             swap_limits=info.get("SwapLimit") is True,
             default_runtime=str(info.get("DefaultRuntime", "")),
             runtimes=tuple(sorted(str(name) for name in runtimes)) if isinstance(runtimes, dict) else (),
+            engine_id=str(info.get("ID", "")),
         )
 
     async def deviations(self, container_id: str, plan: ContainerPlan) -> Sequence[Deviation]:

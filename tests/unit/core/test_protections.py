@@ -29,9 +29,11 @@ class Canaries:
         self.finds: list[tuple[Protection, ...] | Exception] = []
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
+        self.on_look: Callable[[], object] = lambda: None
 
     async def look(self, image: str) -> tuple[Protection, ...]:
         self.images.append(image)
+        self.on_look()
         await self.may_go_on.wait()
         found = self.finds.pop(0) if self.finds else GOOD
         if isinstance(found, Exception):
@@ -104,6 +106,40 @@ async def test_what_fails_later_holds_back_and_a_new_engine_is_looked_at_again()
         made.doubt()
         await made.wait_passed("i")
         assert told == [True, False, False, True]
+
+
+async def test_an_engine_that_is_replaced_during_a_look_is_looked_at_again():
+    async with gate() as (made, canaries, told):
+        canaries.finds = [GOOD, BAD]
+        canaries.may_go_on.clear()
+        await made.engine_seen(True)
+        waiting = asyncio.create_task(made.wait_passed("i"))
+        await asyncio.sleep(0)
+        made.doubt()
+        canaries.may_go_on.set()
+        with pytest.raises(EngineRefused, match="has kmsg"):
+            await waiting
+        assert (canaries.images, told) == (["default", "default"], [False])
+
+
+async def test_the_first_word_of_the_engine_is_no_reason_to_look_at_it_twice():
+    async with gate() as (made, canaries, _told):
+        canaries.may_go_on.clear()
+        made.expect("i")
+        waiting = asyncio.create_task(made.wait_passed("i"))
+        await asyncio.sleep(0)
+        await made.engine_seen(True)
+        canaries.may_go_on.set()
+        await waiting
+        assert canaries.images == ["i"]
+
+
+async def test_an_engine_that_is_replaced_during_every_look_is_no_verdict():
+    async with gate() as (made, canaries, _told):
+        canaries.on_look = made.doubt
+        with pytest.raises(EngineUnavailable, match="replaced during each of 3 looks"):
+            await made.wait_passed("i")
+        assert {one.state for one in made.states} == {ProtectionState.UNKNOWN}
 
 
 async def test_an_image_that_is_not_there_is_no_verdict_and_the_next_sandboxs_is_taken():
