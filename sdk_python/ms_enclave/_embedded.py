@@ -29,8 +29,8 @@ from typing import Final
 from ms_enclave._forks import CAN_FORK, at_fork
 from ms_enclave.errors import DaemonStartFailed
 
-START_S: Final = 30.0
-"""How long it may take to answer."""
+START_S: Final = 60.0
+"""How long it may take to answer: a second on a machine of its own, many times that on a busy one."""
 STOP_S: Final = 30.0
 """How long it may take to remove its sandboxes at our exit, before it is killed."""
 KILL_S: Final = 5.0

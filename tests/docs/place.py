@@ -18,7 +18,7 @@ from tests.docs.notebook import END
 from tests.scripts.loading import load
 
 NOTEBOOK = Path(__file__).with_name("notebook.py")
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 PRELUDE = """
 from ms_enclave.sandbox.boxes import SandboxFactory

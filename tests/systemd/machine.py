@@ -19,7 +19,7 @@ from tests.conftest import DEFAULT_IMAGE
 ROOT = Path(__file__).parents[2]
 IMAGE = "ms-enclave/systemd:12"
 SERVICE = "enclaved.service"
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 DROPIN = f"/etc/systemd/system/{SERVICE}.d/test.conf"
 
 

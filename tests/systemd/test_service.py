@@ -6,7 +6,7 @@ import pytest
 
 from tests.systemd.machine import SERVICE, Machine, client
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 RUN = """
 import asyncio

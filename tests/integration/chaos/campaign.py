@@ -35,7 +35,7 @@ LIFE_S = (0.0, 3.0)
 """How long a daemon lives after it began to serve, at least and at most."""
 MEMORY_BYTES = 96 * 1024 * 1024
 PROGRESS_S = 15.0
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 SHOWN = 20
 
 

@@ -21,8 +21,8 @@ from enclaved.doctor.attacks.suite import SUITE
 from enclaved.doctor.own_daemon import own_daemon, private_directory
 from tests.integration.failures.ground import until
 
-WHOLE_S = 420
-PATIENCE_S = 120
+WHOLE_S = 900
+PATIENCE_S = 300
 
 
 def run(*arguments: str, timeout_s: float = PATIENCE_S, **variables: str) -> tuple[int, str, str]:

@@ -37,7 +37,7 @@ def chosen() -> list[Attack]:
     return [attack for name, attack in PROGRAMS.items() if name.partition(".")[0] in CATEGORIES or name in ALSO]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_without_protections_the_judges_see_every_escape(short_directory: Path) -> None:
     async with weak_place(short_directory) as place:
         found = {attack.id: await place.judged(attack) for attack in chosen()}

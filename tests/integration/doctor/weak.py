@@ -24,7 +24,7 @@ from enclaved.doctor.witness import Witness, new_nonce, witness
 
 IMAGE = "ms-enclave/python:3.11"
 NEIGHBOUR_PORT = 45998
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 OPTIONS = (
     *("--security-opt", "seccomp=unconfined", "--security-opt", "systempaths=unconfined"),
     *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--pids-limit", "1000", "--memory", "2g"),

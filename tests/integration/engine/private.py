@@ -22,7 +22,7 @@ import aiodocker
 from tests.conftest import DEFAULT_IMAGE
 from tests.integration.failures.ground import LOOK_EVERY_S, until
 
-START_S = 60.0
+START_S = 120.0
 FIRST_UID = 1_000_000
 DATA_MIB = 700
 GROUPS = Path("/sys/fs/cgroup")

@@ -23,7 +23,7 @@ from tests.integration.engine.private import PrivateEngine
 from tests.integration.failures.ground import LOOK_EVERY_S, DaemonProcess, Ground, Stubs
 from tests.service.edge import details
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 MEMORY_BYTES = 128 * 1024 * 1024
 TICKS = "n=0; while :; do echo $n; n=$((n + 1)); sleep 0.05; done"
 STATE = sandbox_pb.Sandbox.State

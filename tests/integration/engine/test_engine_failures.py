@@ -11,7 +11,7 @@ from tests.integration.engine import scenarios
 from tests.integration.engine.private import private_engine
 from tests.integration.engine.scenarios import Outcome, Site, site
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 SANDBOXES = 2
 FROZEN_S = 4.0

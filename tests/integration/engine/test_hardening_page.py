@@ -29,7 +29,7 @@ from tests.integration.engine.private import PrivateEngine, _first_child, _names
 from tests.integration.engine.scenarios import Site, site
 from tests.integration.failures.ground import until
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 PAGE = "docs/hardening.md"
 FIRST_UID = 1_000_000_000

@@ -15,7 +15,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 from tests.integration.engine.private import FIRST_UID, private_engine
 from tests.integration.engine.scenarios import PATIENCE_S, Outcome, Site, site, within
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 LOOK = """
 import json, os, signal

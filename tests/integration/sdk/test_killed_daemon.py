@@ -14,7 +14,7 @@ from ms_enclave.sandbox.model import DockerSandboxConfig, ExecutionOptions, Fini
 
 from tests.integration.failures.ground import DaemonProcess, Ground
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 CONFIG = DockerSandboxConfig(memory_limit="128m")
 
 

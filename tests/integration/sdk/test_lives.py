@@ -15,7 +15,7 @@ from ms_enclave.sandbox.model import Cause, DockerSandboxConfig, SandboxEventKin
 
 from tests.integration.failures.ground import Ground
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def config(**changes: object) -> DockerSandboxConfig:

@@ -26,7 +26,7 @@ from tests.integration.verdicts.cases import KINDS, Case
 
 MIB = 1024 * 1024
 MEMORY_BYTES = 96 * MIB
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 PARALLEL = 4
 RUNS = 500
 SHOWN = 20

@@ -11,7 +11,7 @@ import pytest
 from enclaved.agent.guest.frames import FrameDecoder, encode_frame
 from enclaved.agent.guest.limits import PROTOCOL_VERSION
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 Frame = tuple[dict[str, Any], bytes]
 
 HELLO = {"type": "hello", "version": PROTOCOL_VERSION, "sandbox": "box", "python": "3.11.2"}

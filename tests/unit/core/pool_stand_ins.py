@@ -22,7 +22,7 @@ from enclaved.errors import PolicyDenied, SandboxExists, SandboxNotFound
 from enclaved.metrics import Metrics
 from enclaved.model import EMPTY, Lease, PoolPlan, ResetProof, SandboxRequest, SandboxState, SandboxUpdate
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 LONG_S = 3600.0
 
 

@@ -32,7 +32,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as pb
 from tests.unit.sdk.fake_daemon import FakeDaemon, Refusal, served
 
 Kind = pb.WatchSandboxesResponse
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

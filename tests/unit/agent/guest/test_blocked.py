@@ -18,7 +18,7 @@ from enclaved.agent.guest.blocked import Target, awaits_input
 from enclaved.agent.guest.procfs import text_of
 from enclaved.agent.guest.usage import Sampler, tree_of
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 READ = "os.read(0, 1)"
 READ_LINE = "input()"
