@@ -254,7 +254,8 @@ class GuestLink:
         self._answers[number] = answer
         try:
             async with asyncio.timeout(deadline_s):
-                await self.wait_connected()  # it may be coming back at this moment
+                if not self.connected:
+                    await self._back_or_lost(answer)
                 self.check_version(needed_for_frame(kind), f"does not know {kind!r}")
                 if self.congested and kind not in _BOUNDED:
                     raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} does not read; try again")
@@ -264,6 +265,16 @@ class GuestLink:
             raise GuestUnavailable(f"the guest of sandbox {self.sandbox_id!r} does not answer") from error
         finally:
             self._answers.pop(number, None)
+
+    async def _back_or_lost(self, answer: asyncio.Future[Mapping[str, Any]]) -> None:
+        """Waits for a guest that may be coming back. Raises why it will not as soon as that is known."""
+        back = asyncio.ensure_future(self.wait_connected())
+        try:
+            await asyncio.wait((back, answer), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            back.cancel()
+        if answer.done():
+            answer.result()
 
     def send(self, header: Mapping[str, Any], payload: bytes = b"") -> None:
         """Sends a frame if the guest is there and knows such. While too much waits for it, nobody asks for samples."""

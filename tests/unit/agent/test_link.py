@@ -667,3 +667,11 @@ async def test_what_nobody_waits_for_is_not_said_to_the_next_guest(house: House)
     house.link.send({"type": "cancel", "execution": "y"})
     assert (await again.hear_of("cancel"))[0]["execution"] == "y"
     await again.silence()
+
+
+async def test_who_waits_for_a_guest_to_come_back_hears_at_once_that_it_will_not(house: House) -> None:
+    asking = asyncio.create_task(house.link.ask("park", 10 * PATIENCE_S))
+    await asyncio.sleep(0)  # it waits from now on
+    house.link.fail(SandboxLost("box", "it burned"))
+    with pytest.raises(SandboxLost, match="it burned"):
+        await soon(asking)
