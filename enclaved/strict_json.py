@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 from typing import Any, Final, NoReturn
 
+PARTS_MAX: Final = 20_000
+"""Strings, commas and opening brackets of a text. More of them than anybody means would hold up everybody else."""
+
 _INTEGER_CHARS_MAX: Final = 1000
+_PART: Final = re.compile(r'[,\[{]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 class NotJson(ValueError):
@@ -19,6 +25,7 @@ class NotJson(ValueError):
 
 def loads(text: str) -> Any:
     """Reads one JSON value. Raises `NotJson`."""
+    _check_parts(text)
     try:
         found = _DECODER.decode(text)
         if "\\u" in text:
@@ -31,6 +38,11 @@ def loads(text: str) -> Any:
     except RecursionError:
         raise NotJson("is nested too deeply") from None
     return found
+
+
+def _check_parts(text: str) -> None:
+    if len(text) > PARTS_MAX and next(itertools.islice(_PART.finditer(text), PARTS_MAX, None), None) is not None:
+        raise NotJson(f"has more than {PARTS_MAX} strings, commas and brackets; put large content into a file")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from enclaved.core import identity
 from enclaved.core.policy import Policy
+from enclaved.core.spec_fields import malformed
 from enclaved.errors import ImageNotFound, ImageUnusable, InvalidRequest, PolicyDenied
-from enclaved.model import PullProgress, SandboxSpec
+from enclaved.model import PullProgress, SandboxRequest, SandboxSpec
 from enclaved.runtime.base import Image, Runtime
 
 
@@ -53,6 +54,9 @@ class Images:
         """
         who = identity.current()
         wanted = image or self._policy.role(who).limits.image_default
+        problems = [replace(each, field="image") for each in malformed(SandboxRequest(image=wanted))]
+        if problems:
+            raise InvalidRequest(*problems)
         name = self._policy.check_image(wanted, who)
         try:
             found = await self._runtime.resolve_image(name, may_pull=False)

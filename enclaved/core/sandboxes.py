@@ -198,8 +198,13 @@ class Sandboxes:
 
     async def hand_over(self, record: SandboxRecord, update: SandboxUpdate, request: tuple[str, str]) -> Sandbox:
         """Makes a member of a pool somebody's own sandbox; raises `SandboxNotFound`, and as `Updating.hand_over`."""
-        self._creation.check_claim(record)
-        found = await self._changed(record.id, lambda known: self._updating.hand_over(known, update, *request))
+
+        async def give(known: SandboxRecord) -> None:
+            # With nothing awaited until it counts for its new owner: claims at the same time each count.
+            self._creation.check_claim(known)
+            await self._updating.hand_over(known, update, *request)
+
+        found = await self._changed(record.id, give)
         self._creation.claimed(record)
         return found
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from enclaved.core.policy import COMMAND_BYTES_MAX
 from enclaved.errors import NotServed
 from enclaved.model import PortMapping, SandboxRequest, Volume
 
@@ -254,6 +255,8 @@ def _enabled(tools: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str
 def _command(value: str | list[str] | None) -> tuple[str, ...]:
     if not isinstance(value, str):
         return tuple(value or ())
+    if len(value) > COMMAND_BYTES_MAX:  # refused as one word by whoever decides on it: to split it takes long
+        return (value,)
     try:
         return tuple(shlex.split(value))
     except ValueError:

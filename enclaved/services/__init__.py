@@ -23,6 +23,7 @@ from enclaved.core.sandboxes import Sandboxes
 from enclaved.core.system import System
 from enclaved.metrics import Metrics
 from enclaved.services._auth import Doors, Server, add_tls_port
+from enclaved.services._decoding import decoder
 from enclaved.services._health import Health
 from enclaved.services._interceptors import Calls, Handler, Wrapper
 from enclaved.services._limits import MESSAGE_BYTES_MAX, EdgeLimits
@@ -104,11 +105,10 @@ def _handler(method: MethodDescriptor, service: object) -> Handler:
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[method.client_streaming, method.server_streaming]
-    request = message_factory.GetMessageClass(method.input_type)
     response = message_factory.GetMessageClass(method.output_type)
     handler: Handler = make(
         getattr(service, re.sub(r"(?<!^)(?=[A-Z])", "_", method.name).lower()),
-        request_deserializer=request.FromString,
+        request_deserializer=decoder(method),
         response_serializer=response.SerializeToString,
     )
     return handler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -96,3 +97,13 @@ async def test_a_claim_counts_for_who_claims(lab: Laboratory, pools: Pools) -> N
     await all_idle(lab, 2)
     with acting_as(SMALL), pytest.raises(PolicyDenied):
         await lab.sandboxes.update(claimed.sandbox.id, SandboxUpdate(memory_limit_bytes=GIB))
+
+
+async def test_claims_at_the_same_time_get_no_more_than_the_limit(lab: Laboratory, pools: Pools) -> None:
+    with acting_as(PLAIN):
+        await pools.initialize(PoolPlan(3), pool_id="p")
+    with acting_as(SMALL):  # other limits are the engine's business, and take a moment
+        wish = ClaimWish(change=SandboxUpdate(pids_limit=100))
+        found = await asyncio.gather(*(pools.claim("p", wish) for _ in range(3)), return_exceptions=True)
+    assert sorted(type(each).__name__ for each in found) == ["Claimed", "LimitReached", "LimitReached"]
+    assert sum(each.owner == "ben" for each in lab.sandboxes.list().sandboxes) == 1

@@ -22,7 +22,7 @@ from enclaved.core.policy.names import (
     check_labels,
     check_request_id,
 )
-from enclaved.core.policy.programs import Tools
+from enclaved.core.policy.programs import COMMAND_BYTES_MAX, Tools
 from enclaved.core.policy.programs import matches as tool_matches
 from enclaved.core.policy.roles import (
     RULE_NAMES,
@@ -36,6 +36,7 @@ from enclaved.core.policy.roles import (
 from enclaved.core.policy.users import user_problem
 
 __all__ = [
+    "COMMAND_BYTES_MAX",
     "LABELS_MAX",
     "LABEL_VALUE_MAX",
     "LIMIT_NAMES",

@@ -28,6 +28,8 @@ _REFERENCE = re.compile(
     rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?P<tag>:[a-zA-Z0-9_][a-zA-Z0-9_.-]{{0,127}})?(?P<digest>@sha256:[0-9a-f]{{64}})?"
 )
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
+_LIKE_AN_ID = re.compile(r"[0-9a-f]+")
+"""A name that an engine would also take for the begin of some image's id, which nobody has decided on."""
 
 
 def checked_reference(image: str) -> str:
@@ -95,7 +97,8 @@ class Images:
     async def _inspect(self, name: str) -> dict[str, Any] | None:
         async with self._engine.calling("look at an image", self._engine.deadlines.query_s) as docker:
             try:
-                found: dict[str, Any] = await docker.images.inspect(name)
+                asked = f"{name}:latest" if _LIKE_AN_ID.fullmatch(name) else name
+                found: dict[str, Any] = await docker.images.inspect(asked)
             except aiodocker.DockerError as error:
                 if error.status == 404:
                     return None

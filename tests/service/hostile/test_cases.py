@@ -77,6 +77,11 @@ CASES = {
         "tests/service/test_edge_calls.py::test_a_message_of_more_than_4_mib_is_refused",
         "tests/service/http/test_requests.py::test_a_body_without_an_announced_size_is_bounded_too",
     ),
+    "send messages or JSON with more entries than anybody can look at": (
+        f"{HERE}/test_stalls.py::test_every_list_of_every_request_is_bounded",
+        f"{HERE}/test_stalls.py::test_calls_with_crowded_lists_or_too_many_bytes_are_refused_whatever_they_are",
+        f"{HERE}/test_stalls.py::test_a_json_text_of_too_many_parts_is_refused",
+    ),
     "send headers that are too large or too many": (
         f"{HERE}/test_connections.py::test_headers_beyond_their_limit_are_refused",
         "tests/service/http/test_wire.py::test_a_large_head_is_refused",

@@ -303,6 +303,38 @@ def test_an_image_from_a_private_address_is_refused_unless_the_list_names_it(reg
     assert granted(with_role(role(images=("**", f"{registry}/*"))), LOCAL, image=f"{registry}/x:1")
 
 
+@pytest.mark.parametrize(
+    "registry",
+    [
+        *("127.0.0.0x1:5000", "0177.0.0.0x1", "localhost.:5000", "vm.internal."),
+        *("[64:ff9b::7f00:1]:5000", "[2002:7f00:1::]", "[::ffff:127.0.0.1]", "[::ffff:8.8.8.8]"),
+    ],
+)
+def test_an_address_in_an_odd_spelling_is_private_as_well(registry: str) -> None:
+    assert denied(who=LOCAL, image=f"{registry}/x:1").rule == "image"
+
+
+@pytest.mark.parametrize(
+    ("entry", "yes", "no"),
+    [
+        ("docker.io/**", ("python", "a/b:2", "docker.io/a/b", "docker.io/localhost/x"), ("ghcr.io/a/b",)),
+        ("index.docker.io/**", ("python", "a/b"), ("ghcr.io/a",)),
+        ("docker.io/a/*", ("a/b", "docker.io/a/b:1"), ("ghcr.io/a/b", "python")),
+        ("docker.io/*", ("python:3",), ("a/b", "ghcr.io/a")),
+        ("library/**", ("python", "docker.io/library/python"), ("a/b", "ghcr.io/a")),
+        ("library/py*", ("python:3",), ("ruby", "a/python")),
+        ("ghcr.io/corp/**", ("ghcr.io/corp/a",), ("docker.io/ghcr.io/corp/a", "library/ghcr.io/corp/a")),
+        ("localhost/**", ("localhost/a",), ("docker.io/localhost/a", "library/localhost/a")),
+    ],
+)
+def test_an_entry_is_about_the_registry_that_it_says(entry: str, yes: tuple[str, ...], no: tuple[str, ...]) -> None:
+    found = with_role(role(images=(entry,)))
+    for image in yes:
+        assert granted(found, LOCAL, image=image).spec.image == image
+    for image in no:
+        assert denied(found, LOCAL, image=image).rule == "image"
+
+
 def test_a_pin_holds_beside_a_pattern_that_has_the_same_name() -> None:
     found = with_role(role(images=("**", f"tools:1@{DIGEST}")))
     assert granted(found, LOCAL, image="tools:1").spec.image_digest == DIGEST
