@@ -80,6 +80,34 @@ async def test_a_directory_moves_only_what_changed(command: Command, tmp_path: P
     assert (tmp_path / "back" / "sub" / "b").read_text() == "sub/b"
 
 
+async def test_what_is_copied_out_has_the_name_that_its_user_wrote_and_never_that_of_what_a_link_leads_to(
+    command: Command, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / ".profile").write_text("mine")
+    made = "mkdir -p real/.ssh; echo theirs > real/.ssh/keys; echo theirs > .profile; ln -s .profile result; "
+    made += "ln -s real/.ssh out; ln -s result chain"
+    assert (await command.run("exec", "box", "--", "sh", "-c", made)).code == 0
+    for source in ("result", "out", "out/.", "./result", "out/"):
+        await well(command, "cp", f"box:{source}", f"{here}/")
+    assert sorted(path.name for path in here.iterdir()) == [".profile", "keys", "out", "result"]
+    assert (here / ".profile").read_text() == "mine"
+    assert (here / "result").read_text() == "theirs\n"
+    await well(command, "cp", "box:out", "two:.")
+    assert [row["path"].rpartition("/")[2] for row in await as_json(command, "files", "ls", "two")] == ["out"]
+
+
+async def test_no_more_comes_out_of_a_directory_than_its_user_allows(command: Command, tmp_path: Path) -> None:
+    made = "mkdir d; truncate -s 1M d/1; for n in 2 3 4 5; do ln d/1 d/$n; done"
+    assert (await command.run("exec", "box", "--", "sh", "-c", made)).code == 0
+    refused = await command.run("cp", "box:d", f"{tmp_path}/d", "--max-size", "4m")
+    assert refused.code == 1
+    assert "more than 4194304 bytes" in refused.err
+    assert list((tmp_path / "d").iterdir()) == []
+    assert (await as_json(command, "cp", "box:d", f"{tmp_path}/d", "--max-size", "5m"))["files"] == 5
+
+
 async def test_standard_streams_are_files_or_archives(command: Command) -> None:
     await well(command, "cp", "-", "box:notes/f", stdin=b"from stdin")
     assert await well(command, "cp", "box:notes/f", "-") == "from stdin"
@@ -146,6 +174,7 @@ async def test_changes_are_told_until_ctrl_c(command: Command) -> None:
     [
         (("cp", "a", "b"), 2, "name a sandbox"),
         (("cp", "box:x", "-", "--json"), 2, "standard output"),
+        (("cp", "box:x", "y", "--max-size", "much"), 2, "--max-size"),
         (("cp", "/missing", "box:"), 1, "No such file"),
         (("cp", "box:missing", "/tmp"), 1, "missing"),
         (("cp", "box:/etc/passwd", "-"), 1, "outside"),

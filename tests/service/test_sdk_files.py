@@ -16,7 +16,7 @@ from ms_enclave._transports.grpc import GrpcTransport
 from ms_enclave.sandbox import _directories as directories
 from ms_enclave.sandbox._received import Received
 from ms_enclave.sandbox.boxes import DockerSandbox
-from ms_enclave.sandbox.model import ChangeKind, FileChange, FileType, SearchMatch
+from ms_enclave.sandbox.model import ChangeKind, FileChange, FileInfo, FileType, SearchMatch
 
 from tests.service.daemons import daemon, settings_in, short_directory
 
@@ -115,6 +115,32 @@ async def test_archives_go_both_ways(sandbox: DockerSandbox, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="must not be empty"):
         await sandbox.put_archive("x", b"")
     assert not await sandbox.files.exists("x")
+
+
+async def test_a_small_sandbox_cannot_fill_its_users_disk(sandbox: DockerSandbox, tmp_path: Path) -> None:
+    await sandbox.execute_command("mkdir d; truncate -s 1M d/1; for n in 2 3 4 5; do ln d/1 d/$n; done")
+    with pytest.raises(errors.InvalidRequest, match="more than 4194304 bytes"):
+        await sandbox.files.get_dir("d", tmp_path / "d", size_max_bytes=4 * 1024**2)
+    with pytest.raises(errors.InvalidRequest, match="more than 4194304 bytes"):
+        await sandbox.files.get_archive("d", tmp_path / "d.tar", size_max_bytes=4 * 1024**2)
+    assert [*tmp_path.rglob("*")] == [tmp_path / "d"]
+    assert await sandbox.files.get_dir("d", tmp_path / "d", size_max_bytes=5 * 1024**2) == 5
+
+
+async def test_what_grows_while_it_is_fetched_is_counted_as_it_comes(
+    sandbox: DockerSandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await sandbox.files.write("d/f", bytes(1000))
+    listed = await sandbox.files.list("d", recursive=True)
+    await sandbox.files.write("d/f", bytes(300_000))
+
+    async def as_it_was(*_: object, **__: object) -> list[FileInfo]:
+        return listed
+
+    monkeypatch.setattr(sandbox.files, "list", as_it_was)
+    with pytest.raises(errors.InvalidRequest, match="more than 2000 bytes"):
+        await sandbox.files.get_dir("d", tmp_path / "d", size_max_bytes=2000)
+    assert [*(tmp_path / "d").iterdir()] == []
 
 
 async def test_many_files_come_by_few_calls_and_only_what_was_asked_for(

@@ -16,6 +16,7 @@ import click
 
 from ms_enclave._cli import streams
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
+from ms_enclave._model.config import memory_bytes
 from ms_enclave._model.files import FileInfo, FileType
 from ms_enclave._transports.base import FileCalls
 from ms_enclave.errors import InvalidRequest, PathNotFound
@@ -64,11 +65,22 @@ class Copied:
 @click.argument("target", metavar="TARGET")
 @click.option("--tar", "as_tar", is_flag=True, help="What goes through - is a tar archive, to unpack or packed.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.option(
+    "--max-size", default="4g", metavar="SIZE", help="Bytes at most out of a directory of a sandbox, as in 512m. [4g]"
+)
 @address_option
 @json_option
 @click.pass_context
 def cp(
-    context: click.Context, /, source: str, target: str, as_tar: bool, quiet: bool, address: str | None, as_json: bool
+    context: click.Context,
+    /,
+    source: str,
+    target: str,
+    as_tar: bool,
+    quiet: bool,
+    max_size: str,
+    address: str | None,
+    as_json: bool,
 ) -> None:
     """Copies a file or a directory. One of SOURCE and TARGET is SANDBOX:PATH, or both are; - is a standard stream.
 
@@ -90,12 +102,18 @@ def cp(
         raise click.UsageError("--tar is for - only", context)
     if as_json and ends[1].is_stream:
         raise click.UsageError("--json and the copy cannot both go to standard output", context)
-    copied = asyncio.run(_copied(*ends, as_tar, quiet or as_json, address))
+    try:
+        size_max_bytes = memory_bytes(max_size)
+    except ValueError as error:
+        raise click.UsageError(f"--max-size: {error}", context) from None
+    copied = asyncio.run(_copied(*ends, as_tar, quiet or as_json, address, size_max_bytes))
     if as_json:
         print_json({"source": source, "target": target, "files": copied.files, "size_bytes": copied.size_bytes})
 
 
-async def _copied(source: End, target: End, as_tar: bool, quiet: bool, address: str | None) -> Copied:
+async def _copied(
+    source: End, target: End, as_tar: bool, quiet: bool, address: str | None, size_max_bytes: int
+) -> Copied:
     calls = (await running_daemon(address)).files
     copied = Copied()
     with _bar(quiet) as shown:
@@ -107,7 +125,7 @@ async def _copied(source: End, target: End, as_tar: bool, quiet: bool, address: 
         if source.sandbox and target.sandbox:
             await _between(calls, source, target, copied, shown)
         elif source.sandbox:
-            await _out(calls, source, target, as_tar, copied, progress)
+            await _out(calls, source, target, as_tar, copied, progress, size_max_bytes)
         else:
             await _in(calls, source, target, as_tar, copied, progress)
     return copied
@@ -145,7 +163,15 @@ async def _in(calls: FileCalls, source: End, target: End, as_tar: bool, copied: 
     copied.files = 1
 
 
-async def _out(calls: FileCalls, source: End, target: End, as_tar: bool, copied: Copied, progress: Progress) -> None:
+async def _out(
+    calls: FileCalls,
+    source: End,
+    target: End,
+    as_tar: bool,
+    copied: Copied,
+    progress: Progress,
+    size_max_bytes: int = directories.SIZE_MAX_BYTES,
+) -> None:
     """Copies out of a sandbox."""
     if target.is_stream:
         stream = calls.read_archive(source.sandbox, source.path) if as_tar else calls.read(source.sandbox, source.path)
@@ -155,11 +181,15 @@ async def _out(calls: FileCalls, source: End, target: End, as_tar: bool, copied:
         return
     info = await _followed(calls, source)
     local = Path(target.path)
-    inside = _local_name(source, info) if target.path.endswith("/") or local.is_dir() else ""
+    inside = _own_name(source) if target.path.endswith("/") or local.is_dir() else ""
     if info.type is FileType.DIRECTORY:
         listed = [found async for found in calls.list(source.sandbox, info.path, recursive=True)]
-        copied.files = await directories.get(calls, source.sandbox, info.path, listed, local, progress, inside=inside)
+        copied.files = await directories.get(
+            calls, source.sandbox, info.path, listed, local, progress, inside=inside, size_max_bytes=size_max_bytes
+        )
         return
+    if not inside and local.is_dir():
+        raise InvalidRequest(f"{source}: has no name that could be one here; name the target")
     async with contextlib.aclosing(calls.read(source.sandbox, info.path, seen=info)) as pieces:
         total = info.size_bytes
         copied.size_bytes = await save(
@@ -174,7 +204,7 @@ async def _out(calls: FileCalls, source: End, target: End, as_tar: bool, copied:
 async def _between(calls: FileCalls, source: End, target: End, copied: Copied, shown: Progress) -> None:
     """Copies from sandbox to sandbox, through here but not to the disk."""
     info = await _followed(calls, source)
-    path = await _target_in(calls, target, posixpath.basename(info.path))
+    path = await _target_in(calls, target, _own_name(source))
 
     def seen(moved: int, total: int) -> None:
         copied.size_bytes = moved
@@ -215,12 +245,13 @@ async def _target_in(calls: FileCalls, target: End, name: str) -> str:
     return posixpath.join(target.path, name) if is_directory else target.path
 
 
-def _local_name(source: End, info: FileInfo) -> str:
-    """The name under which something of a sandbox, a stranger's, is put into a directory here."""
-    name = posixpath.basename(info.path)
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise InvalidRequest(f"{source}: has no name that could be one here; name the target")
-    return name
+def _own_name(source: End) -> str:
+    """The name of something of a sandbox, as the user wrote it; empty for what is in a directory.
+
+    Never that of what a link leads to: whoever made the link chose it, and it could be that of a file of the user's.
+    """
+    name = posixpath.basename(source.path.rstrip("/"))
+    return "" if name in (".", "..") else name
 
 
 async def _counted(pieces: AsyncIterator[bytes], progress: Progress, moved: int = 0) -> AsyncGenerator[bytes, None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ BATCH_NAMES_CHARS: Final = 256 * 1024
 """What one call brings at most, unless it is one file."""
 BATCH_ATTEMPTS: Final = 3
 """How often files are asked for of which some have come when the connection is lost."""
+
+SIZE_MAX_BYTES: Final = 4 * 1024**3
+"""How much comes out of a sandbox at once, unless its user wants more. Its disks may be much smaller: a file has many
+names there at no cost, and may be nothing but a hole, and here each of them takes all of its size."""
 
 _BLOCK: Final = 512
 
@@ -111,16 +116,20 @@ async def get(
     progress: Progress | None = None,
     *,
     inside: str = "",
+    size_max_bytes: int = SIZE_MAX_BYTES,
 ) -> int:
     """Fetches the files of a directory that are not here yet; returns how many.
 
     What the sandbox lists is a stranger's: its names are checked before anything is made of them, and nothing is
-    written through a link of this machine. ``inside``: a directory in ``target`` to put them in, by a stranger's name.
+    written through a link of this machine. ``inside``: a directory in ``target`` to put them in. Raises
+    `InvalidRequest` before more than ``size_max_bytes`` are fetched.
     """
     landing = Landing(target)
     wanted = await asyncio.to_thread(_wanted, landing, target, top, listed, inside)
     moved, total = 0, sum(info.size_bytes for info, _ in wanted)
     count = 0
+    bounded = bound(top, size_max_bytes)
+    bounded(total)
     for batch in _batches(wanted, top):
         for attempts_left in reversed(range(BATCH_ATTEMPTS)):
             begun = False
@@ -130,7 +139,7 @@ async def get(
                         begun = True
                         mode, time_s = uploads.harmless_mode(info.mode), info.modified_at.timestamp()
                         with landing.written(local, mode=mode, time_s=time_s) as file:
-                            moved += await write(pieces, file)
+                            moved += await write(pieces, file, functools.partial(_added, bounded, moved))
                         del batch[_below(info, top)]
                         count += 1
                         if progress is not None:
@@ -140,6 +149,23 @@ async def get(
                 if not begun or not attempts_left:
                     raise
     return count
+
+
+def bound(source: str, size_max_bytes: int) -> Callable[[int], None]:
+    """Makes what is told the bytes so far, and raises `InvalidRequest` when they are too many."""
+
+    def bounded(size_bytes: int) -> None:
+        if size_bytes > size_max_bytes:
+            raise InvalidRequest(
+                f"source: {source!r} has more than {size_max_bytes} bytes to be fetched, if each file and each of its "
+                "names takes its whole size; fetch less of it, or allow more (size_max_bytes, or --max-size of cp)"
+            )
+
+    return bounded
+
+
+def _added(bounded: Callable[[int], None], before: int, size: int) -> None:
+    bounded(before + size)
 
 
 def _wanted(

@@ -181,15 +181,27 @@ class Files:
         """
         return await directories.put(await self._calls(), self._sandbox.id, Path(source), target, progress)
 
-    async def get_dir(self, source: str, target: str | os.PathLike[str], *, progress: Progress | None = None) -> int:
+    async def get_dir(
+        self,
+        source: str,
+        target: str | os.PathLike[str],
+        *,
+        progress: Progress | None = None,
+        size_max_bytes: int = directories.SIZE_MAX_BYTES,
+    ) -> int:
         """Copies a directory of the sandbox into ``target`` on this machine, and returns how many files that moved.
 
         Files that have the same size and time here are not fetched again. Links, pipes and sockets are left out, as
-        are names that are not UTF-8; what else is in ``target`` stays.
+        are names that are not UTF-8; what else is in ``target`` stays. Raises `InvalidRequest` where that would be more
+        than ``size_max_bytes`` here: a sandbox can give one file many names, and make files that are mostly holes.
         """
         found = await self.list(source, recursive=True)
         top = (await self.stat(source)).path
-        return await directories.get(await self._calls(), self._sandbox.id, top, found, Path(target), progress)
+        calls = await self._calls()
+        local = Path(target)
+        return await directories.get(
+            calls, self._sandbox.id, top, found, local, progress, size_max_bytes=size_max_bytes
+        )
 
     async def put_archive(self, archive: bytes | str | os.PathLike[str], target: str) -> int:
         """Unpacks a tar archive (plain, gzip, bzip2 or xz; bytes, or a file here) and returns how many entries it had.
@@ -205,9 +217,17 @@ class Files:
         return entries
 
     async def get_archive(
-        self, source: str, target: str | os.PathLike[str] | None = None, *, gzip: bool = False
+        self,
+        source: str,
+        target: str | os.PathLike[str] | None = None,
+        *,
+        gzip: bool = False,
+        size_max_bytes: int = directories.SIZE_MAX_BYTES,
     ) -> bytes:
-        """Packs a directory or a file into a tar archive: into the file ``target``, or returned, at most 1 GiB."""
+        """Packs a directory or a file into a tar archive: into the file ``target``, or returned, at most 1 GiB.
+
+        Raises `InvalidRequest`, and leaves no file, where the archive has more than ``size_max_bytes``.
+        """
         calls = await self._calls()
         if target is None:
             hint = f"the archive of {source!r} has more than {READ_BYTES_MAX} bytes; name a file"
@@ -215,7 +235,13 @@ class Files:
 
         async def into(began: Callable[[int], object]) -> bytes:
             async with contextlib.aclosing(calls.read_archive(self._sandbox.id, source, gzip=gzip)) as pieces:
-                await save(pieces, Path(target), began)
+                bounded = directories.bound(source, size_max_bytes)
+
+                def report(moved: int) -> None:
+                    began(moved)
+                    bounded(moved)
+
+                await save(pieces, Path(target), report)
             return b""
 
         return await anew(into)

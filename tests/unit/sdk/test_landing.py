@@ -104,12 +104,14 @@ async def test_the_target_itself_may_be_a_link(home: Path) -> None:
     assert (home / "sub" / "f").read_bytes() == BAD
 
 
-async def test_a_directory_is_not_copied_through_a_link_whose_name_a_sandbox_chose(home: Path) -> None:
+async def test_a_directory_is_not_copied_through_a_link_nor_to_a_name_that_a_sandbox_chose(home: Path) -> None:
     stranger: Any = Stranger(None, listed("/sandbox/keys", FileType.DIRECTORY), listed("/sandbox/keys/planted"))
     target = End("", str(home.parent / "target"))
     with pytest.raises(InvalidRequest, match="nothing is written through it"):
-        await copying._out(stranger, End("box", "results"), target, False, Copied(), lambda moved, total: None)
+        await copying._out(stranger, End("box", "keys"), target, False, Copied(), lambda moved, total: None)
+    await copying._out(stranger, End("box", "results"), target, False, Copied(), lambda moved, total: None)
     assert untouched(home)
+    assert (home.parent / "target" / "results" / "planted").read_bytes() == BAD
 
 
 async def test_of_what_is_cut_nothing_stays(tmp_path: Path) -> None:
