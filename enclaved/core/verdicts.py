@@ -112,7 +112,7 @@ def failed(why: str, timeout_s: float) -> Finished:
 def _believed_cause(claimed: object, evidence: Evidence) -> str:
     """What made the guest end it; empty for what cannot be, and if the program ended by itself."""
     match claimed:
-        case "timeout" | "cancel" | "close" | "park" | "claims" | "unprepared":
+        case "timeout" | "cancel" | "close" | "park" | "claims" | "hoard" | "unprepared":
             return str(claimed)
         case "idle_timeout" if evidence.idle_timeout_s > 0:
             return "idle_timeout"
@@ -130,6 +130,7 @@ _BY_CAUSE = {
     "output_limit": Verdict.OUTPUT_LIMIT,
     "park": Verdict.SANDBOX_LOST,
     "claims": Verdict.SIGNALED,
+    "hoard": Verdict.SIGNALED,
     "unprepared": Verdict.INTERNAL_ERROR,
 }
 
@@ -160,7 +161,7 @@ def _sender(verdict: Verdict, end: _End) -> SignalSender | None:
     """Who sent the signal that ended it, as far as that is known."""
     if end.signal is None:
         return None
-    if verdict in (Verdict.OUT_OF_MEMORY, Verdict.DISK_LIMIT):
+    if verdict is Verdict.OUT_OF_MEMORY:
         return SignalSender.KERNEL
     if end.cause and end.signal in _OUR_SIGNALS:
         return SignalSender.DAEMON
@@ -185,7 +186,7 @@ def _message(verdict: Verdict, end: _End, evidence: Evidence, cancelled_by: str)
         case Verdict.OUTPUT_LIMIT:
             return "killed: it wrote more than its output limit"
         case Verdict.DISK_LIMIT:
-            return "killed by the kernel: it reached the limit for the size of a file"
+            return "ended by SIGXFSZ, as the kernel does at the limit for the size of a file"
         case Verdict.PIDS_LIMIT:
             return "killed: the sandbox reached its limit of processes, at which this daemon's policy kills"
         case Verdict.SANDBOX_LOST:
@@ -194,6 +195,8 @@ def _message(verdict: Verdict, end: _End, evidence: Evidence, cancelled_by: str)
             return (
                 "killed by the daemon: the program wrote to its interpreter's own socket, so its end could not be known"
             )
+        case Verdict.SIGNALED if end.cause == "hoard":
+            return f"killed by the daemon: {end.reason}" if end.reason else "killed by the daemon"
         case Verdict.INTERNAL_ERROR if end.cause == "unprepared":
             return f"it was not run, since its process could not be prepared: {end.reason}"
         case Verdict.SIGNALED if end.signal is not None:

@@ -18,6 +18,8 @@ from .syscalls import (
     MAKES_FILE,
     MODES,
     NAMESPACE_FLAGS,
+    NETLINK_FAMILY,
+    NETLINK_PROTOCOL,
     OPENAT2,
     SET_ID_BITS,
     SOCKET,
@@ -133,8 +135,9 @@ def filter_steps(machine: str, *, keeps_ids: bool = False) -> List[Step]:
         (_RETURN, 0, 0, _ALLOW),
     ]
     families = len(SOCKET_FAMILIES)
-    steps += [(_EQUALS, 0, families + 2, SOCKET[column]), (_LOAD, 0, 0, _ARGUMENT_0)]
-    steps += [(_EQUALS, families - index, 0, family) for index, family in enumerate(SOCKET_FAMILIES)]
+    steps += [(_EQUALS, 0, families + 5, SOCKET[column]), (_LOAD, 0, 0, _ARGUMENT_0)]
+    steps += [(_EQUALS, families + 3 - index, 0, family) for index, family in enumerate(SOCKET_FAMILIES)]
+    steps += [(_EQUALS, 0, 2, NETLINK_FAMILY), (_LOAD, 0, 0, _ARGUMENT_0 + 8 * 2), (_EQUALS, 1, 0, NETLINK_PROTOCOL)]
     steps += [(_RETURN, 0, 0, refusal), (_RETURN, 0, 0, _ALLOW)]
     return steps
 

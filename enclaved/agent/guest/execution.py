@@ -78,6 +78,7 @@ class Execution:
         self.stdin_fd: Optional[int] = None
         self.stdin_buffer = bytearray()
         self.stdin_offset = 0  # next byte expected from the daemon
+        self.stdin_told = 0  # up to where the daemon knows it taken
         self.stdin_ended = False
         self.stdin_last = b""  # the last byte that was written
         self.ended_in_lines: Optional[bool] = None  # how its terminal was read when it was told of the end of the input

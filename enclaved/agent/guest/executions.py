@@ -15,7 +15,7 @@ from .usage import full_file_systems
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, List
+    from typing import Any, Callable, Dict, List
 
     from .children import Child, Children
     from .cleaner import Cleaner
@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 
 
 class Executions:
-    """Starts, stops and ends executions."""
+    """Starts, stops and ends executions.
+
+    ``on_start`` is set by whoever puts the guest together; it is called when a program starts.
+    """
+
+    on_start: Callable[[], None]
 
     def __init__(
         self,
@@ -110,6 +115,7 @@ class Executions:
             execution.timer = self.loop.after(execution.timeout_s, lambda: self.stop(execution, "timeout"))
         self.idle.begin(execution)
         self.children.write(child)
+        self.on_start()
         self.stdin.begin(execution)
         if execution.begun:
             self.signals.begin(execution)
@@ -227,8 +233,8 @@ class Executions:
         self.contexts.on_exit(child, never_ran)
         if execution is None:
             return
-        if execution.cause == "claims" and (never_ran or not killed(status)):
-            execution.cause = None  # it was the call before that talked nonsense, or this one was quicker to end
+        if execution.cause in ("claims", "hoard") and (never_ran or not killed(status)):
+            execution.cause = None  # it was the call before that was to blame, or this one was quicker to end
         if never_ran and execution.cause is None and not execution.signalled and execution.starts < STARTS_MAX:
             self.start_again(execution)
             return

@@ -17,6 +17,7 @@ from .dispatch import Dispatch
 from .executions import Executions
 from .expiry import Expiry
 from .fields import seconds
+from .hoards import Hoards
 from .idle import Idle
 from .input import Input
 from .intake import Intake
@@ -109,6 +110,7 @@ class Guest:
             observer,
             Places(settings),
         )
+        self.hoards = Hoards(loop, records, self.contexts, self.executions, self.parking)
         self.dispatch = Dispatch(records, link.send)
         self.connect_parts()
         self.fill_dispatch()
@@ -117,6 +119,7 @@ class Guest:
         """Gives parts what they call in parts that know them."""
         executions, nursery, children = self.executions, self.nursery, self.children
         self.intake.begin = executions.begin
+        executions.on_start = self.hoards.begin
         self.output.on_limit = executions.on_output_limit
         self.readers.on_full = self.output.tell_full
         self.idle.on_idle = lambda execution: executions.stop(execution, "idle_timeout")

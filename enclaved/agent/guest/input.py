@@ -49,7 +49,7 @@ class Input:
         execution.stdin_offset += len(fresh)
         execution.stdin_buffer += fresh
         self.on_input(execution)
-        self.write(execution)
+        self.write(execution, len(fresh) == MAX_PAYLOAD_BYTES)
 
     def on_end(self, execution: Execution) -> None:
         """No more input comes; the program sees that when it has taken what is there."""
@@ -62,8 +62,12 @@ class Input:
         if execution.stdin_buffer or execution.stdin_ended:
             self.write(execution)
 
-    def write(self, execution: Execution) -> None:
-        """Writes input as far as the program takes it, and tells the daemon."""
+    def write(self, execution: Execution, in_bulk: bool = False) -> None:
+        """Writes input as far as the program takes it, and tells the daemon.
+
+        ``in_bulk``: there is likely more to come, so up to half a window may be taken before the daemon hears of it; it
+        can send the other half meanwhile.
+        """
         if execution.state == "queued" or execution.state == "starting":
             return
         fd = execution.stdin_fd
@@ -83,13 +87,16 @@ class Input:
                 if execution.terminal is None or execution.stdin_ended:  # a terminal may be opened again
                     self.close(execution)
         taken = execution.stdin_offset - len(execution.stdin_buffer)
+        if in_bulk and taken < execution.stdin_told + STDIN_WINDOW_BYTES // 2:
+            return
+        execution.stdin_told = taken
         self.link.send({"type": "stdin_taken", "execution": execution.name, "offset": taken})
 
     def write_to(self, fd: int, execution: Execution) -> None:
         """Writes all that there is, and the end of the input where a terminal is told of it. Raises OSError."""
         buffer = execution.stdin_buffer
         while buffer:
-            written = os.write(fd, buffer[:MAX_PAYLOAD_BYTES])
+            written = os.write(fd, buffer)
             execution.stdin_last = bytes(buffer[written - 1 : written])
             execution.idle_since = self.loop.now()
             del buffer[:written]

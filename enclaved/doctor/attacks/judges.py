@@ -87,6 +87,20 @@ def stays_below(name: str, most: float, least: float = 1) -> Judge:
     return judge
 
 
+def lets_go(name: str, most: int) -> Judge:
+    """The program could not hold on to more of something: it was killed before it told that it ``kept`` it."""
+
+    def judge(seen: Evidence) -> Judgement:
+        held = seen.told.get(name)
+        if isinstance(held, bool) or not isinstance(held, int):
+            return inconclusive(f"it told nothing of {name}{_end(seen)}")
+        if held > most and "kept" in seen.told:
+            return escaped(f"it kept {held} {name}, above {most}")
+        return contained(f"it could keep no more than {most} {name}")
+
+    return judge
+
+
 def ends(*verdicts: str, exit_code: int | None = None, signal: int | None = None, attested: bool = False) -> Judge:
     """The execution ended as the daemon must say it did; anything else is a false status."""
 

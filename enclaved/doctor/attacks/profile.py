@@ -136,6 +136,17 @@ for name, family in {_FAMILIES!r}.items():
         refuses(*_FAMILIES, by=REFUSALS | {"EAFNOSUPPORT", "EPROTONOSUPPORT"}),
     ),
     _attack(
+        "netlink",
+        "Opens sockets of netlink for more than a look at its interfaces, and for messages between programs.",
+        """
+for name, protocol in (("user", 2), ("events", 15), ("generic", 16)):
+    made = attempt(name, socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, protocol)
+    if made is not None:
+        made.close()
+""",
+        refuses("user", "events", "generic", by=REFUSALS | {"EPROTONOSUPPORT"}),
+    ),
+    _attack(
         "other-calling-convention",
         "Calls the kernel by its second convention, which a filter of the first does not see.",
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from enclaved.doctor.attacks.base import MIB, Attack, Category, Judge, Program
-from enclaved.doctor.attacks.judges import all_of, ends, nothing_left, refuses, stays_below, still_works
+from enclaved.doctor.attacks.judges import all_of, ends, lets_go, nothing_left, refuses, stays_below, still_works
 
 MEMORY_BYTES: Final = 256 * MIB
 """Memory of the sandboxes in which attacks run; their other limits follow."""
@@ -25,6 +25,23 @@ def _attack(name: str, sentence: str, source: str, judge: Judge, *, alone: bool 
         looks_for_processes=True,
         alone=alone,
     )
+
+
+def _keeps(name: str, one: str) -> str:
+    """A program that makes 400 of something and holds on to them for 5 s."""
+    return f"""
+import socket
+kept = []
+try:
+    for _ in range(400):
+        kept.append({one})
+except OSError:
+    pass
+tell({name!r}, len(kept))
+sys.stdout.flush()
+time.sleep(5)
+tell("kept", True)
+"""
 
 
 ATTACKS: Final = (
@@ -241,5 +258,17 @@ def lock():
 attempt("lock", lock)
 """,
         refuses("lock", by={"EPERM", "ENOMEM", "EAGAIN"}),
+    ),
+    _attack(
+        "pseudo-terminals",
+        "Keeps 400 pseudo-terminals, of which a machine has 4096 for everybody.",
+        _keeps("terminals", 'os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY)'),
+        lets_go("terminals", 256),
+    ),
+    _attack(
+        "netlink-sockets",
+        "Keeps 400 sockets of netlink, in which messages wait that count as nobody's memory.",
+        _keeps("sockets", "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)"),
+        lets_go("sockets", 128),
     ),
 )

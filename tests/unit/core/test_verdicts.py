@@ -54,7 +54,7 @@ def ended(evidence: Evidence | None = None, **report: Any) -> Finished:
             {"signal": signal.SIGXFSZ.value},
             {},
             Verdict.DISK_LIMIT,
-            "killed by the kernel: it reached the limit for the size of a file",
+            "ended by SIGXFSZ, as the kernel does at the limit for the size of a file",
         ),
         ({**KILLED, "cause": "timeout"}, {"oom_kills": 1}, Verdict.TIMEOUT, "timed out after 2.5 seconds"),
         ({"exit_code": 1, "exception": RAISED, "cause": "timeout"}, {}, Verdict.TIMEOUT, "timed out after 2.5 seconds"),
@@ -112,7 +112,8 @@ def test_evidence_decides(report: dict[str, Any], evidence: dict[str, Any], verd
         ({"signal": 15, "signalled": [2, 15]}, {}, SignalSender.CALLER),
         ({**KILLED, "signalled": [9]}, {"oom_kills_alone": 1}, SignalSender.CALLER),
         (KILLED, {"oom_kills_alone": 1}, SignalSender.KERNEL),
-        ({"signal": 25}, {}, SignalSender.KERNEL),
+        ({"signal": 25}, {}, None),  # the program may have sent it to itself
+        ({"signal": 9, "cause": "hoard", "reason": "too much"}, {}, SignalSender.DAEMON),
         ({**KILLED, "cause": "timeout"}, {}, SignalSender.DAEMON),
         ({"signal": 2, "cause": "cancel"}, {}, SignalSender.DAEMON),
         ({"signal": 11, "cause": "timeout"}, {}, None),
@@ -310,7 +311,7 @@ def test_no_report_raises_or_says_what_there_is_no_evidence_for(report: dict[str
     if verdict in (Verdict.TIMEOUT, Verdict.CANCELLED, Verdict.SANDBOX_LOST):
         assert report["cause"] in ("timeout", "cancel", "close", "park")
     if finished.signal_sender is SignalSender.KERNEL:
-        assert verdict in (Verdict.OUT_OF_MEMORY, Verdict.DISK_LIMIT)
+        assert verdict is Verdict.OUT_OF_MEMORY
     if finished.signal_sender is SignalSender.CALLER:
         assert finished.signal in report["signalled"]
     assert {hit.limit for hit in finished.limits_hit} >= ({"memory"} if evidence.oom_kills else set())

@@ -21,6 +21,7 @@ from enclaved.agent.guest.syscalls import (
     DENIED,
     MODES,
     NAMESPACE_FLAGS,
+    NETLINK_FAMILY,
     OPENAT2,
     SOCKET,
     SOCKET_FAMILIES,
@@ -33,8 +34,8 @@ I386 = 0x40000003
 LAST_KNOWN = 500
 
 
-def outcome(machine: str, number: int, argument: int = 0, arch: int | None = None) -> int:
-    data = struct.pack("=IIQ6Q", number, AUDIT_ARCH[machine] if arch is None else arch, 0, argument, 0, 0, 0, 0, 0)
+def outcome(machine: str, number: int, argument: int = 0, arch: int | None = None, third: int = 0) -> int:
+    data = struct.pack("=IIQ6Q", number, AUDIT_ARCH[machine] if arch is None else arch, 0, argument, 0, third, 0, 0, 0)
     return run(assemble(filter_steps(machine)), data)
 
 
@@ -78,9 +79,18 @@ def test_just_the_listed_calls_are_refused(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_just_four_families_of_sockets_can_be_had(machine: str) -> None:
     number = SOCKET[MACHINES.index(machine)]
-    assert {family for family in range(64) if outcome(machine, number, family) == ALLOWED} == set(SOCKET_FAMILIES)
+    allowed = {family for family in range(64) if outcome(machine, number, family) == ALLOWED}
+    assert allowed == {*SOCKET_FAMILIES, NETLINK_FAMILY}
     assert outcome(machine, number, 40) == REFUSED  # AF_VSOCK
     assert outcome(machine, number, 2 | 1 << 32) == ALLOWED  # the kernel does not see the upper half either
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_by_netlink_programs_can_look_at_interfaces_and_reach_nothing_else(machine: str) -> None:
+    number = SOCKET[MACHINES.index(machine)]
+    protocols = [protocol for protocol in range(64) if outcome(machine, number, 16, third=protocol) == ALLOWED]
+    assert protocols == [0]
+    assert all(outcome(machine, number, 2, third=protocol) == ALLOWED for protocol in (0, 6, 17))
 
 
 @pytest.mark.parametrize("machine", MACHINES)
