@@ -1,7 +1,7 @@
 """The seam to whatever runs sandboxes: one Protocol, plain frozen dataclasses across it, no callbacks.
 
 Everything privileged lives behind it, so that it can become a process of its own one day. The promises below are
-the contract that ``testing/contracts.py`` checks for every implementation.
+the contract that ``testing/contracts`` checks for every implementation.
 """
 
 from __future__ import annotations

@@ -1,187 +1,29 @@
-"""What every runtime and every tool promises, as test classes to subclass. Needs pytest and pytest-asyncio (auto mode).
-
-class TestMyRuntime(RuntimeContract):
-    @pytest.fixture
-    async def runtime(self) -> AsyncIterator[Runtime]:
-        ...
-
-class TestMyTool(ToolContract):
-    make = MyTool
-    calls = ({"text": "hello"},)
-"""
+"""What every runtime promises."""
 # ruff: noqa: S101 - assertions are what a contract consists of
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
 from enclaved.agent.handle import RunOptions
-from enclaved.agent.install import install_guest, packed_guest, write_accounts
+from enclaved.agent.install import install_guest
 from enclaved.agent.jobs import encode_job, environment
-from enclaved.agent.link import GuestLink
-from enclaved.errors import EngineRefused, ImageNotFound, InvalidRequest
-from enclaved.model import CommandJob, FileJob, Job, Output, PythonJob, SandboxSpec
-from enclaved.runtime.base import (
-    LABEL_ID,
-    LABEL_OWNER,
-    STDERR_TAIL_BYTES,
-    ContainerChange,
-    ContainerEvent,
-    ContainerPlan,
-    ContainerStatus,
-    Counters,
-    GuestSettings,
-    Image,
-    Runtime,
-)
-from enclaved.tools.base import Tool, describe
-from enclaved.tools.registry import ToolRegistry
-
-PATIENCE_S = 60.0
-"""How long a test waits for what must happen. Reached only by a failure."""
-
-_MIB = 1024 * 1024
-_UID = 1_900_054_321
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
-
-
-# -- runtimes ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Site:
-    """What one container needs on the host: a plan, and the socket that its guest will look for."""
-
-    plan: ContainerPlan
-    link: GuestLink
-    containers: list[str]
-    """Its container, once it was made by `Bench.create`."""
-
-    async def reach(self) -> None:
-        """Waits for the guest, once its container was started."""
-        if self.link.attaches:
-            await self.link.listen()
-        await self.link.wait_connected()
-
-    async def run(self, job: Job) -> str:
-        """Runs a job in the container's guest and returns its output; it must end well."""
-        env = environment(self.plan.image.env, {}, self.plan.spec.working_dir)
-        handle, reader = self.link.start(secrets.token_hex(4), encode_job(job, env), RunOptions(timeout_s=PATIENCE_S))
-        output = bytearray()
-        while (item := await reader.next()) is not None:
-            if isinstance(item, Output):
-                output += item.data
-        report = await handle.finished
-        assert report["exit_code"] == 0, output.decode()
-        return output.decode()
-
-
-@dataclass
-class Bench:
-    """Makes sites for one test, and takes everything away after it."""
-
-    runtime: Runtime
-    image: Image
-    directory: Path
-    sites: list[Site]
-    owner: str
-    attached: bool = False
-    """Whether frames travel over `Runtime.channel`, without any mount."""
-
-    async def site(self, guest: str | None = None) -> Site:
-        """Plans a container. With ``guest``, Python source, its guest is that and not ours."""
-        sandbox_id = secrets.token_hex(6)
-        home = self.directory / sandbox_id
-        home.mkdir(mode=0o711)
-        working_dir, uid = "/sandbox", _UID if os.getuid() == 0 else os.getuid()
-        write_accounts(home / "accounts", uid, working_dir)
-        containers: list[str] = []
-        link = GuestLink(
-            sandbox_id,
-            home / "socket",
-            group_id=os.getegid(),
-            guest_uids={0, os.geteuid()},
-            open_channel=(lambda: self.runtime.channel(containers[0])) if self.attached else None,
-        )
-        if not self.attached:
-            await link.listen()
-        plan = ContainerPlan(
-            image=self.image,
-            spec=_spec(self.image.name, working_dir),
-            settings=GuestSettings(
-                sandbox_id=sandbox_id,
-                uid=uid,
-                working_dir=working_dir,
-                expires_in_s=600.0,
-                daemon_absence_s=PATIENCE_S,
-                memory_limit_bytes=256 * _MIB,
-            ),
-            guest_file=self._guest_file(home, guest),
-            socket_dir=link.directory,
-            account_dir=home / "accounts",
-            group_id=os.getegid(),
-            labels={LABEL_ID: sandbox_id, LABEL_OWNER: self.owner, "enclaved.test": "a label of the test"},
-            guest_arguments=packed_guest(guest.encode() if guest is not None else None) if self.attached else (),
-        )
-        site = Site(plan, link, containers)
-        self.sites.append(site)
-        return site
-
-    def _guest_file(self, home: Path, guest: str | None) -> Path:
-        if guest is None:
-            return install_guest(self.directory / "guest")
-        path = home / "guest.py"
-        path.write_text(guest)
-        path.chmod(0o444)
-        return path
-
-    async def create(self, site: Site) -> str:
-        """Makes its container."""
-        site.containers.append(await self.runtime.create(site.plan))
-        return site.containers[0]
-
-    @contextlib.asynccontextmanager
-    async def running(self, site: Site) -> AsyncIterator[str]:
-        """A container whose guest has come; the block has its id, and ends with its removal."""
-        container_id = await self.create(site)
-        async with self.runtime.starting(container_id):
-            await site.reach()
-        yield container_id
-        await self.runtime.remove(container_id)
-
-    async def ended(self, container_id: str) -> ContainerStatus:
-        """Waits until a container's guest has ended."""
-        while True:
-            status = await self.runtime.status(container_id)
-            assert status is not None, "it is gone"
-            if not status.running:
-                return status
-            await asyncio.sleep(0.01)
-
-    async def ours(self) -> dict[str, Mapping[str, str]]:
-        """The containers of this test, by id, with their labels."""
-        records = await self.runtime.list_records()
-        return {record.id: record.labels for record in records if record.labels.get(LABEL_OWNER) == self.owner}
-
-    async def close(self) -> None:
-        """Removes what a test left."""
-        for container_id in await self.ours():
-            await self.runtime.remove(container_id)
-        for site in self.sites:
-            await site.link.close()
+from enclaved.errors import EngineRefused, ImageNotFound
+from enclaved.model import CommandJob, Output, PythonJob
+from enclaved.runtime.base import STDERR_TAIL_BYTES, ContainerChange, ContainerEvent, Counters, Runtime
+from enclaved.testing.contracts.bench import MIB, PATIENCE_S, Bench
 
 
 class RuntimeContract:
@@ -376,7 +218,7 @@ class RuntimeContract:
         site = await bench.site()
         async with bench.running(site) as container_id:
             spec = site.plan.spec
-            more = replace(spec, memory_limit_bytes=spec.memory_limit_bytes + 64 * _MIB, cpu_limit=0.5, pids_limit=99)
+            more = replace(spec, memory_limit_bytes=spec.memory_limit_bytes + 64 * MIB, cpu_limit=0.5, pids_limit=99)
             await bench.runtime.update(container_id, more)
             await bench.runtime.update(container_id, spec)
             assert await site.run(_sh("echo on")) == "on\n"
@@ -476,25 +318,6 @@ def _sh(command: str) -> CommandJob:
     return CommandJob(argv=("/bin/sh", "-c", command))
 
 
-def _spec(image: str, working_dir: str) -> SandboxSpec:
-    return SandboxSpec(
-        image=image,
-        memory_limit_bytes=256 * _MIB,
-        cpu_limit=1.0,
-        pids_limit=64,
-        working_dir_size_bytes=16 * _MIB,
-        tmp_size_bytes=8 * _MIB,
-        shm_size_bytes=4 * _MIB,
-        working_dir=working_dir,
-        env_vars={},
-        tools=None,
-        timeout_s=30.0,
-        timeout_max_s=600.0,
-        ttl_s=600.0,
-        remove_on_exit=True,
-    )
-
-
 async def _start(runtime: Runtime, container_id: str) -> None:
     async with runtime.starting(container_id):
         await asyncio.Event().wait()
@@ -506,123 +329,3 @@ async def _said(text: Callable[[], str], words: str) -> None:
         if words in text():
             return
         await asyncio.sleep(0.01)
-
-
-# -- tools -------------------------------------------------------------------------------------------------------
-
-_ODD: tuple[Any, ...] = (
-    None,
-    True,
-    -1,
-    10**400,
-    float("nan"),
-    float("inf"),
-    "",
-    "\0",
-    "\ud800",
-    "x" * 2_000_000,
-    [],
-    [None],
-    {},
-    {"nested": {"more": []}},
-    b"bytes",
-)
-
-
-class ToolContract:
-    """What every `Tool` promises. A subclass says how one is made, and at least one call that it plans."""
-
-    make: ClassVar[Callable[[], Tool]]
-    calls: ClassVar[Sequence[Mapping[str, Any]]]
-    """Parameters of calls that are in order."""
-
-    @pytest.fixture
-    def tool(self) -> Tool:
-        """A tool as the registry holds it."""
-        return type(self).make()
-
-    @pytest.fixture
-    def registry(self, tool: Tool) -> ToolRegistry:
-        """A registry of this tool alone. It refuses names, models and descriptions that cannot be."""
-        return ToolRegistry([tool])
-
-    def test_its_names_can_be_names_and_differ(self, tool: Tool) -> None:
-        names = [tool.name, *tool.aliases]
-        assert all(_NAME.fullmatch(name) for name in names)
-        assert len(set(names)) == len(names)
-
-    def test_it_is_reached_by_its_name_and_every_alias(self, tool: Tool, registry: ToolRegistry) -> None:
-        for name in (tool.name, *tool.aliases):
-            assert registry.canonical(name) == tool.name
-            assert registry.prepare(name, self.calls[0]).tool_name == tool.name
-
-    def test_its_schema_is_a_function_that_language_models_understand(self, tool: Tool) -> None:
-        schema = describe(tool).schema
-        assert json.loads(json.dumps(schema)) == schema
-        assert schema["type"] == "function"
-        function = schema["function"]
-        assert (function["name"], function["description"]) == (tool.name, tool.description)
-        assert tool.description.strip() == tool.description != ""
-        parameters = function["parameters"]
-        assert (parameters["type"], parameters["additionalProperties"]) == ("object", False)
-        assert set(parameters["required"]) <= set(parameters["properties"])
-        for name, found in parameters["properties"].items():
-            assert _described(found), f"the parameter {name!r} has no description"
-            assert _typed(found), f"the parameter {name!r} has no type"
-
-    def test_the_schema_names_every_parameter_of_a_good_call(self, tool: Tool) -> None:
-        parameters = describe(tool).schema["function"]["parameters"]
-        for call in self.calls:
-            assert set(call) <= set(parameters["properties"])
-            assert set(parameters["required"]) <= set(call)
-
-    def test_a_good_call_becomes_a_job_that_can_be_sent(self, tool: Tool, registry: ToolRegistry) -> None:
-        for call in self.calls:
-            job = registry.prepare(tool.name, call).job
-            assert isinstance(job, PythonJob | CommandJob | FileJob)
-            assert encode_job(job, {}).document
-
-    def test_planning_is_pure(self, tool: Tool) -> None:
-        """The same call plans the same job, again and by another instance; and it changes nothing it was given."""
-        for call in self.calls:
-            params, options = tool.Params.model_validate(dict(call)), tool.Options()
-            before = params.model_dump()
-            jobs = [tool.plan(params, options), tool.plan(params, options), type(self).make().plan(params, options)]
-            assert jobs[0] == jobs[1] == jobs[2]
-            assert params.model_dump() == before
-
-    def test_an_unknown_parameter_or_option_is_refused_by_name(self, tool: Tool, registry: ToolRegistry) -> None:
-        with pytest.raises(InvalidRequest) as caught:
-            registry.prepare(tool.name, {**self.calls[0], "no_such_parameter": 1})
-        assert [violation.field for violation in caught.value.violations] == ["parameters.no_such_parameter"]
-        with pytest.raises(InvalidRequest) as caught:
-            registry.prepare(tool.name, self.calls[0], {"no_such_option": 1})
-        assert [violation.field for violation in caught.value.violations] == [f"tools.{tool.name}.no_such_option"]
-
-    def test_a_missing_parameter_is_refused_by_name(self, tool: Tool, registry: ToolRegistry) -> None:
-        for name in describe(tool).schema["function"]["parameters"]["required"]:
-            call = {key: value for key, value in self.calls[0].items() if key != name}
-            with pytest.raises(InvalidRequest) as caught:
-                registry.prepare(tool.name, call)
-            assert f"parameters.{name}" in [violation.field for violation in caught.value.violations]
-
-    def test_an_odd_value_is_planned_or_refused_by_name(self, tool: Tool, registry: ToolRegistry) -> None:
-        """Whatever comes, the tool answers with a job that can be sent or names the parameter; it never crashes."""
-        for name in describe(tool).schema["function"]["parameters"]["properties"]:
-            for value in _ODD:
-                try:
-                    encode_job(registry.prepare(tool.name, {**self.calls[0], name: value}).job, {})
-                except InvalidRequest as refusal:
-                    for violation in refusal.violations:
-                        assert violation.field.split(".")[0] == "parameters"
-                        assert violation.description
-                        assert len(violation.description) < 1000
-
-
-def _described(schema: Mapping[str, Any]) -> bool:
-    alternatives = schema.get("anyOf") or schema.get("oneOf") or ()
-    return bool(schema.get("description")) or any(_described(inner) for inner in alternatives)
-
-
-def _typed(schema: Mapping[str, Any]) -> bool:
-    return any(key in schema for key in ("type", "anyOf", "oneOf", "$ref", "enum", "const"))
