@@ -263,12 +263,15 @@ class Creation:
     async def _make(self, record: SandboxRecord) -> Sandbox:
         try:
             async with record.lock:
+                command = self._commands.admit(record)
                 self._changes.save(record, self._cause(record))
                 await self._up(record)
                 record.touch()
-                self._commands.choose_id(record)
+                self._commands.expect(record, command)
                 self._changes.move(record, SandboxState.RUNNING, self._cause(record))
-                await self._commands.begin(record)
+                await self._commands.begin(record, command)
+                if command is not None:
+                    self._changes.settled(record)
         except BaseException as error:
             # What was made could not be removed yet: the id stays taken until it is.
             left = record.container_id is not None or record.state is SandboxState.DELETING

@@ -21,13 +21,14 @@ from enclaved.agent.jobs import encode_job
 from enclaved.agent.link import GuestLink
 from enclaved.agent.sender import Nobody
 from enclaved.core.bookkeeping import Bookkeeping
-from enclaved.core.calls import Calls
+from enclaved.core.calls import Calls, Decided
 from enclaved.core.counting import Counting
 from enclaved.core.execution import BY_PIDS_LIMIT, Execution
 from enclaved.core.execution_rows import ExecutionRow, ExecutionStore, ExecutionText, NoStore, options_of
 from enclaved.core.following import RUN_OUTPUT_BYTES
 from enclaved.core.new_row import new_row, number_at
 from enclaved.core.overdue import Overdue
+from enclaved.core.pages import number_after
 from enclaved.core.policy import check_execution_id
 from enclaved.core.quotas import Quotas
 from enclaved.core.record import SandboxRecord
@@ -96,19 +97,24 @@ class Executions:
         self._ended = EndedExecutions(self._forget)
         self._tombstones = Tombstones(self._books.forget)
 
-    async def run(self, call: ToolCall) -> RunResult:
+    def admit(self, call: ToolCall, record: SandboxRecord) -> Decided:
+        """Decides all of a call that is about to start, and counts it. Raises as `check`, and `LimitReached`."""
+        return self._calls.admit(call, record)
+
+    async def run(self, call: ToolCall, admitted: Decided | None = None) -> RunResult:
         """Runs a tool and gathers its result; of a detached one only says that it runs. Raises what `open` raises."""
-        execution = await self.open(call, whole=not call.detach)
+        execution = await self.open(call, whole=not call.detach, admitted=admitted)
         if not call.detach:
             return await execution.collect()
         execution.let_go()
         await execution.confirm()
         return RunResult(execution.id, b"", b"", (), None)
 
-    async def open(self, call: ToolCall, *, whole: bool = False) -> Execution:
+    async def open(self, call: ToolCall, *, whole: bool = False, admitted: Decided | None = None) -> Execution:
         """Starts a tool, or finds the execution that has this id already.
 
         ``whole``: for whoever calls `Execution.collect` at once, and so has no use for a part of the output.
+        ``admitted``: what `admit` decided.
 
         Raises `InvalidRequest`, `PolicyDenied`, `SandboxNotFound`, `ToolNotFound`, `WrongState`, `LimitReached`,
         `GuestUnavailable`, `NoSpace`. Nothing is waited for between the look for the id and its entry, so that the same
@@ -128,7 +134,7 @@ class Executions:
             await self._sandboxes.resume(record.id)
             return await self.open(call)
         record.running_link()
-        decided = self._calls.admit(call, record)
+        decided = admitted or self._calls.admit(call, record)
         return self._start(record, decided.tool, decided.job, decided.options, call, whole=whole)
 
     def _again(self, execution_id: str) -> Execution | None:
@@ -295,7 +301,7 @@ class Executions:
         if sandbox_id:
             self._sandboxes.record(sandbox_id)
         query = zlib.crc32(repr((sandbox_id, running)).encode())
-        after = _after(page_token, query)
+        after = number_after(page_token, query)
         found = sorted(
             (
                 execution
@@ -389,12 +395,3 @@ class Executions:
         finished, row = execution.finished, execution.row
         is_buried = row.chosen and finished is not None and self._tombstones.bury(execution.record, row, finished)
         execution.forget(keep_row=is_buried)
-
-
-def _after(page_token: str, query: int) -> int:
-    if not page_token:
-        return 0
-    number, _, seen = page_token.partition("-")
-    if not number.isascii() or not number.isdigit() or len(number) > 18 or seen != f"{query:x}":
-        raise InvalidRequest.of("page_token", "not a token of this listing; use next_page_token with the same filters")
-    return int(number)

@@ -47,3 +47,13 @@ def place_in(page_token: str, query: int) -> Place:
     if found is None or found[2] != f"{query:x}":
         raise InvalidRequest.of("page_token", "not a token of this listing; use next_page_token with the same filters")
     return Place(query, int(found[1]), int(found[3]))
+
+
+def number_after(page_token: str, query: int) -> int:
+    """Reads a token that is the number of the last one on the page before. Raises as `place_in`."""
+    if not page_token:
+        return 0
+    number, _, seen = page_token.partition("-")
+    if not number.isascii() or not number.isdigit() or len(number) > 18 or seen != f"{query:x}":
+        raise InvalidRequest.of("page_token", "not a token of this listing; use next_page_token with the same filters")
+    return int(number)

@@ -47,6 +47,11 @@ class SandboxRecord:
     uid: int
     directory: Path
     metrics: Metrics
+    gid: int = 0
+    """Its own number of the range for sandboxes, and the group of its programs. 0 becomes ``uid``.
+
+    ``uid`` is another one where its programs run as the owner of a directory of the host.
+    """
     pool_id: str = ""
     """The pool that it is a member of; empty: none."""
     state: SandboxState = SandboxState.INITIALIZING
@@ -84,6 +89,8 @@ class SandboxRecord:
     """Protections that a grant took from it."""
     command_execution_id: str = ""
     """The execution of the command that was started with it; empty: none."""
+    command_due: bool = False
+    """Whether that has not begun yet."""
     published_ports: tuple[PortMapping, ...] = ()
     request_id: str = ""
     """The caller's id of the request that made it; empty: none."""
@@ -105,6 +112,7 @@ class SandboxRecord:
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
+        self.gid = self.gid or self.uid
         self.metrics.sandboxes.moved(None, self.state)
 
     def enter(self, state: SandboxState, reason: str = "", cause: Cause = Cause.DAEMON) -> None:
@@ -178,6 +186,7 @@ class SandboxRecord:
             adjustments=self.adjustments,
             labels=self.labels,
             uid=self.uid,
+            gid=self.gid,
             directory=str(self.directory),
             container_id=self.container_id,
             image=self.image,
@@ -193,6 +202,7 @@ class SandboxRecord:
             owner=self.owner,
             waived=self.waived,
             command_execution_id=self.command_execution_id,
+            command_due=self.command_due,
             published_ports=self.published_ports,
             request_id=self.request_id,
             request_digest=self.request_digest,
@@ -218,6 +228,7 @@ class SandboxRecord:
             adjustments=row.adjustments,
             labels=row.labels,
             uid=row.uid,
+            gid=row.gid,
             directory=Path(row.directory),
             metrics=metrics,
             pool_id=row.pool_id,
@@ -234,6 +245,7 @@ class SandboxRecord:
             owner=row.owner,
             waived=row.waived,
             command_execution_id=row.command_execution_id,
+            command_due=row.command_due,
             published_ports=row.published_ports,
             request_id=row.request_id,
             request_digest=row.request_digest,

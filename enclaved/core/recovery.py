@@ -114,12 +114,20 @@ class Recovery:
             self._adopted(record)
         if record.state is SandboxState.STOPPING:
             await self._sandboxes.finish_stop(record)
+        await self._begin_command(record)
         if record.state in (SandboxState.RUNNING, SandboxState.PAUSED):
             watching = self._boot.watching.watch(record, self._sandboxes.lose, self._sandboxes.seen)
             if record.link is not None and record.link.outdated:
                 self._sandboxes.lose(record, await self._draining.drain(record, record.link, watching))
             else:
                 await watching
+
+    async def _begin_command(self, record: SandboxRecord) -> None:
+        """Begins a command that the daemon before was killed before, so that the sandbox is what was asked for."""
+        async with record.lock:
+            if record.command_due and record.state is SandboxState.RUNNING:
+                await self._sandboxes.commands.make_good(record)
+                self._state.sandboxes.note(record.row())
 
     def _adopted(self, record: SandboxRecord) -> None:
         self._metrics.sandboxes.recovered(RecoveryOutcome.ADOPTED)

@@ -63,7 +63,8 @@ class Switching:
     async def start(self, record: SandboxRecord) -> None:
         """Starts a stopped sandbox, whose lock the caller holds; one that runs is left as it is.
 
-        Raises `WrongState`, `NoSpace`, and as `up`.
+        With its command, or not at all: where that cannot begin, it stays stopped. Raises `WrongState`, `NoSpace`, as
+        `up`, and what keeps its command from beginning.
         """
         if record.state is SandboxState.RUNNING:
             return
@@ -72,7 +73,8 @@ class Switching:
         if record.state is not SandboxState.STOPPED:
             text = f"sandbox {record.id!r} is {record.state.value}: {record.state_reason}; delete it"
             raise WrongState(f"sandbox/{record.id}", record.state.value, SandboxState.STOPPED.value, text)
-        self.commands.choose_id(record)
+        command = self.commands.admit(record)
+        self.commands.expect(record, command)
         # On a full disk it must not start at all.
         if record.container_id is not None:
             self._changes.move(record, SandboxState.RUNNING, Cause.REQUEST)
@@ -81,7 +83,23 @@ class Switching:
             await self._up_again(record)
         record.touch()
         self._began(record)
-        await self.commands.begin(record)
+        try:
+            await self.commands.begin(record, command)
+        except EnclaveError as error:
+            await self._take_back(record, f"its command could not begin: {error}")
+            raise
+        finally:
+            if command is not None:
+                self._changes.settled(record)
+
+    async def _take_back(self, record: SandboxRecord, why: str) -> None:
+        """Stops a sandbox again, unless that is out of date, since not all of it could be started."""
+        self.commands.expect(record, None)
+        if record.state is SandboxState.RUNNING:
+            self._changes.enter(record, SandboxState.STOPPING, "", Cause.DAEMON)
+            self._unwatch(record)
+            with contextlib.suppress(EnclaveError):  # it is given up then
+                await self._finish(record, why, Cause.DAEMON)
 
     async def _up_again(self, record: SandboxRecord) -> None:
         try:
@@ -115,7 +133,7 @@ class Switching:
             await self._boot.down(record)
         await self._finish(record)
 
-    async def _finish(self, record: SandboxRecord) -> None:
+    async def _finish(self, record: SandboxRecord, why: str = ON_REQUEST, cause: Cause = Cause.REQUEST) -> None:
         try:
             if record.spec.remove_on_exit or record.link is None:
                 if record.link is not None:
@@ -126,8 +144,8 @@ class Switching:
         except EnclaveError as error:
             self._endings.give_up(record, f"it could not be stopped: {error}")
             raise
-        self._changes.enter(record, SandboxState.STOPPED, ON_REQUEST, Cause.REQUEST)
-        log.info("sandbox stopped", extra={"sandbox_id": record.id})
+        self._changes.enter(record, SandboxState.STOPPED, why, cause)
+        log.info("sandbox stopped", extra={"sandbox_id": record.id, "reason": why})
 
     async def finish_later(self, record: SandboxRecord) -> None:
         """Brings the stop of a sandbox to its end that an earlier daemon has begun, as soon as the engine answers."""

@@ -286,7 +286,7 @@ async def _compose(
         quotas=Quotas(policy, lambda: sandboxes.records, metrics),
         store=state.executions,
     )
-    sandboxes.commands.run = executions.run
+    sandboxes.commands.executions = executions
     stack.callback(executions.settle)
     recovery = Recovery(state=state, sandboxes=sandboxes, executions=executions, boot=boot, metrics=metrics)
     try:

@@ -12,6 +12,10 @@ from ms_enclave.v1 import pool_service_pb2 as pool_pb
 from ms_enclave.v1 import pool_service_pb2_grpc
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
+from enclaved.core.executions import Executions
+from enclaved.errors import GuestUnavailable
+from enclaved.runtime.base import ContainerPlan
+from enclaved.testing.subprocess_runtime import SubprocessRuntime
 from tests.service.daemons import Running, daemon, settings_in, short_directory
 
 SLEEP = ("sleep", "600")
@@ -82,6 +86,75 @@ async def test_a_command_that_cannot_be_begun_makes_no_sandbox(running: Running)
     assert caught.value.code() is StatusCode.INVALID_ARGUMENT
     listed = await running.sandbox_stub.ListSandboxes(sandbox_pb.ListSandboxesRequest())
     assert not listed.sandboxes
+
+
+ONE_A_MINUTE = """
+[roles.default]
+images = ["*"]
+command = true
+executions_per_minute = 1
+"""
+
+
+class Counting(SubprocessRuntime):
+    """Counts the containers that it makes."""
+
+    made = 0
+
+    async def create(self, plan: ContainerPlan) -> str:
+        self.made += 1
+        return await super().create(plan)
+
+
+async def stopped(running: Running, remove_on_exit: bool) -> None:
+    """Makes a sandbox with a command, and stops it."""
+    await created(running, *SLEEP, remove_on_exit=remove_on_exit)
+    await running.sandbox_stub.StopSandbox(sandbox_pb.StopSandboxRequest(sandbox_id="box"))
+
+
+async def start(running: Running) -> sandbox_pb.Sandbox:
+    return (await running.sandbox_stub.StartSandbox(sandbox_pb.StartSandboxRequest(sandbox_id="box"))).sandbox
+
+
+async def look(running: Running) -> sandbox_pb.Sandbox:
+    return (await running.sandbox_stub.GetSandbox(sandbox_pb.GetSandboxRequest(sandbox_id="box"))).sandbox
+
+
+@pytest.mark.parametrize("remove_on_exit", [True, False])
+async def test_a_sandbox_whose_command_a_quota_refuses_is_not_even_started(folder: Path, remove_on_exit: bool):
+    policy = folder / "policy.toml"
+    policy.write_text(ONE_A_MINUTE)
+    runtime = Counting()
+    async with daemon(settings_in(folder, policy__file=str(policy)), runtime=runtime) as running:
+        await stopped(running, remove_on_exit)
+        made = runtime.made
+        with pytest.raises(aio.AioRpcError, match="executions_per_minute") as caught:
+            await start(running)
+        assert caught.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert (await look(running)).state == sandbox_pb.Sandbox.STATE_STOPPED
+        assert runtime.made == made
+
+
+@pytest.mark.parametrize("remove_on_exit", [True, False])
+async def test_a_sandbox_whose_command_cannot_begin_is_stopped_again_and_starts_later(
+    running: Running, monkeypatch: pytest.MonkeyPatch, remove_on_exit: bool
+):
+    await stopped(running, remove_on_exit)
+
+    async def refuse(*_arguments: object) -> None:
+        raise GuestUnavailable("it is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Executions, "run", refuse)
+        with pytest.raises(aio.AioRpcError, match="it is away"):
+            await start(running)
+    found = await look(running)
+    assert (found.state, found.command_execution_id) == (sandbox_pb.Sandbox.STATE_STOPPED, "")
+    assert "its command could not begin: it is away" in found.state_reason
+    again = await start(running)
+    assert again.state == sandbox_pb.Sandbox.STATE_RUNNING
+    request = execution_pb.GetExecutionRequest(execution_id=again.command_execution_id)
+    assert not (await running.execution_stub.GetExecution(request)).execution.HasField("finished")
 
 
 async def test_members_of_a_pool_have_none(running: Running):

@@ -44,6 +44,8 @@ class SandboxRow:
     expires_monotonic_s: float
     """When its time to live ends, as CLOCK_MONOTONIC of the boot ``boot_id``: no step of the wall clock changes it."""
     boot_id: str
+    gid: int = 0
+    """The group of its programs; 0: the same number as ``uid``."""
     pool_id: str = ""
     """The pool that it is a member of; empty: none."""
     tenant: str = DEFAULT_TENANT
@@ -53,6 +55,8 @@ class SandboxRow:
     """Protections that a grant took from it."""
     command_execution_id: str = ""
     """The execution of the command that was started with it; empty: none."""
+    command_due: bool = False
+    """Whether it has not begun yet."""
     published_ports: tuple[PortMapping, ...] = ()
     request_id: str = ""
     """The caller's id of the request that made it; empty: none."""

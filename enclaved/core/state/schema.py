@@ -101,6 +101,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE sandboxes ADD COLUMN command_execution_id TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE sandboxes ADD COLUMN published_ports TEXT NOT NULL DEFAULT '[]'",
     ),
+    (
+        "ALTER TABLE sandboxes ADD COLUMN gid INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE sandboxes ADD COLUMN command_due INTEGER NOT NULL DEFAULT 0",
+    ),
 )
 """The statements that lead from each version to the next; the first make version 1.
 

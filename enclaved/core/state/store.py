@@ -158,12 +158,12 @@ _SAVE_SANDBOX: Final = """
         id, number, spec, adjustments, labels, uid, directory, container_id, image, env, state,
         state_reason, created_at, updated_at, expires_monotonic_s, boot_id, pool_id,
         tenant, request_id, request_digest, revision, used_monotonic_s, limits_due, history,
-        owner, waived, command_execution_id, published_ports
+        owner, waived, command_execution_id, published_ports, gid, command_due
     ) VALUES (
         :id, :number, :spec, :adjustments, :labels, :uid, :directory, :container_id, :image, :env, :state,
         :state_reason, :created_at, :updated_at, :expires_monotonic_s, :boot_id, :pool_id,
         :tenant, :request_id, :request_digest, :revision, :used_monotonic_s, :limits_due, :history,
-        :owner, :waived, :command_execution_id, :published_ports
+        :owner, :waived, :command_execution_id, :published_ports, :gid, :command_due
     )
 """
 _NOTE_USE: Final = "UPDATE sandboxes SET used_monotonic_s = :used_monotonic_s WHERE id = :id AND number = :number"
@@ -207,6 +207,7 @@ def _sandbox(values: dict[str, Any]) -> SandboxRow:
         "created_at": datetime.fromisoformat(values["created_at"]),
         "updated_at": datetime.fromisoformat(values["updated_at"]),
         "limits_due": bool(values["limits_due"]),
+        "command_due": bool(values["command_due"]),
         "history": decode(tuple[StateChange, ...], values["history"]),
         "waived": decode(tuple[str, ...], values["waived"]),
         "published_ports": decode(tuple[PortMapping, ...], values["published_ports"]),
