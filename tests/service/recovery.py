@@ -30,6 +30,9 @@ for number in range({LINES}):
 """
 WHOLE = b"".join(b"%06d %s\n" % (number, b"x" * 60) for number in range(LINES))
 
+AWAITED = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+"""What a program does that waits for `go`."""
+
 
 class Engine(SubprocessRuntime):
     """Outlives daemons. Can be away."""
@@ -119,7 +122,7 @@ async def started(running: Running, spec: pb.ExecutionSpec, until_bytes: int = 0
     assert (await call.read()).event.HasField("started")
     while len(got) < until_bytes:
         event = (await call.read()).event
-        assert event.HasField("output"), event
+        assert event.HasField("output") or event.HasField("notice"), event
         got += event.output.data
     call.cancel()
     return bytes(got)
@@ -137,6 +140,12 @@ async def followed(running: Running, execution_id: str, offset: int = 0) -> tupl
         elif answer.event.HasField("finished"):
             return bytes(got), answer.event.finished
     raise AssertionError("it did not end")
+
+
+def go(world: World) -> None:
+    """Lets the program of the only sandbox go on."""
+    (container,) = world.engine._containers.values()
+    (container.working_dir / "go").touch()
 
 
 async def until(look: Callable[[], Awaitable[Any]]) -> Any:

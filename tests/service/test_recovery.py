@@ -13,8 +13,8 @@ from ms_enclave.v1 import execution_service_pb2 as pb
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from enclaved.core import leftovers
-from tests.service.daemons import python
-from tests.service.recovery import SLOW, WHOLE, World, followed, info, new_world, recovered, run, started
+from tests.service.daemons import PATIENCE_S, python
+from tests.service.recovery import AWAITED, SLOW, WHOLE, World, followed, go, info, new_world, recovered, run, started
 
 
 @pytest.fixture
@@ -56,12 +56,11 @@ async def test_the_variables_of_a_context_are_there_for_the_next_daemon(world: W
 async def test_what_ended_while_there_was_no_daemon_has_its_true_verdict(
     world: World, code: str, verdict: int, exit_code: int | None, signal: int | None
 ) -> None:
-    waiting = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    timeout_s = 3 if verdict == pb.VERDICT_TIMEOUT else PATIENCE_S
     async with world.daemon() as first:
         await first.create()
-        head = await started(first, python(waiting + code, execution_id="run", timeout_s=3), 6)
-        (container,) = world.engine._containers.values()
-    (container.working_dir / "go").touch()
+        head = await started(first, python(AWAITED + code, execution_id="run", timeout_s=timeout_s), 6)
+    go(world)
     async with world.daemon() as second:
         tail, finished = await followed(second, "run", len(head))
         assert finished.verdict == verdict
@@ -91,23 +90,26 @@ async def test_input_goes_on_at_its_offset(world: World) -> None:
         assert (await call.read()).event.HasField("started")
         await call.write(pb.ExecuteRequest(stdin=pb.Stdin(data=b"two\nthree\n", offset=4)))  # the first half is known
         await call.write(pb.ExecuteRequest(end_of_input=pb.EndOfInput()))
-        while (event := (await call.read()).event).HasField("output"):
+        # Among the output there may be notices, such as that it waits for input.
+        while not (event := (await call.read()).event).HasField("finished"):
             got += event.output.data
         assert event.finished.verdict == pb.VERDICT_EXITED
     assert bytes(got) == b"ONE\nTWO\nTHREE\n"
 
 
 async def test_a_client_that_ends_the_input_again_of_what_ended_meanwhile_disturbs_nobody(world: World) -> None:
-    code = "import os, sys\nprint('begun', flush=True)\nprint(len(sys.stdin.read()))"
+    code = f"import sys\nprint(len(sys.stdin.read()), flush=True)\n{AWAITED}"
     async with world.daemon() as first:
         await first.create()
         call = first.execution_stub.Execute()
         await call.write(pb.ExecuteRequest(start=python(code, execution_id="run", stdin=True)))
-        while not (await call.read()).event.HasField("output"):
-            pass
         await call.write(pb.ExecuteRequest(stdin=pb.Stdin(data=b"x" * 1000, offset=0)))
         await call.write(pb.ExecuteRequest(end_of_input=pb.EndOfInput()))
+        got = b""
+        while got != b"1000\nbegun\n":  # until it has all of its input, and would not miss this client
+            got += (await call.read()).event.output.data
         call.cancel()
+    go(world)
     async with world.daemon() as second:
         _, finished = await followed(second, "run")
         assert finished.verdict == pb.VERDICT_EXITED

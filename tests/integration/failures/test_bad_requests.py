@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -61,16 +62,28 @@ async def test_an_unknown_sandbox_is_named(manager: LocalSandboxManager):
     assert await manager.delete_sandbox("no-such-sandbox") is False
 
 
-@pytest.mark.parametrize("sandbox_id", ["../..", "a/b", "a\r\nb", "x\0", "A", "-a", "a" * 64, "a" * MIB, HALF])
+@pytest.mark.parametrize("sandbox_id", ["../..", "a/b", "a\r\nb", "x\0", "A", "-a", "a" * 64, "a" * 100_000, HALF])
 async def test_what_cannot_be_the_id_of_a_sandbox_is_refused(manager: LocalSandboxManager, sandbox_id: str):
-    for call in (
-        manager.execute_tool(sandbox_id, "python_executor", {"code": "1"}),
-        manager.create_sandbox(SandboxType.DOCKER, sandbox_id=sandbox_id),
-        manager.delete_sandbox(sandbox_id),
-    ):
+    for call in with_id(manager):
         with pytest.raises(InvalidRequest) as caught:
-            await call
+            await call(sandbox_id)
         says(caught, "sandbox_id")
+
+
+async def test_an_id_that_is_larger_than_a_whole_request_may_be_is_refused(manager: LocalSandboxManager):
+    for call in with_id(manager):
+        with pytest.raises(InvalidRequest) as caught:
+            await call("a" * MIB)
+        assert "sandbox_id" in str(caught.value) or str(caught.value).startswith("request: has 10")
+
+
+def with_id(manager: LocalSandboxManager) -> tuple[Callable[[str], Awaitable[Any]], ...]:
+    """Calls that take the id of a sandbox."""
+    return (
+        lambda sandbox_id: manager.execute_tool(sandbox_id, "python_executor", {"code": "1"}),
+        lambda sandbox_id: manager.create_sandbox(SandboxType.DOCKER, sandbox_id=sandbox_id),
+        manager.delete_sandbox,
+    )
 
 
 async def test_an_unknown_tool_is_refused_with_those_there_are(manager: LocalSandboxManager, sandbox: Sandbox):

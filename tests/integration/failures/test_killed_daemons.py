@@ -204,7 +204,8 @@ async def test_input_goes_on_at_its_offset_after_a_kill(ground: Ground) -> None:
         assert (await call.read()).event.HasField("started")
         await call.write(pb.ExecuteRequest(stdin=pb.Stdin(data=b"two\nthree\n", offset=4)))
         await call.write(pb.ExecuteRequest(end_of_input=pb.EndOfInput()))
-        while (event := (await call.read()).event).HasField("output"):
+        # Among the output there may be notices, such as that it waits for input.
+        while not (event := (await call.read()).event).HasField("finished"):
             got += event.output.data
         assert event.finished.verdict == pb.VERDICT_EXITED
     assert bytes(got) == b"ONE\nTWO\nTHREE\n"
