@@ -12,7 +12,7 @@ import grpc
 import pytest
 from ms_enclave.v1 import sandbox_service_pb2 as pb
 
-from enclaved.core import endings, leftovers, updating
+from enclaved.core import endings, idling, leftovers, updating
 from enclaved.core.state import SandboxRow
 from enclaved.errors import EngineUnavailable
 from enclaved.model import Cause, SandboxSpec, SandboxState, StateChange
@@ -272,7 +272,8 @@ async def test_an_update_that_the_engine_did_not_answer_is_taken_back_there_too(
         assert (await info(running)).spec.pids_limit == before
 
 
-async def test_an_idle_timeout_goes_on_over_the_end_of_a_daemon(world: World) -> None:
+async def test_an_idle_timeout_goes_on_over_the_end_of_a_daemon(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idling, "RETURN_GRACE_S", 0.1)
     async with world.daemon() as first:
         made = await create(first, sandbox_id="box", spec=pb.SandboxSpec(idle_timeout_s=3600))
         assert made.spec.idle_timeout_s == 3600

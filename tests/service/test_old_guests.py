@@ -22,11 +22,13 @@ from tests.service.daemons import PATIENCE_S, Running, python
 from tests.service.edge import reason
 from tests.service.old_guests import old_guest
 from tests.service.recovery import (
+    AWAITED,
     SLOW,
     WHOLE,
     Engine,
     World,
     followed,
+    go,
     has_status,
     info,
     new_world,
@@ -34,8 +36,6 @@ from tests.service.recovery import (
     run,
     started,
 )
-
-AWAITED = "import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
 
 
 class OldEngine(Engine):
@@ -73,12 +73,6 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OldWorld]:
     monkeypatch.setattr(draining, "LINGER_S", 0.5)
     async with new_world(OldWorld) as world:
         yield world
-
-
-def go(world: OldWorld) -> None:
-    """Lets a program that waits go on."""
-    (container,) = world.engine._containers.values()
-    (container.working_dir / "go").touch()
 
 
 async def test_a_guest_of_the_version_before_goes_on_with_all_that_it_knows(world: OldWorld) -> None:

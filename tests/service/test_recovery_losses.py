@@ -131,6 +131,7 @@ async def test_a_guest_that_does_not_come_back_is_given_up(world: World, monkeyp
 async def test_a_paused_container_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "REJOIN_PATIENCE_S", 0.01)
     monkeypatch.setattr(watching, "STATUS_EVERY_S", 0.01)
+    monkeypatch.setattr(watching, "PAUSED_STATUS_EVERY_S", 0.01)
     monkeypatch.setattr(watching, "REJOIN_DEADLINE_S", 0.0)
     async with world.daemon() as first:
         await first.create()
