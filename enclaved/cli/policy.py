@@ -6,12 +6,12 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import click
 
 from enclaved.cli.common import ExitCode, config_option, leave
-from enclaved.config import load, read_request, role_lines
+from enclaved.config import ConfigError, load, read_request, role_lines
 from enclaved.core.policy import Outcome, Policy, Role, Ruling
 from enclaved.errors import InvalidRequest
 
@@ -77,12 +77,12 @@ def show(policy_file: Path | None, role: str | None, file: Path | None, as_json:
 
 
 @policy.command()
-@click.argument("request", type=click.File("r", encoding="utf-8"), metavar="REQUEST.json")
+@click.argument("request", type=click.File("rb"), metavar="REQUEST.json")
 @click.option("--role", default="default", show_default=True, metavar="ROLE", help="Whose role.")
 @_policy_file
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def explain(request: TextIO, role: str, policy_file: Path | None, file: Path | None, as_json: bool) -> None:
+def explain(request: BinaryIO, role: str, policy_file: Path | None, file: Path | None, as_json: bool) -> None:
     """Says what a request for a sandbox would be granted, which rule decided, and where that rule was said.
 
     REQUEST.json has the fields of a sandbox's specification over gRPC; `-` reads them from standard input. Exits with 1
@@ -94,7 +94,10 @@ def explain(request: TextIO, role: str, policy_file: Path | None, file: Path | N
       enclaved policy explain --role ci --file my-policy.toml request.json
     """
     found = _policy(file, policy_file)
-    asked = read_request(request.read(_REQUEST_BYTES_MAX))
+    data = request.read(_REQUEST_BYTES_MAX + 1)
+    if len(data) > _REQUEST_BYTES_MAX:
+        raise ConfigError([f"the request has more than {_REQUEST_BYTES_MAX} bytes"])
+    asked = read_request(data)
     try:
         rulings, spec = found.explain(asked, _role(found, role))
     except InvalidRequest as error:

@@ -17,11 +17,13 @@ from pydantic.fields import FieldInfo
 from enclaved.config.checks import contradictions
 from enclaved.config.errors import ConfigError
 from enclaved.config.pools import PoolSettings, read_pool
+from enclaved.config.reading import read_file
 from enclaved.config.runtime_classes import RuntimeClassSettings, read_runtime_class
 from enclaved.config.settings import PREFIX, SETTINGS, Setting, Settings
 
 DEFAULT_FILE: Final = Path("/etc/enclaved/config.toml")
 FILE_VARIABLE: Final = "ENCLAVED_CONFIG"
+FILE_BYTES_MAX: Final = 1024 * 1024
 _SECTION = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
 _TABLE_OF_MANY = re.compile(r"\s*\[\[\s*(pools|runtime_classes)\s*\]\]")
 _POOLS: Final = "pools"
@@ -81,7 +83,11 @@ class _Gathered:
     def take_file(self, path: Path, *, required: bool) -> None:
         """Reads a TOML file."""
         try:
-            text = path.read_text(encoding="utf-8")
+            data = read_file(path, FILE_BYTES_MAX)
+            if len(data) > FILE_BYTES_MAX:
+                self._problems.append(f"file {path}: has more than {FILE_BYTES_MAX} bytes")
+                return
+            text = data.decode()
             tables = tomllib.loads(text)
         except FileNotFoundError:
             if required:

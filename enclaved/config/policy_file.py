@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from enclaved.config.errors import ConfigError
 from enclaved.config.policy_checks import role_problems, user_problems
 from enclaved.config.policy_tables import PolicyTables, RoleTable, line_near, lines_of
+from enclaved.config.reading import read_file
 from enclaved.core.policy import LIMIT_NAMES, PortRange, Role, Rules, ToolRule, Tools, VolumeRule
 from enclaved.model import DEFAULT_ROLE
 
@@ -54,7 +55,7 @@ def read_policy(path: Path, built_in: Rules, *, tools: Tools, working_dir: str =
     Raises `ConfigError` with every problem at once, each with its line.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, FILE_BYTES_MAX)
     except OSError as error:
         raise ConfigError([f"policy file {path}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:

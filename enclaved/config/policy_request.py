@@ -60,7 +60,7 @@ def _problem(detail: ErrorDetails) -> str:
     return f"the request's {place}: {detail['msg']}" if place else f"the request is no JSON object: {detail['msg']}"
 
 
-def read_request(text: str) -> SandboxRequest:
+def read_request(text: str | bytes) -> SandboxRequest:
     """Reads a request whose fields are those of a sandbox's specification over gRPC. Raises `ConfigError`."""
     try:
         found = _Request.model_validate_json(text)

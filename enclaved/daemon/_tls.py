@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from enclaved.config.reading import read_file
 from enclaved.daemon._errors import StartError
 from enclaved.metrics import Metrics
 
@@ -137,8 +138,7 @@ def _no_password() -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            found = file.read(FILE_BYTES_MAX + 1)
+        found = read_file(path, FILE_BYTES_MAX)
     except OSError as error:
         raise Unusable(f"{path} cannot be read: {error.strerror}") from error
     if len(found) > FILE_BYTES_MAX:

@@ -147,3 +147,11 @@ def test_every_command_has_help_with_examples(command: Command, arguments: tuple
     code, out, err = command(*arguments, "--help")
     assert (code, err) == (0, [])
     assert "Examples:" in out
+
+
+def test_a_request_that_is_no_text_or_has_no_end_is_refused_in_a_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe{}")
+    for path, text in (("bytes", "is no JSON object"), ("/dev/zero", "has more than 1048576 bytes")):
+        code, out, lines = command("explain", str(tmp_path / path))
+        assert (code, out, len(lines)) == (ExitCode.USAGE, "", 1)
+        assert text in lines[0]
