@@ -82,7 +82,8 @@ class Http(_Section):
     role: str = Field("default", min_length=1, description="Role of who calls with one of http.api_keys.")
     api_key_in_url: bool = Field(False, description="Whether ?api_key=KEY counts, too. URLs end up in logs.")
     hosts: list[str] = Field(
-        [], description="Names under which clients reach the HTTP API, beside localhost and addresses."
+        [],
+        description="Names under which clients reach the HTTP API and listen.metrics, beside localhost and addresses.",
     )
     requests_max: _Count = Field(100, description="HTTP requests at once.")
     archive_max_bytes: _Bytes = Field(67108864, description="Largest archive that can be uploaded over HTTP, packed.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -16,7 +16,7 @@ from enclaved.core.access import bearers
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._gates import Gates
 from enclaved.errors import PolicyDenied, Unauthenticated, Unavailable
-from enclaved.gateway import Bounded
+from enclaved.gateway import Bounded, Foreign, Hosts
 from enclaved.metrics import CONTENT_TYPE, Metrics
 
 _SHUTDOWN_S = 1.0
@@ -33,11 +33,15 @@ async def metrics_endpoint(
     gates: Gates,
     stopping: Callable[[], bool],
     engine_available: Callable[[], bool],
+    hosts: Collection[str] = (),
 ) -> AsyncIterator[Address]:
     """Serves until the block ends; gives the address with the port that it got. Raises `StartError`.
 
-    A daemon is healthy until it stops, and ready while its engine answers as well.
+    A daemon is healthy until it stops, and ready while its engine answers as well. ``hosts`` are names of this server
+    beside that of its address.
     """
+
+    known = Hosts((address.host, *hosts))
 
     async def scrape(request: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
@@ -55,8 +59,11 @@ async def metrics_endpoint(
         headers = request.headers
         shown = [*headers.getall("X-API-Key", ()), *bearers(headers.getall("Authorization", ()))]
         try:
+            known.check(headers.getall("Host", ()), headers.getall("Origin", ()))
             caller = gates.metrics.identify(shown, request.remote or "")
             gates.metrics.check(caller.identity, "Metrics.Scrape" if request.path == "/metrics" else "Health.Check")
+        except Foreign as error:
+            return web.Response(text=f"{error}\n", status=error.status)
         except Unauthenticated as error:
             return web.Response(text=f"{error}\n", status=401, headers={"WWW-Authenticate": "Bearer"})
         except PolicyDenied as error:
@@ -73,7 +80,7 @@ async def metrics_endpoint(
         try:
             family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
             listener = socket.create_server((address.host, address.port), family=family)
-            sock = Bounded(listener, CONNECTIONS_MAX, life_s=CONNECTION_S)
+            sock = Bounded(listener, CONNECTIONS_MAX, life_s=CONNECTION_S, share=gates.address_share)
             await web.SockSite(runner, sock, ssl_context=gates.metrics_tls).start()
         except OSError as error:
             hint = "choose another address with listen.metrics (--listen-metrics), or none with an empty one"

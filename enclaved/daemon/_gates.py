@@ -18,6 +18,7 @@ from enclaved.core.tokens import Tokens, TokensUnusable
 from enclaved.daemon._errors import StartError
 from enclaved.daemon._sockets import listen_tcp
 from enclaved.daemon._tls import Certificates
+from enclaved.gateway import ADDRESS_SHARE
 from enclaved.metrics import Metrics
 from enclaved.model import EMBEDDED, LOCAL, Identity
 from enclaved.services import Doors, Server, add_tls_port
@@ -88,6 +89,12 @@ class Gates:
     def metrics_tls(self) -> SSLContext | None:
         """With what the endpoint for Prometheus speaks TLS; ``None``: it does not."""
         return None if self._certificates is None or _is_local(self._settings.listen.metrics) else self._context
+
+    @property
+    def address_share(self) -> int:
+        """One address beyond loopback may have one in so many of the connections to HTTP and to metrics."""
+        # Behind a proxy all connections may come from one address.
+        return 1 if self._settings.tls.behind_proxy else ADDRESS_SHARE
 
     def reload(self) -> None:
         """Reads the certificate again."""

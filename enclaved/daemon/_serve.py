@@ -368,6 +368,7 @@ async def _open_endpoint(stack: AsyncExitStack, settings: Settings, core: _Core,
         gates=core.gates,
         stopping=stop.asked.is_set,
         engine_available=lambda: core.engine.available,
+        hosts=settings.http.hosts,
     )
     return str(await stack.enter_async_context(endpoint))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
-from urllib.parse import parse_qs, urlsplit
+from typing import Protocol
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,14 +16,13 @@ from enclaved import log
 from enclaved.core.access import Caller, Door, bearers
 from enclaved.core.identity import act_as
 from enclaved.errors import Unauthenticated
+from enclaved.gateway.hosts import Foreign, Hosts
 from enclaved.gateway.places import Places
 from enclaved.gateway.refusals import Refused, answer_to
 from enclaved.gateway.scoped import Refusal, method_of
 from enclaved.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-
-_LOOPBACK_NAMES: Final = frozenset({"localhost"})
 
 
 class Gate(Protocol):
@@ -52,18 +50,15 @@ class Entrance:
         """
         self.door = door
         self._key_in_url = key_in_url
-        self._hosts = None if hosts is None else frozenset(name.lower() for name in hosts)
+        self._hosts = Hosts(hosts)
         self.requests_max = requests_max
 
     def check_host(self, headers: Headers) -> None:
         """Refuses what web pages send here, under names of their own or from elsewhere. Raises `Refused`."""
-        hosts = headers.getlist("host")
-        name = _host_name(hosts[0]) if len(hosts) == 1 else ""
-        if self._hosts is not None and not (_is_address(name) or name in _LOOPBACK_NAMES or name in self._hosts):
-            raise Refused(400, "this server is not known under the Host of the request; see the setting http.hosts")
-        origin = headers.get("origin")
-        if origin is not None and hosts != [origin.rpartition("://")[2]]:
-            raise Refused(403, "requests of web pages of other origins are refused")
+        try:
+            self._hosts.check(headers.getlist("host"), headers.getlist("origin"))
+        except Foreign as error:
+            raise Refused(error.status, str(error)) from None
 
     def identify(self, scope: Scope, headers: Headers) -> Caller:
         """Finds out who calls. Raises `Unauthenticated` for a request without a valid key, where one is needed."""
@@ -82,6 +77,16 @@ class Entrance:
             raise Refused(405, "Method Not Allowed", {"Allow": ", ".join(found.allowed)})
         else:
             raise Refused(404, "Not Found")
+
+
+def check_framing(scope: Scope, headers: Headers) -> None:
+    """Refuses a body whose end a proxy in front could see elsewhere, so that what follows is another's request to it.
+
+    Raises `Refused`, and ends the connection.
+    """
+    if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] != "1.1"):
+        text = "a body has a Content-Length or, in HTTP/1.1, is sent in chunks; say one of them"
+        raise Refused(400, text, {"Connection": "close"})
 
 
 class Guard:
@@ -115,6 +120,7 @@ class Guard:
 
     async def _admitted(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = Headers(scope=scope)
+        check_framing(scope, headers)
         self._entrance.check_host(headers)
         caller = self._entrance.identify(scope, headers)
         act_as(caller.identity)
@@ -141,19 +147,3 @@ class _Answer:
             self.status = message["status"]
             message["headers"] = [*message.get("headers", ()), (b"x-content-type-options", b"nosniff")]
         await self._send(message)
-
-
-def _host_name(host: str) -> str:
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
-
-
-def _is_address(name: str) -> bool:
-    # A page can have its own name resolve to this machine, but not an address.
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -139,11 +139,12 @@ async def serving(
     connections_max: int = CONNECTIONS_MAX,
     counts: Counts | None = None,
     tls: ssl.SSLContext | None = None,
+    share: int = 1,
 ) -> AsyncIterator[None]:
     """Serves on a bound socket for as long as the block runs; then gives open requests a moment and ends them.
 
     With ``tls`` it speaks TLS. Connections beyond ``connections_max`` are closed at once; there are fewer where this
-    process may open few files.
+    process may open few files. One address that is not a loopback one has at most one in ``share`` of them.
     """
     most = connections_possible(connections_max)
     config = uvicorn.Config(
@@ -167,7 +168,7 @@ async def serving(
     config.load()
     config.ssl = tls
     server = _Server(config)
-    task = asyncio.create_task(server.serve([Bounded(listener, most, counts)]))
+    task = asyncio.create_task(server.serve([Bounded(listener, most, counts, share=share)]))
     up = asyncio.create_task(server.is_up.wait())
     try:
         await asyncio.wait((task, up), return_when=asyncio.FIRST_COMPLETED)
