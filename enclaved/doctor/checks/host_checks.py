@@ -32,6 +32,7 @@ def host_findings(proc: Path = _PROC) -> Iterator[Finding]:
     yield _swap(proc)
     yield from _user_namespaces(proc)
     yield _processes(proc)
+    yield _crashes(proc)
     yield _clock()
 
 
@@ -95,6 +96,17 @@ def _processes(proc: Path) -> Finding:
             "host.processes", f"at most {most} processes and threads at once", "sysctl kernel.pid_max=4194304"
         )
     return ok("host.processes", f"at most {most or 'unknown'} processes and threads at once")
+
+
+def _crashes(proc: Path) -> Finding:
+    """A program that is started for each crash reads a stranger's memory as root, whatever limit of size that had."""
+    handler = _text(proc / "sys/kernel/core_pattern").strip()
+    if handler.startswith("|"):
+        what = (
+            f"each crash in a sandbox starts {handler[1:].split(' ')[0]!r} on the host, as root and beyond all limits"
+        )
+        return warning("host.crashes", what, "sysctl kernel.core_pattern=core")
+    return ok("host.crashes", "crashes start no program")
 
 
 def _clock() -> Finding:

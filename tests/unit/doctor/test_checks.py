@@ -183,6 +183,19 @@ def test_a_kernel_that_says_nothing_is_found(tmp_path: Path) -> None:
     assert findings["host.seccomp"].severity is Severity.FAILURE
 
 
+@pytest.mark.parametrize(
+    ("pattern", "severity"), [("|/usr/bin/handler %p", Severity.WARNING), ("core", Severity.OK), ("", Severity.OK)]
+)
+def test_a_program_that_the_kernel_starts_for_crashes_is_found(
+    tmp_path: Path, pattern: str, severity: Severity
+) -> None:
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "sys/kernel/core_pattern").write_text(f"{pattern}\n")
+    finding = {finding.id: finding for finding in host_findings(tmp_path)}["host.crashes"]
+    assert finding.severity is severity
+    assert ("/usr/bin/handler" in finding.what) is (severity is Severity.WARNING)
+
+
 def settings_in(directory: Path, **listen: str) -> Settings:
     values = {"unix": str(directory / "d.sock"), "metrics": "", **listen}
     return Settings.model_validate({"state": {"dir": str(directory / "state")}, "listen": values})
