@@ -50,7 +50,7 @@ async def http_endpoint(
         return
     listener = _bind(where)
     host, port = listener.getsockname()[:2]
-    async with serving(app, listener, listen.connections_max, metrics.http, gates.http_tls):
+    async with serving(app, listener, listen.connections_max, metrics.http, gates.http_tls, gates.address_share):
         yield str(Address(host, port))
 
 
