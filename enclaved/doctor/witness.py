@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-NONCE_CHARACTERS: Final = 13
 _HEARD_S: Final = 2.0
 _CONTACTS_MAX: Final = 1000
 

@@ -87,7 +87,6 @@ class Used:
         self.cpu_user_s = self.cpu_system_s = 0.0
         self.memory_peak_bytes = self.memory_bytes = self.pids = 0
         self.io_read_bytes = self.io_write_bytes = 0
-        self.observed = False  # the observer has told of its bytes
 
     def add(self, tree: List[Process], memory_peak_bytes: int) -> None:
         """Takes in a look at its processes."""
@@ -99,7 +98,6 @@ class Used:
 
     def add_transfer(self, read_bytes: int, written_bytes: int) -> None:
         """Takes in what the observer claims."""
-        self.observed = True
         self.io_read_bytes = max(self.io_read_bytes, read_bytes)
         self.io_write_bytes = max(self.io_write_bytes, written_bytes)
 

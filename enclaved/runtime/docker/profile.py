@@ -9,9 +9,6 @@ from typing import Any, Final
 from enclaved.runtime.docker.granted import networks_of
 from enclaved.runtime.inspection import Deviation
 
-LIMIT_FIELDS: Final = ("Memory", "MemorySwap", "NanoCpus", "PidsLimit")
-"""What may change while a container lives."""
-
 _CONFIG_FIELDS: Final = (
     "Cmd",
     "Entrypoint",

@@ -6,7 +6,6 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.service.daemons import PATIENCE_S
@@ -127,8 +126,3 @@ def _string(text: str) -> bytes:
         found.append(length % 128 + 128)
         length //= 128
     return bytes(found) + bytes((length,)) + data
-
-
-def socket_of(settings_path: str) -> Path:
-    """The path of a socket whose address begins with ``unix:``."""
-    return Path(settings_path.removeprefix("unix:"))
