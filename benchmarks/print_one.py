@@ -75,10 +75,11 @@ def check(output: str, succeeded: bool = True) -> None:
 async def measure(paths: dict[str, Path_], rounds: int, burst: int, idle_s: float) -> dict[str, list[float]]:
     """Runs a burst of every path once a round, the paths in random order; returns milliseconds for each call.
 
-    The first call of a burst is not counted: the path before it may still be cleaning up after itself.
+    The first call of a burst is not counted: the path before it may still be cleaning up after itself. Neither are two
+    rounds to warm up, or only one where not more are measured.
     """
     times: dict[str, list[float]] = {name: [] for name in paths}
-    for number in range(-2, rounds):
+    for number in range(-min(2, rounds), rounds):
         for name in random.sample(list(paths), len(paths)):
             for call in range(burst + 1):
                 await asyncio.sleep(idle_s)

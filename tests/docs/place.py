@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from tests.scripts.loading import load
 
 NOTEBOOK = Path(__file__).with_name("notebook.py")
 PATIENCE_S = 180.0
+SERVES = "ms-enclave serves http://127.0.0.1:8000 "
 
 PRELUDE = """
 from ms_enclave.sandbox.boxes import SandboxFactory
@@ -93,9 +95,11 @@ class Place:
         program.write_text(text)
         return self.run(sys.executable, program)
 
-    def server(self, *command: str | Path) -> AbstractContextManager[None]:
-        """Runs a command that serves HTTP at port 8000, until Ctrl-C."""
-        return self.daemon(*command, ready="ms-enclave serves http://127.0.0.1:8000 ", end=signal.SIGINT)
+    @contextmanager
+    def server(self, *command: str | Path) -> Iterator[None]:
+        """Runs a command that serves HTTP at port 8000, until Ctrl-C. One at a time on this machine has that port."""
+        with alone_at_the_port(), self.daemon(*command, ready=SERVES, end=signal.SIGINT):
+            yield
 
     def server_program(self, text: str) -> AbstractContextManager[None]:
         """Runs a complete Python program that serves HTTP at port 8000, until Ctrl-C."""
@@ -112,6 +116,17 @@ class Place:
         """Lists the containers that programs of this place left behind."""
         engine = load("_engine").Engine.from_environment()
         return [container.id for container in load("_suites").run_containers(engine, self.run_directory)]
+
+
+@contextmanager
+def alone_at_the_port() -> Iterator[None]:
+    """Waits until no test of this machine, whoever runs it, uses the port that the pages name."""
+    folder = os.open("/tmp", os.O_RDONLY | os.O_DIRECTORY)  # a lock that leaves no file behind
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager
