@@ -10,7 +10,6 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import click
-from rich.text import Text
 
 from ms_enclave._cli import listing
 from ms_enclave._cli.copying import cp
@@ -263,7 +262,7 @@ def _show(infos: Sequence[FileInfo]) -> None:
             str(info.uid),
             str(info.size_bytes),
             f"{info.modified_at:%Y-%m-%d %H:%M:%S}",
-            Text(printable(info.path) + target),
+            listing.text(printable(info.path) + target),
         )
     listing.print_table(rows)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from ms_enclave._model import ContextInfo, ExecutionInfo, SandboxInfo
+
+if TYPE_CHECKING:  # tables take a while to load, and most commands show none
+    from rich.table import Table
+    from rich.text import Text
 
 _COLORS = {"running": "green", "error": "red", "stopped": "yellow"}
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
@@ -42,8 +42,8 @@ def show(infos: Sequence[SandboxInfo]) -> None:
         reason = f" ({shown['state_reason']})" if shown["state_reason"] else ""
         rows.add_row(
             info.id,
-            Text(status, style=_COLORS.get(status, "")) + Text(reason),
-            Text(str(shown["image"])),
+            text(status, _COLORS.get(status, "")) + text(reason),
+            text(str(shown["image"])),
             str(shown["memory_limit"]),
             f"{shown['cpu_limit']:g}" if isinstance(shown["cpu_limit"], int | float) else "",
             str(shown["active_executions"]),
@@ -57,11 +57,11 @@ def show_executions(infos: Sequence[ExecutionInfo]) -> None:
     rows = table("ID", "SANDBOX", "TOOL", "STATUS", "CONTEXT", "READERS", "STARTED")
     for info in infos:
         if info.finished is not None:
-            status = Text(info.finished.verdict.value, style="" if info.finished.exit_code == 0 else "red")
+            status = text(info.finished.verdict.value, "" if info.finished.exit_code == 0 else "red")
         else:
-            status = Text("waits for input" if info.awaiting_input else "running", style="green")
+            status = text("waits for input" if info.awaiting_input else "running", "green")
         rows.add_row(
-            info.id, info.sandbox_id, Text(info.tool), status, info.context, str(info.readers), _ago(info.created_at)
+            info.id, info.sandbox_id, text(info.tool), status, info.context, str(info.readers), _ago(info.created_at)
         )
     print_table(rows)
 
@@ -70,23 +70,34 @@ def show_contexts(infos: Sequence[ContextInfo]) -> None:
     """Prints a table of contexts."""
     rows = table("NAME", "STATUS", "CALLS", "RUNS", "WAITING", "OPENED")
     for info in infos:
-        status = Text("alive", style="green") if info.alive else Text("dead", style="red")
+        status = text("alive", "green") if info.alive else text("dead", "red")
         rows.add_row(
-            Text(info.name), status, str(info.calls), info.execution_id, str(info.queued), _ago(info.created_at)
+            text(info.name), status, str(info.calls), info.execution_id, str(info.queued), _ago(info.created_at)
         )
     print_table(rows)
 
 
 def table(*names: str) -> Table:
     """Makes an empty table."""
+    from rich.table import Table
+
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
         made.add_column(name, no_wrap=name != "STATUS")
     return made
 
 
+def text(content: str, style: str = "") -> Text:
+    """Makes a cell that shows its content as it is: what looks like markup in it is none."""
+    from rich.text import Text
+
+    return Text(content, style=style)
+
+
 def print_table(made: Table) -> None:
     """Prints a table. Where no person reads, it is as wide as it needs to be, and never coloured."""
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=1000, no_color=True)

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import click
-from rich.text import Text
 
 from ms_enclave._cli import listing
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
@@ -108,7 +107,7 @@ def inspect(sandbox_id: str, address: str | None, as_json: bool) -> None:
             click.echo(f"{name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
     rows = listing.table("SINCE", "STATE", "CAUSE", "REASON")
     for change in history:
-        rows.add_row(_time(change.time), change.status.value, change.cause.value, Text(change.reason))
+        rows.add_row(_time(change.time), change.status.value, change.cause.value, listing.text(change.reason))
     click.echo()
     listing.print_table(rows)
 
@@ -153,7 +152,7 @@ def info(address: str | None, as_json: bool) -> int:
     click.echo(f"sandboxes: {found.active_sandboxes}, executions: {known['active_executions']}")
     rows = listing.table("PROTECTION", "STATE", "SEEN")
     for name, each in protections.items():
-        rows.add_row(name, each["state"], Text(each["detail"]))
+        rows.add_row(name, each["state"], listing.text(each["detail"]))
     click.echo()
     listing.print_table(rows)
     return int(failed)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from ms_enclave._cli import listing, streams
 from ms_enclave._cli.options import address_option, json_option, print_json, running_daemon
@@ -18,6 +15,9 @@ from ms_enclave._cli.programs import STDOUT
 from ms_enclave._model import ExecutionInfo, StatsSample
 from ms_enclave._transports.base import ExecutionCalls
 from ms_enclave.errors import EnclaveError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 ONCE_S: Final = 0.5
 """Time between the two samples of one look."""
@@ -89,6 +89,9 @@ def top(sandbox: str, interval: float, address: str | None, as_json: bool) -> No
 
 
 async def _live(calls: ExecutionCalls, sandbox: str, interval_s: float) -> None:
+    from rich.console import Console  # which takes a while to load
+    from rich.live import Live
+
     watched: dict[str, tuple[Watched, asyncio.Task[None]]] = {}
     with Live(console=Console(), auto_refresh=False, transient=True) as screen:
         while True:

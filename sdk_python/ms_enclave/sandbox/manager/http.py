@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ms_enclave._model import SandboxManagerConfig, SandboxManagerType
 from ms_enclave._transports.base import Transport
 from ms_enclave._transports.credentials import told_token
-from ms_enclave._transports.http import REQUEST_S, HttpTransport
 from ms_enclave.errors import InvalidRequest
 from ms_enclave.sandbox.manager.base import SandboxManager, register_manager
+
+if TYPE_CHECKING:
+    from ms_enclave._transports.http import HttpTransport
 
 
 @register_manager(SandboxManagerType.HTTP)
@@ -31,11 +33,14 @@ class HttpSandboxManager(SandboxManager):
         ``MS_ENCLAVE_CA`` names the certificates to trust. Raises ``ValueError`` without a ``base_url``, for one that is
         no address, and for a token that would travel in the open.
         """
+        # An HTTP client takes longer to load than most of the SDK, which does without.
+        from ms_enclave._transports.http import REQUEST_S, HttpTransport
+
         super().__init__(config, **settings)
         if not self.config.base_url:
             raise InvalidRequest("base_url: is needed, such as http://127.0.0.1:8000")
         self._listed = {}
-        self._transport = HttpTransport(
+        self._transport: HttpTransport = HttpTransport(
             self.config.base_url,
             api_key=told_token(self.config.api_key) or None,
             request_timeout_s=REQUEST_S if self.config.timeout is None else self.config.timeout,

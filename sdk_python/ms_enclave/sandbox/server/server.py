@@ -11,16 +11,18 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ms_enclave._embedded import EmbeddedDaemon, HttpListener
 from ms_enclave._model import SandboxConfig, SandboxManagerConfig
 from ms_enclave._transports.credentials import exactly
-from ms_enclave._transports.http import HttpTransport
 from ms_enclave.errors import DaemonStartFailed, DaemonUnavailable, InvalidRequest, NotServed
 from ms_enclave.sandbox._portal import process_portal
 from ms_enclave.sandbox.boxes import DockerSandbox, SandboxFactory
-from ms_enclave.sandbox.server._app import ForwardingApp, Upstream
+
+if TYPE_CHECKING:
+    from ms_enclave._transports.http import HttpTransport
+    from ms_enclave.sandbox.server._app import ForwardingApp
 
 __all__ = ["SandboxServer", "create_server"]
 
@@ -56,6 +58,9 @@ class SandboxServer:
         It forwards to a daemon: to ``base_url`` if the configuration has one, else to the system's if that serves HTTP
         and no ``api_key`` is wanted, else to one that is started with the first request and ends with this process.
         """
+        # With an HTTP client, which takes longer to load than most of the SDK, and which all else does without.
+        from ms_enclave.sandbox.server._app import ForwardingApp, Upstream
+
         return ForwardingApp(Upstream(self.config, self._make_pool))
 
     def run(
@@ -113,6 +118,8 @@ class SandboxServer:
 
     def _started(self, url: str, shown: str, certfile: str) -> None:
         if self.config.pool_size:
+            from ms_enclave._transports.http import HttpTransport  # as above
+
             trusted = exactly(certfile) if certfile else None
             process_portal().run(self._make_pool(HttpTransport(url, api_key=self.config.api_key, trusted=trusted)))
         print(f"ms-enclave serves {shown} (Ctrl-C stops it)", file=sys.stderr, flush=True)
