@@ -21,6 +21,8 @@ FILE_S: Final = 600.0
 """How long one call may take that moves content."""
 WATCH_S: Final = 24 * 3600.0
 """How long a directory is watched by one call."""
+_KEPT_BYTES: Final = 4 * 1024 * 1024
+"""Much more than the buffers of one message of content have together."""
 
 
 class Files:
@@ -259,6 +261,9 @@ class Files:
 
 async def _sent(call: Any, messages: AsyncIterator[Any]) -> Any:
     """Sends messages and returns the answer. A daemon that has seen enough ends the call; its status says why."""
+    # The C library takes the largest piece that was mapped and given back as the size up to which it keeps memory. So
+    # the buffers of messages are used again; to map each anew costs as much as all the rest that we do for it.
+    bytes(_KEPT_BYTES)
     status = DaemonStatus(call)
     try:
         with contextlib.suppress(asyncio.InvalidStateError):
