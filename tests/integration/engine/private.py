@@ -31,10 +31,11 @@ GROUPS = Path("/sys/fs/cgroup")
 class PrivateEngine:
     """One engine, as root. Use `private_engine`."""
 
-    def __init__(self, folder: Path, holder: int, *, remapped: bool = False) -> None:
+    def __init__(self, folder: Path, holder: int, *, remapped: bool = False, filter_file: Path | None = None) -> None:
         self.folder, self._holder = folder, holder
         self.remapped = remapped
         """Whether user ids in its containers begin at `FIRST_UID` on the host."""
+        self._filter_file = filter_file
         self.live_restore = False
         """Whether containers live on without it. Counts from its next start on."""
         self.socket = folder / "docker.sock"
@@ -70,6 +71,7 @@ class PrivateEngine:
             "--exec-opt=native.cgroupdriver=cgroupfs",
             f"--live-restore={str(self.live_restore).lower()}",
             *(["--userns-remap=nobody:nogroup"] if self.remapped else []),
+            *([f"--seccomp-profile={self._filter_file}"] if self._filter_file else []),
         ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
         with self._log.open("ab") as log:
@@ -192,16 +194,16 @@ class PrivateEngine:
 
 
 @asynccontextmanager
-async def private_engine(*, remapped: bool = False) -> AsyncIterator[PrivateEngine]:
+async def private_engine(*, remapped: bool = False, filter_file: Path | None = None) -> AsyncIterator[PrivateEngine]:
     """An engine that runs and has the default image on a small disk in memory; nothing of it stays.
 
-    A ``remapped`` one runs containers in user namespaces.
+    A ``remapped`` one runs containers in user namespaces. ``filter_file`` replaces its own filter of system calls.
     """
     folder = Path(tempfile.mkdtemp(prefix="pe", dir="/tmp"))
     holder = _namespaces()
     try:
         first = await until(lambda: _first_child(holder.pid), "a process namespace")
-        engine = PrivateEngine(folder, first, remapped=remapped)
+        engine = PrivateEngine(folder, first, remapped=remapped, filter_file=filter_file)
         (folder / "daemon.json").write_text("{}")
         engine.data.mkdir()
         try:

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from enclaved.agent.guest.syscalls import DENIED
+from enclaved.core.canary_program import NUMBERS_ONLY_THE_ENGINE_REFUSES
 from enclaved.core.judging import Findings, judge, judge_host
 from enclaved.model import EMPTY, Protection, ProtectionState, SandboxSpec
 from enclaved.model.protections import CEILING, PROTECTION_NAMES, REQUIRED
@@ -68,11 +70,10 @@ TOLD: dict[str, Any] = {
     "program": PROGRAM,
     "guest": GUEST,
     "refusals": {
-        **dict.fromkeys(
-            ("becoming root", "becoming another user", "ptrace", "personality", "vsock", "signal"), "EPERM"
-        ),
+        **dict.fromkeys(("becoming root", "becoming another user", "ptrace", "vsock", "signal"), "EPERM"),
         "unix": "",
     },
+    "engine_refusals": dict.fromkeys(("personality", *NUMBERS_ONLY_THE_ENGINE_REFUSES), "EPERM"),
     "landlock_layers": 15,
     "limits": {"nofile": 1024, "fsize": 8 * MIB, "core": 0},
     "guest_limits": {"nofile": "1024", "fsize": str(8 * MIB), "core": "0"},
@@ -150,7 +151,11 @@ MOUNT = {"root": "/", "point": "/mnt", "options": "rw", "type": "tmpfs"}
         (told("guest", "CapEff", value=["f" * 16]), "guest"),
         (told("guest", "NoNewPrivs", value=["0"]), "no_new_privileges"),
         (told("guest", "Seccomp", value=["0"]), "engine_filter"),
-        (told("refusals", "personality", value=""), "engine_filter"),
+        (told("guest", "Seccomp_filters", value=["0"]), "engine_filter"),
+        (told("engine_refusals", "personality", value=""), "engine_filter"),
+        (told("engine_refusals", "move_pages", value=""), "engine_filter"),
+        (told("engine_refusals", "migrate_pages", value="EINVAL"), "engine_filter"),
+        (told("engine_refusals", value={"personality": "EPERM"}), "engine_filter"),
         (told("program", "Seccomp_filters", value=["1"]), "program_filter"),
         (told("refusals", "ptrace", value=""), "program_filter"),
         (told("refusals", "vsock", value="EAFNOSUPPORT"), "socket_families"),
@@ -241,3 +246,18 @@ def test_whatever_a_canary_tells_in_one_place_is_judged(field, value):
 def test_a_canary_that_leaves_things_out_fails_what_they_were_to_show(told):
     found = replace(FOUND, told=told)
     assert {"guest", "capabilities", "no_new_privileges", "signals", "namespaces"} <= set(failed(found))
+
+
+def test_the_calls_that_only_the_engine_refuses_are_none_that_we_refuse():
+    """Else a sandbox's own filter would be taken for the engine's."""
+    assert set(NUMBERS_ONLY_THE_ENGINE_REFUSES).isdisjoint(DENIED)
+    ours = {number for numbers in DENIED.values() for number in numbers}
+    assert ours.isdisjoint(number for numbers in NUMBERS_ONLY_THE_ENGINE_REFUSES.values() for number in numbers)
+
+
+def test_an_engine_whose_filter_refuses_next_to_nothing_is_told_which_calls_it_lets_through():
+    judged = judge(told("engine_refusals", value={"personality": "EPERM", "mbind": ""}), waived=(), needs_ceiling=False)
+    (found,) = [one for one in judged if one.name == "engine_filter"]
+    assert "mbind (it was done)" in found.detail
+    assert "personality" not in found.detail
+    assert "--seccomp-profile" in found.detail
