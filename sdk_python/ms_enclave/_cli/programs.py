@@ -17,6 +17,7 @@ from ms_enclave._local import process_daemons
 from ms_enclave._model import (
     Channel,
     DockerSandboxConfig,
+    Event,
     ExceptionInfo,
     Finished,
     Notice,
@@ -57,6 +58,19 @@ class Result:
     finished: Finished | None = None
     written: dict[Channel, bytearray] = field(default_factory=dict)
     truncated: bool = False
+
+    async def take(self, event: Event, *, live: bool) -> None:
+        """Takes in what happened. Output goes to our own streams if ``live``, and is kept otherwise."""
+        match event:
+            case Output() if live:
+                await streams.write(FDS[event.channel], event.data)
+            case Output():
+                self.keep(event)
+            case Notice(kind=NoticeKind.GAP):
+                self.truncated = True
+                say(event.message)
+            case Finished():
+                self.finished = event
 
     def keep(self, piece: Output) -> None:
         """Keeps a piece of output, up to the limit."""
@@ -163,19 +177,10 @@ class Run:
             call = ToolCall(sandbox_id, program.tool, program.parameters, None, program.stdin)
             async with contextlib.aclosing(transport.stream(call)) as events:
                 async for event in events:
-                    match event:
-                        case Started():
-                            self.result.execution_id = event.execution_id
-                            self._running = transport
-                        case Output() if self._live:
-                            await streams.write(FDS[event.channel], event.data)
-                        case Output():
-                            self.result.keep(event)
-                        case Notice(kind=NoticeKind.GAP):
-                            self.result.truncated = True
-                            say(event.message)
-                        case Finished():
-                            self.result.finished = event
+                    if isinstance(event, Started):
+                        self.result.execution_id = event.execution_id
+                        self._running = transport
+                    await self.result.take(event, live=self._live)
         finally:
             self._running = None
             if self._interrupting is not None:

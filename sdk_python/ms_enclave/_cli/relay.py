@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ms_enclave._cli import exits, streams, terminal
-from ms_enclave._cli.programs import FDS, STDERR, STDIN, STDOUT, Result, say
-from ms_enclave._model import Event, Finished, Notice, NoticeKind, Output
+from ms_enclave._cli.programs import STDERR, STDIN, STDOUT, Result, say
+from ms_enclave._model import Event
 from ms_enclave._transports.base import ExecutionCalls, ExecutionFollower
 from ms_enclave.errors import EnclaveError
 
@@ -81,16 +81,7 @@ class Relay:
         if self._manner.terminal:
             self._follower.resize(terminal.size_of(STDOUT))
         while (event := await self._next()) is not None:
-            match event:
-                case Output() if self._manner.live:
-                    await streams.write(FDS[event.channel], event.data)
-                case Output():
-                    self.result.keep(event)
-                case Notice(kind=NoticeKind.GAP):
-                    self.result.truncated = True
-                    say(event.message)
-                case Finished():
-                    self.result.finished = event
+            await self.result.take(event, live=self._manner.live)
 
     async def _next(self) -> Event | None:
         try:
