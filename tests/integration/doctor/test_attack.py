@@ -42,7 +42,7 @@ def run(*arguments: str, timeout_s: float = PATIENCE_S, **variables: str) -> tup
 def is_child_of(pid: str, session: int) -> bool:
     """Whether a process is a daemon that a doctor with this process id started."""
     try:
-        return f"/tmp/mse-doctor-{session}-" in Path("/proc", pid, "cmdline").read_text()
+        return f"/tmp/mse-doctor-{session}-".encode() in Path("/proc", pid, "cmdline").read_bytes()
     except OSError:
         return False
 

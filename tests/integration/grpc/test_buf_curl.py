@@ -107,9 +107,8 @@ def test_samples_tell_what_the_execution_and_its_sandbox_use(buf: Buf, box: str)
     start = {**spec(box, "bash", command="head -c 20000000 /dev/zero > big; sleep 1"), "statsIntervalS": 0.1}
     answer = buf.call(f"{EXECUTIONS}/Execute", {"start": start})
     samples = [message["event"]["stats"] for message in answer.messages if "stats" in message["event"]]
-    assert samples
-    last = samples[-1]
-    assert last["execution"]["pids"] >= 1
+    # One that is taken between the program's end and its report counts no process, and JSON leaves a nought out.
+    last = [sample for sample in samples if sample["execution"].get("pids")][-1]
     assert int(last["sandbox"]["memoryBytes"]) > 20_000_000  # the working directory is memory
     assert int(last["sandbox"]["memoryPeakBytes"]) >= int(last["sandbox"]["memoryBytes"])
     assert last["sandbox"]["pids"] > last["execution"]["pids"]  # the guest is there, too
