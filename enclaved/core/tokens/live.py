@@ -153,6 +153,8 @@ class Tokens:
                 _log.error("tokens cannot be read; nobody who needs one gets in", extra={"why": str(error)})
             self._is_well = False
             raise TokensUnavailable from None
+        if not self._is_well:
+            _log.info("tokens can be read again", extra={"tokens": self.count})
         self._is_well = True
 
     def _read(self) -> None:

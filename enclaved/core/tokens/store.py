@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 from enclaved.errors import InvalidRequest, LimitReached, NotFound
 from enclaved.model import DEFAULT_ROLE, DEFAULT_TENANT
@@ -30,6 +31,9 @@ KEPT_S: Final = 90 * 86400.0
 """How long a token that is revoked or expired stays in the list."""
 
 _BUSY_S: Final = 1.0
+_TICK_NS: Final = 20_000_000
+"""No kernel's clock for files is coarser."""
+_MEND: Final = "put a backup in its place, or move it away and make new tokens with 'enclaved token create NAME'"
 _APPLICATION_ID: Final = 0x6D736574  # "mset"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SCHEMA: Final = """
@@ -92,15 +96,27 @@ def digest_of(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
+class _Stamp(NamedTuple):
+    """What tells one content of the file from another, also where somebody gives it the times of an older one."""
+
+    file: tuple[int, ...] | None
+    log: tuple[int, ...] | None
+    changed_ns: int
+    """When either changed last, by the file system's clock."""
+
+
 class TokenStore:
-    """The file in a state directory. Every method raises `TokensUnusable` where the file cannot be used."""
+    """The file in a state directory. Every method raises `TokensUnusable` where the file cannot be used.
+
+    It is open only while it is read or written. So whatever was put into its place, or copied over it, is what is read
+    next, and what SQLite writes beside it (the log) is in the file as soon as nobody uses it: a copy of it is whole.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         """Opens nothing yet: without a file there are no tokens."""
         self.path = state_dir / DATABASE_NAME
-        self._connection: sqlite3.Connection | None = None
-        self._place: tuple[int, int] | None = None
-        self._seen: tuple[tuple[int, int] | None, int | None] | None = None
+        self._log = self.path.with_name(f"{DATABASE_NAME}-wal")
+        self._seen: _Stamp | None = None
 
     def create(
         self,
@@ -153,26 +169,26 @@ class TokenStore:
         return [replace(token, revoked_at=when) for token in found]
 
     def changed(self) -> bool:
-        """Whether somebody else changed the tokens since this was asked last. Cheap: it reads a number."""
-        try:
-            connection = self._connect()
-            version = None if connection is None else connection.execute("PRAGMA data_version").fetchone()[0]
-        except sqlite3.Error as error:
-            raise _refusal(self.path, error) from error
-        seen, self._seen = self._seen, (self._place, version)
-        return seen != self._seen
+        """Whether the tokens may differ from what `digests` read last. Cheap: it looks at the file and its log."""
+        stamp = self._stamp()
+        return self._seen is None or stamp != self._seen
 
     def digests(self) -> list[tuple[bytes, Token]]:
         """Lists all tokens with their digests."""
-        try:
-            connection = self._connect()
-            rows: list[Any] = [] if connection is None else connection.execute(_ALL).fetchall()
-        except sqlite3.Error as error:
-            raise _refusal(self.path, error) from error
+        self._seen = None
+        stamp = self._stamp()
+        rows: list[Any] = []
+        if stamp.file is not None:
+            try:
+                with closing(self._open()) as connection:
+                    rows = connection.execute(_ALL).fetchall()
+            except sqlite3.Error as error:
+                raise _refusal(self.path, error) from error
         if not all(_makes_sense(row) for row in rows):
-            raise TokensUnusable(
-                f"cannot use the tokens in {self.path}: it is damaged; move it away and make new tokens"
-            )
+            raise TokensUnusable(f"cannot use the tokens in {self.path}: it is damaged; {_MEND}")
+        # What changes within one tick of the file system's clock looks the same before and after.
+        if time.time_ns() - stamp.changed_ns > _TICK_NS:
+            self._seen = stamp
         return [(row[0], Token(*row[1:])) for row in rows]
 
     def note_used(self, uses: Iterable[tuple[str, float]]) -> None:
@@ -181,63 +197,79 @@ class TokenStore:
             connection.executemany("UPDATE tokens SET last_used_at = ? WHERE id = ?", [(at, who) for who, at in uses])
 
     def close(self) -> None:
-        """Closes the file. A later call opens it again."""
-        connection, self._connection = self._connection, None
-        self._place = None
-        if connection is not None:
-            connection.close()
+        """Forgets what was read. A later call reads again."""
+        self._seen = None
 
     @contextmanager
     def _transaction(self, *, makes: bool = False) -> Iterator[sqlite3.Connection]:
-        try:
-            connection = self._connect(makes=makes)
-            if connection is None:
+        if self._look() is None:
+            if not makes:
                 raise TokensUnusable(f"cannot use the tokens in {self.path}: the file is gone")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
+            self._make()
+        try:
+            with closing(self._open()) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+                with suppress(sqlite3.Error):  # it is written; what the log has gets into the file later
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             raise _refusal(self.path, error) from error
 
-    def _connect(self, *, makes: bool = False) -> sqlite3.Connection | None:
-        """Returns the connection to the file that is there now; ``None`` if none is."""
-        place = self._look()
-        if self._connection is not None and place == self._place:
-            return self._connection
-        self.close()
-        if place is None:
-            if not makes:
-                return None
-            place = self._make()
-        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)
+    def _open(self) -> sqlite3.Connection:
+        """Opens the file, which is there."""
+        uri = f"file:{quote(str(self.path))}?mode=rw"  # else SQLite would make one that went away just now
+        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None)
         try:
-            self._prepare(connection)
+            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if application != _APPLICATION_ID:
+                why = "a file of another program" if application or tables else "empty"
+                raise TokensUnusable(f"cannot use the tokens in {self.path}: it is {why}; {_MEND}")
         except BaseException:
             connection.close()
             raise
-        self._connection, self._place = connection, place
         return connection
 
-    def _look(self) -> tuple[int, int] | None:
+    def _stamp(self) -> _Stamp:
+        """What tells one content of the file from another."""
+        found = self._look()
+        if found is None:
+            return _Stamp(None, None, 0)
+        try:
+            log = self._log.lstat()
+        except OSError:  # there is none, or it cannot be used: that is told when it is read
+            log = None
+        if log is not None and not log.st_size:  # reading makes it, without content
+            log = None
+        changed_ns = max(found.st_ctime_ns, 0 if log is None else log.st_ctime_ns)
+        return _Stamp(_identity(found), None if log is None else _identity(log), changed_ns)
+
+    def _look(self) -> os.stat_result | None:
         try:
             found = self.path.lstat()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _closed(self.path, error) from error
-        if not stat.S_ISREG(found.st_mode) or found.st_mode & 0o077:
+        if not stat.S_ISREG(found.st_mode):
+            raise TokensUnusable(
+                f"cannot use the tokens in {self.path}: it is no regular file; move it away, and put the file "
+                "itself there"
+            )
+        if found.st_mode & 0o077:
             raise TokensUnusable(
                 f"cannot use the tokens in {self.path}: others than its owner may open it; 'chmod 600 {self.path}', "
                 "and make new tokens if others may have written to it"
             )
-        return found.st_dev, found.st_ino
+        return found
 
-    def _make(self) -> tuple[int, int] | None:
+    def _make(self) -> None:
         """Makes the file, for the owner of the state directory even if it is root who makes it.
 
         It appears under its name when it is whole, so that nobody who comes at the same time finds half of it.
@@ -254,24 +286,22 @@ class TokenStore:
                 finally:
                     os.close(fd)
                 with closing(sqlite3.connect(new, isolation_level=None)) as connection:
-                    self._prepare(connection)
+                    _prepare(connection)
                 with suppress(FileExistsError):  # somebody else was faster
                     os.link(new, self.path)
         except OSError as error:
             raise _closed(self.path, error) from error
-        return self._look()
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application == _APPLICATION_ID:
-            return
-        if application or tables:
-            raise TokensUnusable(f"cannot use the tokens in {self.path}: it is a file of another program; move it away")
-        # Readers never wait for a writer, and a writer never for readers.
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(_SCHEMA)
-        connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    # Readers never wait for a writer, and a writer never for readers.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(_SCHEMA)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _makes_sense(row: Sequence[object]) -> bool:
@@ -288,5 +318,5 @@ def _closed(path: Path, error: OSError) -> TokensUnusable:
 
 
 def _refusal(path: Path, error: sqlite3.Error) -> TokensUnusable:
-    hint = "make room there if the disk is full; else move the file away and make new tokens"
+    hint = f"make room there if the disk is full; else {_MEND}"
     return TokensUnusable(f"cannot use the tokens in {path}: {error}; {hint}")

@@ -189,7 +189,7 @@ def test_a_row_that_is_no_token_opens_nothing_and_stops_nothing(
     other.close()
     with pytest.raises(Unavailable):
         tokens.find(secret)
-    with pytest.raises(TokensUnusable, match="it is damaged; move it away"):
+    with pytest.raises(TokensUnusable, match="it is damaged; put a backup in its place, or move it away"):
         store.tokens()
 
 
@@ -315,3 +315,99 @@ def test_the_number_of_valid_tokens_is_known(store: TokenStore, tokens: Tokens, 
     store.revoke("b", now=clock.now)
     tokens.check()
     assert tokens.count == 1
+
+
+def copied(store: TokenStore, name: str) -> Path:
+    """A backup: a plain copy of the file while a daemon uses it."""
+    backup = store.path.with_name(name)
+    backup.write_bytes(store.path.read_bytes())
+    return backup
+
+
+def test_a_backup_that_is_copied_over_the_file_counts_with_the_next_call(store: TokenStore, tokens: Tokens):
+    old, _ = store.create("old")
+    backup = copied(store, "backup").read_bytes()
+    inode = store.path.stat().st_ino
+    new, made = store.create("new")
+    assert tokens.find(new)
+    store.revoke("old")
+    assert tokens.find(old) is None
+    after = copied(store, "after").read_bytes()
+    assert len(after) == len(backup)
+    store.path.write_bytes(backup)
+    assert tokens.find(old)
+    assert tokens.find(new) is None
+    store.path.write_bytes(after)
+    assert (tokens.find(old), tokens.find(new)) == (None, made)
+    assert store.path.stat().st_ino == inode
+
+
+def test_a_backup_with_the_times_of_the_file_counts_too(store: TokenStore, tokens: Tokens):
+    """As `cp --preserve` and tar leave it; also long after the last change."""
+    old, _ = store.create("old")
+    backup = store.path.read_bytes()
+    new, _ = store.create("new")
+    while store.changed():  # until the file is older than what a clock can tell apart
+        store.tokens()
+    tokens.check()
+    times = store.path.stat()
+    store.path.write_bytes(backup)
+    os.utime(store.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert tokens.find(new) is None
+    assert tokens.find(old)
+
+
+def test_tokens_that_nobody_changed_are_not_read_again(
+    store: TokenStore, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+):
+    secret, _ = store.create("ci")
+    while store.changed():
+        store.tokens()
+    assert tokens.find(secret)
+    monkeypatch.setattr(sqlite3, "connect", lambda *_, **__: pytest.fail("read again"))
+    assert tokens.find(secret)
+    assert tokens.find("mse_other") is None
+
+
+@pytest.mark.parametrize("kept", [0, 100, 4096, 5000])
+def test_half_a_copy_lets_nobody_in_and_the_whole_one_does(
+    store: TokenStore, tokens: Tokens, kept: int, caplog: pytest.LogCaptureFixture
+):
+    secret, _ = store.create("ci")
+    whole = store.path.read_bytes()
+    assert tokens.find(secret)
+    with caplog.at_level("INFO"):
+        store.path.write_bytes(whole[:kept])
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                tokens.find(secret)
+        assert store.path.read_bytes() == whole[:kept]
+        with pytest.raises(TokensUnusable, match=r"put a backup in its place, or move it away and make new tokens"):
+            store.create("other")
+        store.path.write_bytes(whole)
+        assert tokens.find(secret)
+    assert [record.message for record in caplog.records] == [
+        "tokens cannot be read; nobody who needs one gets in",
+        "tokens can be read again",
+    ]
+
+
+def test_a_backup_needs_only_the_file_also_while_a_daemon_uses_it(
+    store: TokenStore, tokens: Tokens, clock: Clock, tmp_path: Path
+):
+    secrets = [store.create(f"t{number}", now=clock.now)[0] for number in range(5)]
+    assert all(tokens.find(secret) for secret in secrets)
+    assert [path.name for path in store.path.parent.iterdir()] == [DATABASE_NAME]
+    (tmp_path / "other").mkdir(mode=0o700)
+    other = tmp_path / "other" / DATABASE_NAME
+    other.write_bytes(store.path.read_bytes())
+    other.chmod(0o600)
+    assert len(TokenStore(other.parent).tokens()) == 5
+
+
+def test_a_directory_in_the_place_of_the_file_says_so(store: TokenStore, tokens: Tokens):
+    store.path.mkdir(parents=True)
+    with pytest.raises(Unavailable):
+        tokens.find("mse_x")
+    with pytest.raises(TokensUnusable, match="no regular file; move it away"):
+        store.tokens()
