@@ -177,7 +177,7 @@ def _pids() -> list[int]:
 
 def _parent(pid: int) -> int:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
 
@@ -198,12 +198,12 @@ def _command(pid: int) -> str:
 
 
 def _mount_points() -> list[str]:
-    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
     return [line.split()[4].encode().decode("unicode_escape") for line in lines]
 
 
 def _sockets() -> list[str]:
-    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    lines = Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]
     return [fields[7] for line in lines if len(fields := line.split(maxsplit=7)) == 8]
 
 

@@ -23,6 +23,9 @@ KEY_NAME = "key"
 LOCK_NAME = "lock"
 EMBEDDED_NAME = re.compile(r"(\d+)-(\d+)(-[0-9a-f]+)?")
 """How programs name the directories of their daemons: process id and start time, which no later process has."""
+DOCTOR_PREFIX: Final = "mse-doctor-"
+"""How the directories of doctors begin; their process id is next."""
+_DOCTOR_NAME: Final = re.compile(rf"{DOCTOR_PREFIX}(\d+)-[a-z0-9_]{{8}}")
 
 
 class Ownership:
@@ -97,7 +100,7 @@ def owner_of_embedded(directory: Path) -> int | None:
         return None
     pid, started = int(name[1]), int(name[2])
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
     return pid if int(fields[19]) == started else None
@@ -106,3 +109,9 @@ def owner_of_embedded(directory: Path) -> int | None:
 def remove_state(state_dir: Path) -> None:
     """Removes the directory of an embedded daemon that is gone."""
     shutil.rmtree(state_dir.parent, ignore_errors=True)
+
+
+def is_of_gone_doctor(directory: Path) -> bool:
+    """Whether a directory has the name of a doctor's and no process has that doctor's number any more."""
+    name = _DOCTOR_NAME.fullmatch(directory.name)
+    return name is not None and not Path("/proc", name[1]).exists()

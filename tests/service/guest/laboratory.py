@@ -51,8 +51,8 @@ found = []
 for name in os.listdir("/proc"):
     if name.isdigit() and int(name) != os.getpid():
         try:
-            arguments = open(f"/proc/{name}/cmdline").read().split(chr(0))
-            status = dict(line.split(":", 1) for line in open(f"/proc/{name}/status"))
+            arguments = open(f"/proc/{name}/cmdline", errors="replace").read().split(chr(0))
+            status = dict(line.split(":", 1) for line in open(f"/proc/{name}/status", errors="replace"))
         except OSError:
             continue
         state, uid = status["State"].split()[0], int(status["Uid"].split()[0])

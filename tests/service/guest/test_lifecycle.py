@@ -65,7 +65,7 @@ def gauges(lab: Laboratory) -> dict[str, float]:
 def is_gone(pid: int) -> bool:
     """Whether a process has ended; its parent may not have looked yet."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except FileNotFoundError:
         return True
     return status.rpartition(") ")[2][0] in "ZX"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclaved.core.ownership import KEY_NAME, LOCK_NAME, Ownership, abandoned, remove_state
+from enclaved.core.ownership import KEY_NAME, LOCK_NAME, Ownership, abandoned, owner_of_embedded, remove_state
 from enclaved.runtime.base import LABEL_HMAC, LABEL_ID, LABEL_OWNER, LABEL_UID
 
 OURS = Ownership(b"our key")
@@ -111,6 +113,16 @@ def test_the_directory_of_a_program_that_runs_is_left_alone(tmp_path: Path) -> N
     directory_of_a_daemon(tmp_path, f"{os.getpid()}-{started}-0a")
     another_of_the_id = directory_of_a_daemon(tmp_path, f"{os.getpid()}-{int(started) + 1}")
     assert [directory for directory, _ in abandoned(tmp_path, own)] == [another_of_the_id]
+
+
+def test_a_program_is_found_whatever_bytes_its_name_has(tmp_path: Path) -> None:
+    program = os.fsencode(tmp_path) + b"/\xff) 1"
+    os.symlink(os.fsencode(shutil.which("sleep") or ""), program)
+    with subprocess.Popen([program, b"600"]) as process:
+        started = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+        found = owner_of_embedded(tmp_path / f"{process.pid}-{started}")
+        process.kill()
+    assert found == process.pid
 
 
 def test_a_daemon_that_no_program_started_keeps_its_directory_also_beside_theirs(tmp_path: Path) -> None:
