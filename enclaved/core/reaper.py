@@ -82,7 +82,7 @@ class Reaper:
         """Looks until the daemon's end: every ``every_s``, give or take a fifth, so that daemons take turns."""
         self._metrics.reaper.began()
         self._began = asyncio.get_running_loop().time()
-        while not await self._sandboxes.closes_within(self._every_s * random.uniform(0.8, 1.2)):  # noqa: S311
+        while not await self._sandboxes.closes_within(self._every_s * random.uniform(0.8, 1.2)):  # noqa: S311 - spread, not secrecy
             await self.look()
 
     async def look(self) -> None:

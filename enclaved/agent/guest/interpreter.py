@@ -45,7 +45,8 @@ def is_ours(frame: FrameType) -> bool:
 
 def hide_ours(error: BaseException) -> None:
     """Takes our own frames out of the tracebacks of an exception and of those that led to it."""
-    waiting, seen = [error], set()
+    waiting: List[Optional[BaseException]] = [error]
+    seen = set()
     while waiting:
         each = waiting.pop()
         if not isinstance(each, BaseException) or id(each) in seen:
@@ -59,7 +60,7 @@ def hide_ours(error: BaseException) -> None:
             while trace.tb_next is not None and is_ours(trace.tb_next.tb_frame):
                 trace.tb_next = trace.tb_next.tb_next  # our signal handler, or a look at what is imported
             trace = trace.tb_next
-        waiting += [each.__cause__, each.__context__]  # type: ignore[list-item]
+        waiting += [each.__cause__, each.__context__]
         waiting += getattr(each, "exceptions", ())
 
 
@@ -89,7 +90,7 @@ class Interpreter:
         version = "python%d.%d" % sys.version_info[:2]
         sys.path += [working_dir, os.path.join(working_dir, ".local", "lib", version, "site-packages")]
         signal.signal(signal.SIGINT, self.on_interrupt)
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # still the one of the start
         prctl(PR_SET_DUMPABLE, 1)  # PR_SET_DUMPABLE: the change of user cleared it, and /proc/self would be closed
         self.transferred()
 
@@ -101,6 +102,7 @@ class Interpreter:
 
     def open_streams(self) -> None:
         """Gives the program usable standard streams, whatever the call before did to them."""
+        # Stubs say that the second name never changes.
         sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
         for name, fd, errors in (("stdout", 1, "surrogateescape"), ("stderr", 2, "backslashreplace")):
             stream = getattr(sys, "__%s__" % name, None)

@@ -42,6 +42,7 @@ class Bundle:
         if name not in self.places:
             return None
         module_spec = type(sys.__spec__)  # importlib.machinery would cost memory in every sandbox
+        # We are a loader by what we can do: the class of loaders is in importlib as well.
         return module_spec(name, self, origin=self.file, is_package=name == PACKAGE)  # type: ignore[arg-type]
 
     def create_module(self, spec: Any) -> None:

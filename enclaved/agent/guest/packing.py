@@ -35,6 +35,7 @@ def pack(place: Place, output: Any, gzip: bool, names: Sequence[str] = ()) -> No
     mode = "w|gz" if gzip else "w|"
     form: Dict[str, Any] = {"format": tarfile.GNU_FORMAT, "encoding": "utf-8", "errors": "surrogateescape"}
     sizes = {"bufsize": PIECE_BYTES, "copybufsize": PIECE_BYTES}
+    # The type of ``mode`` is one of literals, and dictionaries have no types by key.
     with tarfile.open(mode=mode, fileobj=output, **sizes, **form) as archive:  # type: ignore[call-overload]
         if stat.S_ISREG(found.st_mode):
             _add(archive, place.folder, place.name, place.name, found)

@@ -135,7 +135,7 @@ def run_python(control: socket.socket, job: Dict[str, Any], settings: Dict[str, 
     # What the interpreter does at its end, without the dismantling of every module, which costs 10 ms: threads are
     # joined, atexit runs, objects of the program go away, and with them the buffers of files left open.
     last_steps: List[Callable[[], Any]] = [
-        threading._shutdown,  # type: ignore[attr-defined]
+        threading._shutdown,  # type: ignore[attr-defined]  # private, and so in no stub
         atexit._run_exitfuncs,
         interpreter.namespace.clear,
         gc.collect,

@@ -90,7 +90,7 @@ async def _idle_connections(act: Act) -> Evidence:
 
 async def _mutated(act: Act) -> Evidence:
     """Sends messages that are cut, mixed up or made of chance to unary methods."""
-    chance = random.Random(act.nonce)  # noqa: S311
+    chance = random.Random(act.nonce)  # noqa: S311 - as above
     seeds = [
         sandbox_pb.GetSandboxRequest(sandbox_id=act.sandbox_id).SerializeToString(),
         execution_pb.RunRequest(
@@ -127,7 +127,7 @@ def _nested(depth: int) -> bytes:
 
 async def _cancel_storm(act: Act) -> Evidence:
     """Starts executions and leaves each at another moment."""
-    chance = random.Random(act.nonce)  # noqa: S311
+    chance = random.Random(act.nonce)  # noqa: S311 - as above
 
     async def leave(number: int) -> None:
         spec = execution_pb.ExecutionSpec(
