@@ -124,6 +124,29 @@ async def test_of_an_upload_that_is_cut_no_half_file_stays(
         assert (await shell(api, sandbox_id, "cat data")).encode() == there
 
 
+@pytest.mark.parametrize(
+    ("version", "heads", "body"),
+    [
+        ("1.1", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+        ("1.1", "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n", "0\r\n\r\n"),
+        ("1.0", "Transfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+        ("1.1", "Transfer-Encoding: xchunked\r\n", "0\r\n\r\n"),
+        ("1.1", "Content-Length: 0\r\nContent-Length: 5\r\n", "hello"),
+    ],
+)
+async def test_a_body_whose_end_others_could_see_elsewhere_hides_no_second_request(
+    running: Running, version: str, heads: str, body: str
+):
+    reader, writer = await opened(running)
+    hidden = "GET /sandboxes HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = f"POST /sandbox/create HTTP/{version}\r\nHost: localhost\r\nConnection: keep-alive\r\n{heads}\r\n"
+    writer.write((head + body + hidden).encode())
+    answer = await ends(reader)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    writer.close()
+
+
 async def shell(api: httpx.AsyncClient, sandbox_id: str, command: str) -> str:
     """Runs a command and returns what it printed."""
     body = {"sandbox_id": sandbox_id, "tool_name": "shell_executor", "parameters": {"command": command}}
