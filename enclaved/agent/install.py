@@ -95,22 +95,23 @@ def write_accounts(
     uid: int,
     working_dir: str,
     *,
+    gid: int = 0,
     extra_hosts: Mapping[str, str] = _NO_HOSTS,
     resolvers: Sequence[str] | None = None,
 ) -> None:
     """Writes ``passwd``, ``group`` and ``hosts`` for one sandbox: root, nobody, the user of programs, and itself.
 
-    ``extra_hosts`` are further names with their addresses, ``resolvers`` the name servers for ``resolv.conf``; ``None``
-    makes no such file.
+    ``gid`` is the group of that user; 0: the same number. ``extra_hosts`` are further names with their addresses,
+    ``resolvers`` the name servers for ``resolv.conf``; ``None`` makes no such file.
     """
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     directory.chmod(0o755)
     passwd = [
         "root:x:0:0:root:/root:/bin/sh",
-        f"{USER_NAME}:x:{uid}:{uid}:{USER_NAME}:{working_dir}:/bin/sh",
+        f"{USER_NAME}:x:{uid}:{gid or uid}:{USER_NAME}:{working_dir}:/bin/sh",
         "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin",
     ]
-    group = ["root:x:0:", f"{USER_NAME}:x:{uid}:", "nogroup:x:65534:"]
+    group = ["root:x:0:", f"{USER_NAME}:x:{gid or uid}:", "nogroup:x:65534:"]
     hosts = [f"127.0.0.1 localhost {HOST_NAME}", "::1 localhost ip6-localhost ip6-loopback"]
     hosts += [f"{address} {name}" for name, address in extra_hosts.items()]
     files = {"passwd": passwd, "group": group, "hosts": hosts}

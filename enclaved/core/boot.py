@@ -134,7 +134,7 @@ class Boot:
 
     def take_up(self, record: SandboxRecord) -> None:
         """Prepares to take over a sandbox of an earlier daemon: its user id, its directory, a link for its guest."""
-        self._uids.take(record.uid)
+        self._uids.take(record.gid)
         self.networks.take_up(record)
         self._mounting.take_up(record)
         self._old_directories.discard(record.directory)
@@ -174,11 +174,8 @@ class Boot:
             places = await asyncio.to_thread(stack.enter_context, finding)
             await self._users.learn()
             self._users.check_mounts(record.spec.mounts)
-            record.uid = self._users.fitting(record.uid)
-            uid = self._mounting.user_of(record, places, self._uids.range)
-            if uid != record.uid:
-                self._uids.put_back(record.uid)
-                record.uid = uid
+            record.gid = self._users.fitting(record.gid)
+            record.uid = self._mounting.user_of(record, places, self._uids.range)
             await self._make(record, remaining_ttl_s, places)
 
     async def _make(self, record: SandboxRecord, remaining_ttl_s: float, places: Places) -> None:
@@ -194,7 +191,10 @@ class Boot:
         try:
             record.directory.mkdir(mode=0o711, parents=True)
             resolvers = None if network is None else network.resolvers
-            write_accounts(accounts, record.uid, spec.working_dir, extra_hosts=spec.extra_hosts, resolvers=resolvers)
+            names = spec.extra_hosts
+            write_accounts(
+                accounts, record.uid, spec.working_dir, gid=record.gid, extra_hosts=names, resolvers=resolvers
+            )
         except OSError as error:
             hint = "look at the room and the permissions there"
             text = f"cannot write to the daemon's state directory {record.directory}: {error.strerror}; {hint}"
@@ -205,6 +205,7 @@ class Boot:
             settings=GuestSettings(
                 sandbox_id=record.id,
                 uid=record.uid,
+                gid=record.gid,
                 working_dir=spec.working_dir,
                 expires_in_s=remaining_ttl_s,
                 daemon_absence_s=self._settings.guest_absence_s,

@@ -163,7 +163,7 @@ class Canary:
             log.warning("canary left for now", extra={"sandbox_id": record.id, "reason": str(error)})
         finally:
             self._boot.canaries.pop(record.id, None)
-            self._boot.return_uid(record.uid)
+            self._boot.return_uid(record.gid)
             record.forgotten()
 
 

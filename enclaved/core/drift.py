@@ -105,6 +105,7 @@ def _plan_of_earlier(record: SandboxRecord, engine_runtime: str) -> ContainerPla
         settings=GuestSettings(
             sandbox_id=record.id,
             uid=record.uid,
+            gid=record.gid,
             working_dir=spec.working_dir,
             expires_in_s=0.0,
             daemon_absence_s=0.0,

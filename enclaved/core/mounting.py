@@ -55,7 +55,7 @@ class Mounting:
         if writable and record.pool_id:
             text = f"a pool empties its sandboxes after each call, {writable[0]} included; mount it with mode 'ro'"
             raise InvalidRequest.of("spec.volumes", text)
-        uid = user_for(places, record.uid, sandbox_uids)
+        uid = user_for(places, record.gid, sandbox_uids)
         for other, held in self._held.items():
             if other is not record:
                 _check_apart(record, places, other, held.places)

@@ -189,7 +189,7 @@ class Reaper:
         return {Stray(LeftoverKind.UID, str(uid)): uid for uid in self._boot.uids - self._uids_owned()}
 
     def _uids_owned(self) -> set[int]:
-        return {record.uid for record in (*self._sandboxes.records, *self._boot.canaries.values())}
+        return {record.gid for record in (*self._sandboxes.records, *self._boot.canaries.values())}
 
     async def _return_uid(self, uid: int) -> bool:
         if uid in self._uids_owned():

@@ -318,7 +318,7 @@ class Sandboxes:
             del self._records[record.id]
             self._creation.forget(record)
             self._changes.forget(record)
-            self._boot.return_uid(record.uid)
+            self._boot.return_uid(record.gid)
             record.forgotten()
 
     # -- watching over them

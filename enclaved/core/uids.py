@@ -1,4 +1,4 @@
-"""The user ids of sandboxes: one for each, drawn from a range."""
+"""The numbers of sandboxes, user and group of their programs: one for each, drawn from a range."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enclaved.errors import LimitReached
 
 
 class Uids:
-    """Knows which ids of a range are taken. A sandbox that runs as somebody else, outside the range, takes none."""
+    """Knows which ids of a range are taken. A sandbox that runs as somebody outside the range has one as its group."""
 
     def __init__(self, first: int, count: int) -> None:
         self.range = range(first, first + count)

@@ -52,7 +52,7 @@ class GuestSettings:
 
     sandbox_id: str
     uid: int
-    """User and group id of user code."""
+    """User of user code."""
     working_dir: str
     expires_in_s: float
     """The guest exits by itself after this time, should the daemon fail to remove it."""
@@ -70,6 +70,13 @@ class GuestSettings:
     """Whether the table of mounts is the sandbox's own, so that nobody else changes it."""
     writes_on_host: bool = False
     """Whether user code may write to a directory of the host, where it is to make no files that run as their owner."""
+    gid: int = 0
+    """Group of user code; 0: the same number as ``uid``."""
+
+    @property
+    def group(self) -> int:
+        """Group of user code."""
+        return self.gid or self.uid
 
 
 @dataclass(frozen=True, slots=True)

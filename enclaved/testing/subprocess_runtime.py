@@ -163,7 +163,7 @@ class SubprocessRuntime:
         working_dir = self._base / container_id[:12]
         working_dir.mkdir(mode=0o700)
         if self._in_namespace:
-            os.chown(working_dir, plan.settings.uid, plan.settings.uid)
+            os.chown(working_dir, plan.settings.uid, plan.settings.group)
         self._containers[container_id] = _Container(plan, working_dir)
         return container_id
 

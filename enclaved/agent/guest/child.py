@@ -108,10 +108,11 @@ def drop(settings: Dict[str, Any], status: int) -> None:
     wanted = {b"NoNewPrivs": 1, b"Seccomp": SECCOMP_MODE_FILTER}
     if os.getuid() == 0:  # else these are tests without root: there is nothing to drop
         uid = settings["uid"]
+        gid = settings.get("gid") or uid
         os.setgroups([])
-        os.setresgid(uid, uid, uid)
+        os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
-        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid) or os.getgroups():
+        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
             raise RuntimeError("could not become user %d" % uid)
         wanted.update({b"CapInh": 0, b"CapPrm": 0, b"CapEff": 0, b"CapAmb": 0})
     for line in os.pread(status, 16 * 1024, 0).splitlines():

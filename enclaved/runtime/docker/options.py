@@ -226,7 +226,7 @@ def _tmpfs(plan: ContainerPlan) -> dict[str, str]:
     """Every place that can be written to: bounded in bytes and in files, and charged to the memory limit."""
     spec = plan.spec
     uid = _at_least("settings.uid", plan.settings.uid, 1)
-    own = f"uid={uid},gid={uid},mode=0700"
+    own = f"uid={uid},gid={_at_least('settings.gid', plan.settings.group, 1)},mode=0700"
     working_dir = clean_path(spec.working_dir)
     if working_dir is None or working_dir != spec.working_dir or is_system_path(working_dir):
         raise InvalidRequest.of(

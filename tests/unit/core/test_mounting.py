@@ -109,6 +109,18 @@ async def test_directories_that_are_read_shared_or_apart_are_in_nobodys_way(fold
     begin(known, await record_of("three", folder / "inner", "rw"), await record_of("four", other))
 
 
+async def test_who_runs_as_an_owner_keeps_a_number_of_its_own_for_a_group(folder: Path) -> None:
+    record = await record_of("writer", folder, "rw")
+    with found(record.spec.mounts) as places:
+        assert Mounting().user_of(record, places, SANDBOXES) == OWNER
+    record.uid = OWNER
+    assert record.gid == SANDBOXES[0]
+    again = SandboxRecord.of(record.row(), Metrics(version="0"))
+    assert (again.uid, again.gid) == (OWNER, SANDBOXES[0])
+    # A row of a daemon that had no such number: its programs have the owner's.
+    assert SandboxRecord.of(replace(record.row(), gid=0), Metrics(version="0")).gid == OWNER
+
+
 async def test_the_program_that_embeds_its_daemon_mounts_what_it_likes(folder: Path) -> None:
     known = Mounting()
     begin(known, await record_of("writer", folder, "rw", role=EMBEDDED_ROLE))

@@ -73,7 +73,14 @@ class Around:
         directory = self.state_dir / "s" / f"{uid:08x}"
         self.records.append(
             SimpleNamespace(
-                id=name, number=1, uid=uid, container_id=container_id, state=state, directory=directory, born=1e18
+                id=name,
+                number=1,
+                uid=uid,
+                gid=uid,
+                container_id=container_id,
+                state=state,
+                directory=directory,
+                born=1e18,
             )
         )
 
