@@ -7,7 +7,7 @@ from ms_enclave._convert.events import CHANNELS, event, finished, notice
 from ms_enclave._convert.executions import context_info, execution_info, offsets, terminal_size, tool_call
 from ms_enclave._convert.sandboxes import effective_config, memory_text, sandbox_info, spec
 from ms_enclave._convert.system import health, tool_info
-from ms_enclave._convert.texts import PARAMETERS_LIMIT_BYTES, plain_number, text, to_json
+from ms_enclave._convert.texts import PARAMETERS_LIMIT_BYTES, is_offset, plain_number, text, to_json
 
 __all__ = [
     "CHANNELS",
@@ -18,6 +18,7 @@ __all__ = [
     "execution_info",
     "finished",
     "health",
+    "is_offset",
     "memory_text",
     "notice",
     "offsets",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
+from ms_enclave._convert.texts import moment
 from ms_enclave._model.files import ChangeKind, FileChange, FileInfo, FileType, SearchMatch
 from ms_enclave.v1 import file_service_pb2 as pb
 
@@ -25,7 +26,7 @@ _CHANGES: Final = {
 
 def file_info(info: pb.FileInfo) -> FileInfo:
     """Reads a file, directory or link."""
-    modified = info.modify_time.ToDatetime(tzinfo=UTC)
+    modified = moment(info.modify_time)
     return FileInfo(
         path=info.path,
         type=_TYPES.get(info.type, FileType.OTHER),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC
-
+from ms_enclave._convert.texts import moment, word
 from ms_enclave._model.pools import Lease, PoolClaim, PoolMember, PoolOptions, PoolStats
 from ms_enclave.v1 import execution_service_pb2 as execution_pb
 from ms_enclave.v1 import pool_service_pb2 as pb
@@ -38,13 +37,13 @@ def pool_stats(found: pb.Pool) -> PoolStats:
     options = found.options
     return PoolStats(
         id=found.pool_id,
-        origin=_word(pb.Pool.Origin.Name(found.origin), "ORIGIN_"),
+        origin=word(pb.Pool.Origin.Name, found.origin, "ORIGIN_"),
         size=found.size,
         members=tuple(
             PoolMember(
                 slot=member.slot,
                 sandbox_id=member.sandbox_id,
-                state=_word(pb.PoolMember.State.Name(member.state), "STATE_"),
+                state=word(pb.PoolMember.State.Name, member.state, "STATE_"),
                 state_s=member.state_s,
                 age_s=member.age_s,
                 calls=member.calls,
@@ -62,32 +61,28 @@ def pool_stats(found: pb.Pool) -> PoolStats:
             member_age_max_s=options.member_age_max_s if options.HasField("member_age_max_s") else None,
             refill_per_s=options.refill_per_s,
         ),
-        created_at=found.create_time.ToDatetime(UTC),
+        created_at=moment(found.create_time),
     )
 
 
 def lease(found: pb.Lease) -> Lease:
     """Reads one use of a member."""
     proof = {field.name: int(getattr(found.proof, field.name)) for field in pb.ResetProof.DESCRIPTOR.fields}
-    verdict = execution_pb.Verdict.Name(found.verdict).removeprefix("VERDICT_")
+    verdict = word(execution_pb.Verdict.Name, found.verdict, "VERDICT_").upper()
     return Lease(
         number=found.number,
         pool_id=found.pool_id,
         slot=found.slot,
         sandbox_id=found.sandbox_id,
-        kind=_word(pb.Lease.Kind.Name(found.kind), "KIND_"),
+        kind=word(pb.Lease.Kind.Name, found.kind, "KIND_"),
         execution_id=found.execution_id,
         tool=found.tool,
         verdict="" if verdict == "UNSPECIFIED" else verdict,
-        created_at=found.create_time.ToDatetime(UTC),
+        created_at=moment(found.create_time),
         waited_s=found.waited_s,
         held_s=found.held_s,
         reset_s=found.reset_s,
-        outcome=_word(pb.Lease.Outcome.Name(found.outcome), "OUTCOME_"),
+        outcome=word(pb.Lease.Outcome.Name, found.outcome, "OUTCOME_"),
         reason=found.reason,
         proof=proof if found.HasField("proof") else None,
     )
-
-
-def _word(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix).lower()

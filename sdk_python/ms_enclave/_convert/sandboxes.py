@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
-from ms_enclave._convert.texts import local_time, plain_number, to_json
+from ms_enclave._convert.texts import from_json, local_time, plain_number, to_json
 from ms_enclave._model import DockerSandboxConfig, SandboxInfo, SandboxStatus, SandboxType
 from ms_enclave._model.config import MEMORY_UNITS, host_port, memory_bytes, resource_limits
 from ms_enclave.errors import InvalidRequest
@@ -168,7 +167,7 @@ def effective_config(message: sandbox_pb.SandboxSpec) -> dict[str, Any]:
     if message.HasField("remove_on_exit"):
         found["remove_on_exit"] = message.remove_on_exit
     if message.HasField("tools"):
-        found["tools_config"] = {tool.name: json.loads(tool.options_json or "{}") for tool in message.tools.tools}
+        found["tools_config"] = {tool.name: from_json(tool.options_json or "{}") for tool in message.tools.tools}
     found["env_vars"] = dict(message.env_vars)
     found["network_enabled"] = message.network_enabled
     found["network"] = message.network if message.HasField("network") else ("none", "bridge")[message.network_enabled]

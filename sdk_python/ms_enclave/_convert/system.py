@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
+from ms_enclave._convert.texts import from_json, moment, word
 from ms_enclave._model import HealthCheckResult, ToolInfo
 from ms_enclave.v1 import system_service_pb2 as system_pb
 from ms_enclave.v1 import tool_service_pb2 as tool_pb
@@ -14,12 +12,12 @@ from ms_enclave.v1 import tool_service_pb2 as tool_pb
 
 def tool_info(message: tool_pb.Tool) -> ToolInfo:
     """Turns a tool into its description."""
-    return ToolInfo(message.name, tuple(message.aliases), message.description, json.loads(message.schema_json))
+    return ToolInfo(message.name, tuple(message.aliases), message.description, from_json(message.schema_json))
 
 
 def health(message: system_pb.GetInfoResponse) -> HealthCheckResult:
     """Turns a daemon's description into the documented health."""
-    started = message.start_time.ToDatetime(UTC)
+    started = moment(message.start_time)
     return HealthCheckResult(
         healthy=message.engine.available,
         version=message.version,
@@ -39,20 +37,12 @@ def health(message: system_pb.GetInfoResponse) -> HealthCheckResult:
                 "name": message.identity.name,
                 "role": message.identity.role,
                 "tenant": message.identity.tenant,
-                "kind": _plain_name(system_pb.Identity.Kind.Name, message.identity.kind, "KIND_"),
+                "kind": word(system_pb.Identity.Kind.Name, message.identity.kind, "KIND_"),
             },
         },
     )
 
 
 def _protection(message: system_pb.Protection) -> dict[str, str]:
-    state = _plain_name(system_pb.Protection.State.Name, message.state, "STATE_")
+    state = word(system_pb.Protection.State.Name, message.state, "STATE_")
     return {"state": state, "detail": message.detail}
-
-
-def _plain_name(name_of: Callable[[Any], str], number: int, prefix: str) -> str:
-    """The name of a value of an enumeration; the number itself where a newer daemon sends one that is not known."""
-    try:
-        return name_of(number).removeprefix(prefix).lower()
-    except ValueError:
-        return str(number)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ms_enclave._model.config import is_unicode
-from ms_enclave.errors import InvalidRequest
+from ms_enclave.errors import InternalError, InvalidRequest
 
 PARAMETERS_LIMIT_BYTES = 1024 * 1024
 
@@ -56,9 +57,41 @@ def _at_fault(value: Mapping[str, Any], field: str) -> str:
 
 def plain_number(value: float) -> int | float:
     """Returns a whole number as an int, so that it prints as people write it."""
-    return int(value) if value == int(value) else value
+    return int(value) if math.isfinite(value) and value == int(value) else value
 
 
 def local_time(stamp: Timestamp) -> datetime:
     """Turns a timestamp into the naive local time that the documented models have always had."""
-    return stamp.ToDatetime(UTC).astimezone().replace(tzinfo=None)
+    try:
+        return moment(stamp).astimezone().replace(tzinfo=None)
+    except (OverflowError, ValueError):  # at an end of the calendar
+        return moment(stamp).replace(tzinfo=None)
+
+
+def moment(stamp: Timestamp) -> datetime:
+    """Reads a timestamp of a daemon. Raises `InternalError` for one that is no moment."""
+    try:
+        return stamp.ToDatetime(UTC)
+    except (OverflowError, ValueError):
+        raise InternalError(f"the daemon sent a time that is none ({stamp.seconds} s since 1970)") from None
+
+
+def from_json(value: str) -> Any:
+    """Reads JSON of a daemon. Raises `InternalError` for what is none."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise InternalError("the daemon sent text that is no JSON where it should be") from None
+
+
+def is_offset(value: str) -> bool:
+    """Whether a text of a daemon is a number of bytes."""
+    return value.isascii() and value.isdecimal() and len(value) < 20
+
+
+def word(name_of: Callable[[Any], str], number: int, prefix: str) -> str:
+    """The name of a value of an enumeration; the number itself where a newer daemon sends one that is not known."""
+    try:
+        return name_of(number).removeprefix(prefix).lower()
+    except ValueError:
+        return str(number)

@@ -18,6 +18,7 @@ from ms_enclave.errors import (
     DeadlineExceeded,
     EnclaveError,
     EngineUnavailable,
+    InternalError,
     ShuttingDown,
     Unavailable,
 )
@@ -77,7 +78,7 @@ class Calls:
         while True:
             try:
                 with self.call(timeout_s) as stubs:
-                    return await pick(stubs)(request, timeout=timeout_s)
+                    return checked(await pick(stubs)(request, timeout=timeout_s))
             except Unavailable as error:
                 await self.wait(left, error)
 
@@ -138,6 +139,13 @@ class Calls:
         if _NO_PERMISSION in found.message:
             return DaemonUnavailable(f"no permission on the daemon's socket at {self.address}: {_PERMISSION_HINT}")
         return DaemonUnavailable(f"no daemon answers at {self.address} ({found.message}); {_HINT}")
+
+
+def checked(message: ResponseT) -> ResponseT:
+    """Returns what a daemon answered. Raises `InternalError` for bytes that are no message: gRPC returns nothing."""
+    if message is None:
+        raise InternalError("the daemon answered with something that is no message of its contract")
+    return message
 
 
 def _may_be_done(error: EnclaveError) -> bool:

@@ -19,6 +19,7 @@ from ms_enclave._transports.base import POOL_WAIT_S, ToolCall
 from ms_enclave._transports.calls import REQUEST_S, Calls
 from ms_enclave._transports.follower import Follower
 from ms_enclave._transports.gathered import Gathered
+from ms_enclave._transports.paging import Pages
 from ms_enclave._transports.retry import Patience
 from ms_enclave._transports.session import STREAM_S, Track
 from ms_enclave.errors import DeadlineExceeded, EnclaveError, InvalidRequest
@@ -194,12 +195,13 @@ class Executions:
             page_size=PAGE_SIZE,
         )
         found: list[ExecutionInfo] = []
+        pages = Pages("executions")
         while True:
             page = await self._calls.unary(lambda stubs: stubs.executions.ListExecutions, request)
             found.extend(convert.execution_info(execution) for execution in page.executions)
             if not page.next_page_token:
                 return found
-            request.page_token = page.next_page_token
+            request.page_token = pages.following(page.next_page_token)
 
     async def wait(self, execution_id: str, sandbox_id: str, wait_s: float) -> ExecutionInfo:
         """Waits for the end of an execution, and describes it when that is there or the time is over.

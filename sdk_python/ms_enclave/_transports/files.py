@@ -12,7 +12,7 @@ import grpc.aio
 from ms_enclave import _convert as convert
 from ms_enclave._convert.files import file_change, file_info, search_match
 from ms_enclave._model.files import FileChange, FileInfo, FileType, SearchResult
-from ms_enclave._transports.calls import Calls, DaemonStatus
+from ms_enclave._transports.calls import Calls, DaemonStatus, checked
 from ms_enclave._transports.channels import Stubs
 from ms_enclave.errors import InvalidRequest, PathExists, PathNotFound, PathUnusable, Unavailable, UploadGap
 from ms_enclave.v1 import file_service_pb2 as pb
@@ -208,7 +208,7 @@ class Files:
                     return int(answer.size_bytes)
             except UploadGap as error:
                 arrived = error.metadata.get("arrived_bytes", "")
-                if not arrived.isdigit() or int(arrived) >= opening.offset:
+                if not convert.is_offset(arrived) or int(arrived) >= opening.offset:
                     raise
                 opening.offset = int(arrived)
             except Unavailable as error:
@@ -247,7 +247,7 @@ class Files:
                 with self._calls.call(timeout_s) as stubs:
                     call = pick(stubs)(request, timeout=timeout_s)
                     try:
-                        while (message := await call.read()) is not grpc.aio.EOF:
+                        while (message := checked(await call.read())) is not grpc.aio.EOF:
                             begun = True
                             yield message
                     finally:
@@ -270,7 +270,7 @@ async def _sent(call: Any, messages: AsyncIterator[Any]) -> Any:
             async for message in messages:
                 await call.write(message)
             await call.done_writing()
-        return await call
+        return checked(await call)
     except grpc.aio.AioRpcError as error:
         raise await status.instead_of(error) from None
     finally:

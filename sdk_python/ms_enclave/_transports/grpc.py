@@ -17,12 +17,13 @@ from ms_enclave._convert.pools import pool_options
 from ms_enclave._model import Event, HealthCheckResult, SandboxInfo, ToolInfo, ToolResult
 from ms_enclave._model.pools import PoolOptions
 from ms_enclave._transports.base import PullProgress, SandboxPlan, ToolCall
-from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus
+from ms_enclave._transports.calls import REQUEST_S, Calls, DaemonStatus, checked
 from ms_enclave._transports.contexts import Contexts
 from ms_enclave._transports.credentials import Credentials
 from ms_enclave._transports.executions import Executions
 from ms_enclave._transports.files import Files
 from ms_enclave._transports.lifecycle import Lifecycle
+from ms_enclave._transports.paging import Pages
 from ms_enclave._transports.pools import Pools
 from ms_enclave.errors import EnclaveError, InvalidRequest, PoolNotFound, SandboxNotFound, Unavailable
 from ms_enclave.v1 import file_service_pb2 as file_pb
@@ -102,6 +103,7 @@ class GrpcTransport:
     async def list_sandboxes(self, labels: Mapping[str, str]) -> list[SandboxInfo]:
         found: list[SandboxInfo] = []
         request = sandbox_pb.ListSandboxesRequest(labels=labels, page_size=1000)
+        pages = Pages("sandboxes")
         while True:
             page = await self._calls.unary(
                 lambda stubs: stubs.sandboxes.ListSandboxes, request, timeout_s=self._request_s
@@ -109,7 +111,7 @@ class GrpcTransport:
             found.extend(convert.sandbox_info(sandbox) for sandbox in page.sandboxes)
             if not page.next_page_token:
                 return found
-            request.page_token = page.next_page_token
+            request.page_token = pages.following(page.next_page_token)
 
     async def start_sandbox(self, sandbox_id: str) -> SandboxInfo:
         request = sandbox_pb.StartSandboxRequest(sandbox_id=_id(sandbox_id))
@@ -193,7 +195,7 @@ class GrpcTransport:
                 with self._calls.call(FILE_S) as stubs:
                     call = stubs.files.ReadFile(request, timeout=FILE_S)
                     try:
-                        while isinstance(message := await call.read(), file_pb.ReadFileResponse):
+                        while isinstance(message := checked(await call.read()), file_pb.ReadFileResponse):
                             begun = True
                             yield message.data
                     finally:
@@ -221,7 +223,7 @@ class GrpcTransport:
                             async for data in content():
                                 await call.write(file_pb.WriteFileRequest(data=data))
                             await call.done_writing()
-                        return (await call).size_bytes
+                        return checked(await call).size_bytes
                     except grpc.aio.AioRpcError as error:
                         raise await daemon_status.instead_of(error) from None
                     finally:
@@ -244,7 +246,7 @@ class GrpcTransport:
                 with self._calls.call(PULL_S) as stubs:
                     call = stubs.images.PullImage(request, timeout=PULL_S)
                     try:
-                        while isinstance(seen := await call.read(), image_pb.PullImageResponse):
+                        while isinstance(seen := checked(await call.read()), image_pb.PullImageResponse):
                             begun = True
                             yield PullProgress(
                                 seen.layer, seen.status, seen.current_bytes, seen.total_bytes, seen.image_id

@@ -28,6 +28,9 @@ from ms_enclave.errors import (
 
 Content = Callable[[], AsyncIterator[bytes]]
 
+ANSWER_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Unpacked. The largest answer of a server that keeps to its limits is smaller: two outputs of 4 MiB, escaped."""
+_PIECE_BYTES: Final = 256 * 1024
 _HINT: Final = "start one with 'ms-enclave server' or 'python -m ms_enclave.run_server', or correct base_url"
 _KEY = re.compile(r"[\x21-\x7e]+")
 
@@ -104,7 +107,7 @@ class HttpCalls:
                 answer = await session.request(request.method, url, data=data, headers=headers, allow_redirects=False)
                 async with answer:
                     attempt.sent = True
-                    body = await answer.read()
+                    body = await _read(answer, self.address)
         except aiohttp.ClientConnectionError as error:
             attempt.sent = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
             raise self._unanswered(error, attempt) from error
@@ -142,6 +145,16 @@ class HttpCalls:
                 f"{_HINT}"
             )
         return DaemonUnavailable(f"no server answers at {self.address} ({_words(error)}); {_HINT}")
+
+
+async def _read(answer: aiohttp.ClientResponse, address: str) -> bytes:
+    found = bytearray()
+    async for piece in answer.content.iter_chunked(_PIECE_BYTES):
+        found += piece
+        if len(found) > ANSWER_BYTES_MAX:
+            answer.close()
+            raise InternalError(f"the server at {address} answered with more than {ANSWER_BYTES_MAX} bytes")
+    return bytes(found)
 
 
 def parse_base_url(text: str) -> tuple[str | None, str]:

@@ -10,8 +10,9 @@ from ms_enclave._convert import life
 from ms_enclave._model import SandboxInfo
 from ms_enclave._model.life import SandboxEvent, SandboxFilter, SandboxListing, StateChange
 from ms_enclave._transports.base import SandboxChange
-from ms_enclave._transports.calls import REQUEST_S, Calls
-from ms_enclave.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from ms_enclave._transports.calls import REQUEST_S, Calls, checked
+from ms_enclave._transports.paging import Pages
+from ms_enclave.errors import DaemonUnavailable, DeadlineExceeded, InvalidRequest, Unavailable
 from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 PAGE_SIZE: Final = 1000
@@ -28,12 +29,13 @@ class Lifecycle:
     async def find(self, wanted: SandboxFilter) -> SandboxListing:
         found: list[SandboxInfo] = []
         request = sandbox_pb.ListSandboxesRequest(page_size=PAGE_SIZE, **life.filter_fields(wanted))
+        pages = Pages("sandboxes")
         while True:
             page = await self._calls.unary(lambda stubs: stubs.sandboxes.ListSandboxes, request, timeout_s=REQUEST_S)
             found.extend(convert.sandbox_info(sandbox) for sandbox in page.sandboxes)
             if not page.next_page_token:
                 return SandboxListing(tuple(found), page.revision)
-            request.page_token = page.next_page_token
+            request.page_token = pages.following(page.next_page_token)
 
     async def history(self, sandbox_id: str) -> list[StateChange]:
         request = sandbox_pb.GetSandboxRequest(sandbox_id=convert.text(sandbox_id, "sandbox_id"))
@@ -54,12 +56,14 @@ class Lifecycle:
                 with self._calls.call(WATCH_S) as stubs:
                     call = stubs.sandboxes.WatchSandboxes(request, timeout=WATCH_S)
                     try:
-                        while isinstance(message := await call.read(), sandbox_pb.WatchSandboxesResponse):
+                        while isinstance(message := checked(await call.read()), sandbox_pb.WatchSandboxesResponse):
                             retries = self._calls.retries()
                             revision = message.revision
                             yield life.event(message)
                     finally:
                         call.cancel()
+                # A watch has no end of its own.
+                raise DaemonUnavailable(f"the daemon at {self._calls.address} ended the watch")
             except DeadlineExceeded:
                 continue  # nobody watches in one call for so long
             except Unavailable as error:

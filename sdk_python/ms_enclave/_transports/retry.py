@@ -51,7 +51,7 @@ class Retries:
             wait_s = self._waits_s.pop(0) if self._waits_s else None
         elif isinstance(error, Unavailable) and self._asked_left:
             self._asked_left -= 1
-            wait_s = min(1.0 if error.retry_after_s is None else error.retry_after_s, _ASKED_WAIT_S_MAX)
+            wait_s = min(1.0 if error.retry_after_s is None else max(0.0, error.retry_after_s), _ASKED_WAIT_S_MAX)
         self.used = self.used or wait_s is not None
         return wait_s
 
@@ -90,7 +90,7 @@ class Patience(Retries):
             return None
         wait_s = _REACHED_WAITS_S[min(self._attempts, len(_REACHED_WAITS_S) - 1)]
         if error.retry_after_s is not None:
-            wait_s = min(error.retry_after_s, _ASKED_WAIT_S_MAX)
+            wait_s = min(max(_REACHED_WAITS_S[0], error.retry_after_s), _ASKED_WAIT_S_MAX)
         self._attempts += 1
         self.used = True
         return min(wait_s, left_s)

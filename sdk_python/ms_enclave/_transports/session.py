@@ -266,7 +266,7 @@ class Session:
         """Goes on where the daemon still has output, and says what is missing. Raises for what a caller asked for."""
         channel = next((one for one in Channel if one.value == released.metadata.get("channel")), None)
         first = released.metadata.get("first_offset", "")
-        if self._track.started is None or channel is None or not first.isdecimal():
+        if self._track.started is None or channel is None or not convert.is_offset(first):
             raise released
         missed = int(first) - self._received.get(channel, 0)
         if missed <= 0:
