@@ -117,6 +117,13 @@ async def test_an_image_is_found_by_its_digest(runtime):
     assert (await runtime.resolve_image(by_name.id, may_pull=True)).id == by_name.id
 
 
+async def test_the_begin_of_an_images_id_is_no_name_of_it(runtime):
+    whole = (await runtime.resolve_image(DEFAULT_IMAGE, may_pull=False)).id
+    for length in (4, 12, 63):
+        with pytest.raises(ImageNotFound):
+            await runtime.resolve_image(whole.removeprefix("sha256:")[:length], may_pull=False)
+
+
 async def test_an_image_that_is_not_there_is_not_pulled_unless_it_may_be(runtime, registry):
     name = f"127.0.0.1:{registry.port}/pulled:1"
     with pytest.raises(ImageNotFound, match="scripts/build-image") as caught:
