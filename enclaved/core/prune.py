@@ -24,7 +24,15 @@ from urllib.parse import quote
 
 from enclaved.core import strays
 from enclaved.core.networks import owned_networks
-from enclaved.core.ownership import EMBEDDED_NAME, KEY_NAME, LOCK_NAME, Ownership, owner_of_embedded
+from enclaved.core.ownership import (
+    DOCTOR_PREFIX,
+    EMBEDDED_NAME,
+    KEY_NAME,
+    LOCK_NAME,
+    Ownership,
+    is_of_gone_doctor,
+    owner_of_embedded,
+)
 from enclaved.core.state import DATABASE_NAME
 from enclaved.errors import EnclaveError, EngineRefused
 from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, ContainerRecord, NetworkRecord, Runtime
@@ -32,6 +40,8 @@ from enclaved.runtime.base import LABEL_ID, LABEL_OWNER, ContainerRecord, Networ
 _NO_DAEMON: Final = "no daemon uses it, and no sandbox that is written down"
 _ALL: Final = "everything of this state directory was asked for"
 _CONNECT_S: Final = 1.0
+DOCTOR_STATE: Final = Path("d", "s")
+"""Where in its directory a doctor's own daemon keeps its state."""
 
 
 class Sort(enum.StrEnum):
@@ -78,10 +88,14 @@ class Prune:
         self._containers: dict[str, ContainerRecord] = {}
         self._networks: list[NetworkRecord] = []
 
-    async def run(self, state_dir: Path, bases: Sequence[Path], sockets: Sequence[Path]) -> Pruned:
-        """Looks at a state directory, at those of embedded daemons below bases, and at sockets of the first."""
-        self._containers = {container.id: container for container in await self._runtime.list_records()}
-        self._networks = await self._runtime.list_networks()
+    async def run(
+        self, state_dir: Path, bases: Sequence[Path], sockets: Sequence[Path], doctors: Path | None = None
+    ) -> Pruned:
+        """Looks at a state directory, at those of embedded daemons below bases, and at sockets of the first.
+
+        Then at the directories of doctors in ``doctors``.
+        """
+        await self._list()
         with _locked(state_dir) as obstacle:
             if obstacle:
                 self._keep_state(state_dir, obstacle)
@@ -92,10 +106,23 @@ class Prune:
         for base in dict.fromkeys(bases):
             for directory in sorted(_embedded(base)):
                 await self._prune_embedded(directory)
+        if doctors is not None:
+            await self._prune_doctors(doctors)
         for container in self._containers.values():
             reason = "of another state directory, which may be in use; 'docker rm -f' it if you know that it is not"
             self._found.kept.append(Thing(Sort.CONTAINER, container.id, reason))
         return self._found
+
+    async def run_doctors(self, base: Path) -> Pruned:
+        """Looks only at what doctors left in a directory that were killed together with their daemons."""
+        if _of_gone_doctors(base):
+            await self._list()
+            await self._prune_doctors(base)
+        return self._found
+
+    async def _list(self) -> None:
+        self._containers = {container.id: container for container in await self._runtime.list_records()}
+        self._networks = await self._runtime.list_networks()
 
     async def _prune(self, state_dir: Path, *, everything: bool) -> None:
         try:
@@ -120,11 +147,17 @@ class Prune:
         if (owner := owner_of_embedded(directory)) is not None:
             self._keep_state(state_dir, f"its program (process {owner}) runs and may start its daemon again")
             return
+        await self._prune_whole(directory, state_dir, "its daemon and its program are gone")
+
+    async def _prune_doctors(self, base: Path) -> None:
+        for directory in _of_gone_doctors(base):
+            await self._prune_whole(directory, directory / DOCTOR_STATE, "its doctor and that one's daemon are gone")
+
+    async def _prune_whole(self, directory: Path, state_dir: Path, reason: str) -> None:
         with _locked(state_dir) as obstacle:
             if obstacle:
                 self._keep_state(state_dir, obstacle)
                 return
-            reason = "its daemon and its program are gone"
             before = len(self._found.failed)
             await self._prune_containers(state_dir, set(), reason)
             if len(self._found.failed) == before:  # without its key nobody could prove whose they are
@@ -229,6 +262,12 @@ def _embedded(base: Path) -> list[Path]:
     if not _is_private(base):
         return []
     return [entry for entry in base.iterdir() if EMBEDDED_NAME.fullmatch(entry.name) and _is_private(entry)]
+
+
+def _of_gone_doctors(base: Path) -> list[Path]:
+    """Directories of doctors of this user that are gone. Others may make such names in this base, too."""
+    found = base.glob(f"{DOCTOR_PREFIX}*")
+    return sorted(entry for entry in found if is_of_gone_doctor(entry) and _is_private(entry))
 
 
 def _is_private(directory: Path) -> bool:

@@ -4,7 +4,7 @@ from enclaved.daemon._ceiling import prepare
 from enclaved.daemon._errors import StartError, StateLocked, Unprotected
 from enclaved.daemon._policy import policy_of
 from enclaved.daemon._process import run
-from enclaved.daemon._prune import prune
+from enclaved.daemon._prune import prune, prune_doctors
 from enclaved.daemon._reload import Reloads
 from enclaved.daemon._serve import Addresses, serve
 from enclaved.daemon._stop import StopRequest
@@ -19,6 +19,7 @@ __all__ = [
     "policy_of",
     "prepare",
     "prune",
+    "prune_doctors",
     "run",
     "serve",
 ]

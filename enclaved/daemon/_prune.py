@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from enclaved.config import Settings
 from enclaved.core.prune import Prune, Pruned
+from enclaved.errors import EnclaveError
 from enclaved.runtime.base import Runtime
 from enclaved.runtime.docker.driver import DockerRuntime
+
+DOCTORS: Final = Path("/tmp")  # noqa: S108 - socket paths are short; the doctor makes a directory of its own in it
 
 
 async def prune(
@@ -24,7 +29,17 @@ async def prune(
     try:
         pruning = Prune(engine, dry_run=dry_run, everything=everything)
         found = [Path(text) for text in sockets if text.startswith("/")]
-        return await pruning.run(Path(settings.state.dir), _bases(), found)
+        return await pruning.run(Path(settings.state.dir), _bases(), found, DOCTORS)
+    finally:
+        await engine.close()
+
+
+async def prune_doctors(settings: Settings) -> None:
+    """Removes what doctors left that were killed together with their daemons, as far as the engine answers."""
+    engine = DockerRuntime(settings.engine.url)
+    try:
+        with suppress(EnclaveError):
+            await Prune(engine, dry_run=False).run_doctors(DOCTORS)
     finally:
         await engine.close()
 

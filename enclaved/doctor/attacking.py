@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc.aio
 
 from enclaved.config import Settings
+from enclaved.daemon import prune_doctors
 from enclaved.doctor.attacks.base import Attack, Category
 from enclaved.doctor.attacks.suite import SUITE
 from enclaved.doctor.connection import BadAddress, Daemon, Stubs, channel_to
@@ -61,6 +62,7 @@ async def attack(
     problems: list[str] = []
     try:
         async with AsyncExitStack() as stack:
+            await prune_doctors(settings)
             directory = await stack.enter_async_context(private_directory())
             engine: EngineView | None = EngineView(settings.engine.url)
             if address:

@@ -38,6 +38,7 @@ class DaemonFailed(Exception):
 @asynccontextmanager
 async def private_directory() -> AsyncIterator[Path]:
     """Makes a directory with a short name, since sockets lie in it; removes it at the end."""
+    # `enclaved.core.ownership` knows the name by which the next doctor finds it.
     # Everybody may pass, so that an escape would find what waits for it; what is private lies deeper.
     directory = Path(tempfile.mkdtemp(prefix=f"mse-doctor-{os.getpid()}-", dir="/tmp"))
     try:

@@ -275,3 +275,51 @@ async def test_a_directory_that_one_may_not_open_is_kept_and_the_others_are_prun
         (Sort.STATE, True)
     ]
     assert not gone.exists()
+
+
+GONE = f"mse-doctor-{2**22 + 1}-abcdefg_"
+HERE = f"mse-doctor-{os.getpid()}-abcdefg_"
+
+
+async def test_what_doctors_left_that_were_killed_with_their_daemons_goes_whole_with_its_containers(
+    place: Place,
+) -> None:
+    owners = {name: place.made(place.base / name / "d" / "s") for name in (GONE, HERE)}
+    for name in (GONE, HERE):
+        (place.base / name).chmod(0o711)
+    place.engine.containers = {name: owner.labels("a", 1) for name, owner in owners.items()}
+    pruning = Prune(cast("Runtime", place.engine), dry_run=True)
+    would = await pruning.run(place.state_dir, [], [], place.base)
+    assert names(would.removed) == [(Sort.CONTAINER, GONE), (Sort.STATE, GONE)]
+    assert (place.base / GONE).exists()
+    found = await Prune(cast("Runtime", place.engine), dry_run=False).run_doctors(place.base)
+    assert names(found.removed) == names(would.removed)
+    assert [*place.engine.containers] == [HERE]
+    assert [path.name for path in place.base.iterdir()] == [HERE]
+
+
+async def test_a_doctors_directory_stays_while_its_daemon_ends_or_a_container_does(place: Place) -> None:
+    place.engine.containers = {"stubborn": place.made(place.base / GONE / "d" / "s").labels("a", 1)}
+    with (place.base / GONE / "d" / "s" / LOCK_NAME).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert (await Prune(cast("Runtime", place.engine), dry_run=False).run_doctors(place.base)).removed == []
+    place.engine.stubborn = "stubborn"
+    found = await Prune(cast("Runtime", place.engine), dry_run=False).run_doctors(place.base)
+    assert (found.removed, names(found.failed)) == ([], [(Sort.CONTAINER, "stubborn")])
+    assert (place.base / GONE).exists()
+
+
+async def test_what_only_looks_like_a_doctors_directory_stays(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mse-doctor-1x-abcdefgh", f"{GONE}x", f"x{GONE}"):
+        (place.base / name).mkdir()
+    (place.base / "target").mkdir()
+    (place.base / GONE.replace("_", "l")).symlink_to(place.base / "target")
+    (place.base / GONE.replace("_", "f")).touch()
+    (place.base / GONE.replace("_", "w")).mkdir()
+    (place.base / GONE.replace("_", "w")).chmod(0o777)
+    before = sorted(place.base.iterdir())
+    assert await Prune(cast("Runtime", place.engine), dry_run=False).run_doctors(place.base) == Pruned()
+    assert sorted(place.base.iterdir()) == before
+    (place.base / GONE).mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert await Prune(cast("Runtime", place.engine), dry_run=False).run_doctors(place.base) == Pruned()

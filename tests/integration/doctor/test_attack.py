@@ -95,6 +95,28 @@ async def test_a_doctor_that_is_ended_leaves_nothing(number: signal.Signals, pla
     await until(lambda: not any(is_child_of(pid, process.pid) for pid in children), "the end of its daemon")
 
 
+async def test_what_a_doctor_left_that_was_killed_with_its_daemon_is_removed_by_the_next_one() -> None:
+    arguments = [sys.executable, "-P", "-m", "enclaved", "doctor", "--attack", "--category", "resources"]
+    silent = subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*arguments, stdout=silent, stderr=silent)
+    pattern = f"mse-doctor-{process.pid}-*"
+    await until(lambda: next(Path("/tmp").glob(f"{pattern}/d/g.sock"), None), "the doctor's daemon")
+    children = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and is_child_of(pid, process.pid)]
+    process.send_signal(signal.SIGSTOP)  # so that it does not see its daemon go
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    process.kill()
+    await process.wait()
+    await until(lambda: not any(is_child_of(str(pid), process.pid) for pid in children), "the end of its daemon")
+    assert list(Path("/tmp").glob(pattern))
+
+    arguments = [*arguments[:-2], "--only", "escape.mounts"]
+    next_one = await asyncio.create_subprocess_exec(*arguments, stdout=silent, stderr=silent)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await next_one.wait() == 0
+    assert list(Path("/tmp").glob(pattern)) == []
+
+
 async def test_a_daemon_that_runs_already_is_attacked_as_far_as_a_client_sees() -> None:
     settings = load(None).settings
     async with private_directory() as directory, own_daemon(directory, settings, None) as daemon:
