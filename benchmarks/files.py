@@ -6,7 +6,8 @@
 Ours go to and from the sandbox's working directory, which is in memory; `docker cp` cannot reach that, so its files go
 to and from the file system of a container of the same image. What comes back is compared with what went.
 Then 1,000 small files are synchronised, one of them is changed, and the bytes are counted that
-go through the daemon's socket for it. Ratios are ratios of medians of this run.
+go through the daemon's socket for it. Ratios are ratios of medians of this run. CPU time is that of the client alone
+(this process, or the command), without the daemon's or the engine's.
 
 Needs a Docker engine and the default image (`./scripts/quickstart` makes both).
 """
@@ -20,6 +21,7 @@ import hashlib
 import os
 import platform
 import random
+import resource
 import statistics
 import sys
 import tempfile
@@ -48,27 +50,34 @@ async def run(*command: str, **variables: str) -> None:
         raise SystemExit(f"benchmark: {command[:3]} failed: {errors.decode().strip()}")
 
 
-async def measure(copies: dict[str, Copy], rounds: int) -> dict[str, list[float]]:
-    """Runs every copy once a round, in random order; returns seconds. The first round does not count."""
-    times: dict[str, list[float]] = {name: [] for name in copies}
+def cpu_s() -> float:
+    """CPU time of this process and of the commands that it has run to their end."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+async def measure(copies: dict[str, Copy], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Runs every copy once a round, in random order; returns seconds, and of CPU time. The first round is left out."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in copies}
     for number in range(-1, rounds):
         for name in random.sample(list(copies), len(copies)):
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), cpu_s()
             await copies[name]()
             if number >= 0:
-                times[name].append(time.perf_counter() - start)
+                times[name].append((time.perf_counter() - start, cpu_s() - cpu))
     return times
 
 
-def report(title: str, times: dict[str, list[float]], mib: int) -> None:
+def report(title: str, times: dict[str, list[tuple[float, float]]], mib: int) -> None:
     """Prints one table."""
-    baseline = statistics.median(times[PATHS[0]])
+    baseline = statistics.median(seconds for seconds, _ in times[PATHS[0]])
     print(f"\n{title}, {mib} MiB")
-    print("| path | n | median s | MB/s | speed relative to docker cp |")
-    print("|---|---|---|---|---|")
+    print("| path | n | median s | MB/s | speed relative to docker cp | client's CPU, ms/MiB |")
+    print("|---|---|---|---|---|---|")
     for name, found in times.items():
-        median = statistics.median(found)
-        print(f"| {name} | {len(found)} | {median:.2f} | {mib * 1.048576 / median:.0f} | {baseline / median:.2f} |")
+        median, cpu = (statistics.median(each) for each in zip(*found, strict=True))
+        speed, ratio = mib * 1.048576 / median, baseline / median
+        print(f"| {name} | {len(found)} | {median:.2f} | {speed:.0f} | {ratio:.2f} | {cpu * 1000 / mib:.1f} |")
 
 
 def digest(path: Path) -> str:
