@@ -16,6 +16,7 @@ from ms_enclave.v1 import sandbox_service_pb2 as sandbox_pb
 
 from tests.service.daemons import PATIENCE_S, Running, daemon, python, settings_in, short_directory
 from tests.service.edge import details, fields, reason
+from tests.service.hostile.fuzzing import mutated
 from tests.unit.messages import fill
 
 SERVICES = ("SandboxService", "ExecutionService", "ContextService", "ToolService", "FileService", "SystemService")
@@ -40,23 +41,6 @@ async def works(running: Running) -> bool:
     await running.create("proof")
     response = await running.execution_stub.Run(execution_pb.RunRequest(spec=python("print(6 * 7)", "proof")))
     return bool(response.stdout == b"42\n")
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """Flips, cuts, doubles or inserts bytes."""
-    found = bytearray(data)
-    for _ in range(rng.randrange(1, 4)):
-        at = rng.randrange(len(found) + 1)
-        match rng.randrange(4):
-            case 0 if at < len(found):
-                found[at] = rng.randrange(256)
-            case 1:
-                del found[at : at + rng.randrange(1, 8)]
-            case 2:
-                found[at:at] = rng.randbytes(rng.randrange(1, 8))
-            case _:
-                found[at:at] = found[at : at + 16]
-    return bytes(found)
 
 
 @pytest.mark.parametrize("service", SERVICES)
