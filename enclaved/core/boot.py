@@ -97,7 +97,7 @@ class Boot:
         self.networks = SandboxNetworks(runtime, ownership, network_settings)
         self._guest_file = install_guest(settings.state_dir / "guest")
         self._guest_arguments = packed_guest()
-        self._mounting = Mounting()
+        self._mounting = Mounting(runtime)
         self._uids = Uids(settings.uid_first, settings.uid_count)
         self._users = Users(runtime, self._uids)
         self._old_directories = set((settings.state_dir / "s").glob("*"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,9 +13,13 @@ from enclaved.agent.handle import RunOptions, wire_name
 from enclaved.agent.jobs import encode_job
 from enclaved.agent.link import GuestLink
 from enclaved.core.host_paths import Found, check_told, found, look_program, user_for
+from enclaved.core.outside_look import check_from_outside
 from enclaved.core.record import SandboxRecord
 from enclaved.errors import EnclaveError, EngineRefused, InvalidRequest, PolicyDenied
 from enclaved.model import EMBEDDED_ROLE, STDERR, Output, PythonJob
+from enclaved.runtime.base import Runtime
+
+log = logging.getLogger(__name__)
 
 UID_SEPARATION: Final = "uid_separation"
 """What a sandbox waives that runs as the owner of a directory: others may run as the same user."""
@@ -42,7 +48,9 @@ class Mounting:
     anything without it, so it is not held up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, runtime: Runtime | None = None) -> None:
+        """Without a runtime nothing is looked at from outside."""
+        self._runtime = runtime
         self._held: dict[SandboxRecord, _Held] = {}
 
     def user_of(self, record: SandboxRecord, places: Places, sandbox_uids: range) -> int:
@@ -67,7 +75,16 @@ class Mounting:
         return uid
 
     async def look_again(self, record: SandboxRecord, link: GuestLink, places: Places) -> None:
-        """Makes sure of what was mounted. Raises as `look_again`."""
+        """Makes sure of what was mounted: from outside where that is possible, and from inside that it can be read.
+
+        Raises `EngineUnavailable`, and as `check_from_outside` and `look_again`.
+        """
+        status = None
+        if self._runtime is not None and record.container_id is not None:
+            status = await self._runtime.status(record.container_id)
+        pid, container_id = status.pid if status is not None else 0, record.container_id or ""
+        if not await asyncio.to_thread(check_from_outside, pid, container_id, places, record.id):
+            log.info("mounts looked at from inside alone", extra={"sandbox_id": record.id})
         await look_again(record, link, places)
         self._held[record].is_settled = True
 

@@ -133,6 +133,8 @@ class ContainerStatus:
     """Exit code of the guest, once it ended."""
     oom_killed: bool
     error: str
+    pid: int = 0
+    """Its first process as the engine's host counts; 0: it has none, or nobody says."""
 
 
 @dataclass(frozen=True, slots=True)

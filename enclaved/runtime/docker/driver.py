@@ -368,6 +368,7 @@ def _status(state: Mapping[str, Any]) -> ContainerStatus:
         exit_code=int(state["ExitCode"]) if ended else None,
         oom_killed=bool(state["OOMKilled"]),
         error=str(state.get("Error") or ""),
+        pid=int(state.get("Pid") or 0),
     )
 
 

@@ -33,7 +33,8 @@ async def test_a_container_is_made_started_looked_at_and_removed(workshop):
     await runtime.remove(container_id)
 
     assert created == ContainerStatus(running=False, paused=False, exit_code=None, oom_killed=False, error="")
-    assert running == after == replace(created, running=True)
+    assert running == after == replace(created, running=True, pid=running.pid)
+    assert (created.pid, running.pid > 0) == (0, True)
     assert await runtime.status(container_id) is None
     assert await workshop.ours() == []
 

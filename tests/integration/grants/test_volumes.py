@@ -130,6 +130,27 @@ async def test_a_directory_that_is_swapped_while_its_container_is_made_is_not_se
     assert await house.manager.list_sandboxes() == []
 
 
+async def test_a_sandbox_that_lies_about_what_was_mounted_is_not_believed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+):
+    place, secret = house.place("data"), house.place("secret")
+    found = host_paths.user_for
+
+    def swap(*arguments):
+        place.rename(house.folder / "was")
+        place.symlink_to(secret)
+        return found(*arguments)
+
+    async def say_all_is_well(*_arguments: object) -> None:
+        """What the look from inside comes to where the image was made to deceive it."""
+
+    monkeypatch.setattr("enclaved.core.mounting.user_for", swap)
+    monkeypatch.setattr("enclaved.core.mounting.look_again", say_all_is_well)
+    with pytest.raises(EnclaveError, match="something else was mounted"):
+        await house.sandbox(volumes={str(place): {"bind": "/data", "mode": "ro"}})
+    assert await house.manager.list_sandboxes() == []
+
+
 async def test_what_is_mounted_below_a_directory_on_the_host_stays_out(house: House):
     place = house.place("data")
     (place / "below").mkdir()
