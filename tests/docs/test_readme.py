@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+from pathlib import Path
 
+import click
 import pytest
 
+from enclaved.cli import enclaved
 from tests.docs.pages import ROOT, Block, blocks
 from tests.docs.place import A_MANAGER, A_SANDBOX, PRELUDE, Place
 
@@ -94,3 +97,19 @@ def test_a_daemon_of_ones_own_serves_a_program_that_is_told_where_it_is(place: P
         assert place.run("bash", "-euc", use, **home) == PROGRAMS[0].shown_output
         assert list(place.run_directory.iterdir()) == [], "the program started a daemon of its own"
     assert 'listen.metrics = "127.0.0.1:0"' in place.run("bash", "-euc", config, **home)
+
+
+def test_the_commands_for_operators_on_the_chinese_page_are_those_of_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("policy.toml").touch()
+    lines = [line for block in blocks("README.zh.md", "text") for line in block.text.splitlines()]
+    found = [line.rpartition("| ")[2].split() for line in lines if "enclaved " in line]
+    assert {words[1] for words in found} == {"token", "policy", "doctor"}
+    for words in found:
+        command: click.Command = enclaved
+        rest = words[1:]
+        while isinstance(command, click.Group):
+            command = command.commands[rest.pop(0)]
+        command.make_context(words[1], rest)  # refuses options and arguments that there are not
