@@ -141,7 +141,7 @@ _COLUMNS: Final = ("id", "name", "role", "state", "created_at", "expires_at", "l
 def _store(file: Path | None, state_dir: str | None, *, makes: bool = False) -> Iterator[TokenStore]:
     settings = load(file, flags={} if state_dir is None else {"state.dir": state_dir}).settings
     if not makes and state_dir is not None and not Path(state_dir).is_dir():
-        leave(ExitCode.USAGE, f"{state_dir} is no directory; name the state directory of the daemon")
+        leave(ExitCode.USAGE, f"{state_dir} is no directory; name the state directory of the daemon with --state-dir")
     with closing(TokenStore(Path(settings.state.dir))) as store:
         try:
             yield store

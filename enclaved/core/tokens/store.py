@@ -318,5 +318,8 @@ def _closed(path: Path, error: OSError) -> TokensUnusable:
 
 
 def _refusal(path: Path, error: sqlite3.Error) -> TokensUnusable:
-    hint = f"make room there if the disk is full; else {_MEND}"
+    # What is not operational is wrong with the file itself.
+    hint = (
+        f"make room there if the disk is full; else {_MEND}" if isinstance(error, sqlite3.OperationalError) else _MEND
+    )
     return TokensUnusable(f"cannot use the tokens in {path}: {error}; {hint}")
