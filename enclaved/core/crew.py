@@ -12,6 +12,7 @@ from typing import Final
 from enclaved.core.background import Background
 from enclaved.core.executions import Executions
 from enclaved.core.identity import acting_as
+from enclaved.core.rates import Rates
 from enclaved.core.record import SandboxRecord
 from enclaved.core.reset import ResetFailed, Shown, reset
 from enclaved.core.sandboxes import Sandboxes
@@ -68,17 +69,30 @@ class Crew:
         self._parts = parts
         self._gate = asyncio.Semaphore(CREATES_AT_ONCE)
         self._next_at = 0.0
+        self._rates = Rates()
 
     @asynccontextmanager
     async def turn(self, *, paced: bool) -> AsyncIterator[None]:
-        """Waits until one more sandbox may be made: a few at once, and ``paced`` so many in a second."""
+        """Waits until one more sandbox may be made: a few at once, and ``paced`` so many in a second.
+
+        ``paced`` is what comes in the place of others. In a minute no more of that is made than its owner might make.
+        """
         async with self._gate:
             if paced:
                 now = asyncio.get_running_loop().time()
                 starts_at = max(now, self._next_at)
                 self._next_at = starts_at + 1.0 / self.plan.refill_per_s
                 await asyncio.sleep(starts_at - now)
+                wait_s = self._turn_in_s()
+                while wait_s:
+                    await asyncio.sleep(wait_s)
+                    wait_s = self._turn_in_s()
             yield
+
+    def _turn_in_s(self) -> float:
+        """Takes one of the owner's turns to make a sandbox: 0, or in how many seconds there is one."""
+        role = self._parts.sandboxes.policy.role(self.owner)
+        return self._rates.take(self.owner.name, role.limits.creates_per_minute)
 
     async def make(self, sandbox_id: str = "") -> Made:
         """Makes a sandbox and warms it. Leaves none behind if it fails. Raises as `Sandboxes.create`."""

@@ -15,6 +15,7 @@ from enclaved.core.background import Background
 from enclaved.core.crew import PoolParts
 from enclaved.core.lending import Member
 from enclaved.core.members import Members
+from enclaved.core.policy import PolicyLimits, Role
 from enclaved.core.pool import Pools
 from enclaved.core.reset import ResetFailed, Shown
 from enclaved.core.state import Baseline, MemberRow, PoolRow
@@ -47,9 +48,10 @@ class FakePolicy:
 
     denied: list[object] = field(default_factory=list)
     """Specs that nobody may have."""
+    creates_per_minute: int = 0
 
-    def role(self, identity: object) -> str:
-        return "everything"
+    def role(self, identity: object) -> Role:
+        return Role("everything", limits=PolicyLimits(creates_per_minute=self.creates_per_minute))
 
     def covers(self, spec: object, identity: object) -> None:
         if spec in self.denied:
