@@ -378,7 +378,7 @@ def _tree(container: _Container) -> list[int]:
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            parent = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
             parents.setdefault(parent, []).append(int(entry.name))
     found = [container.process.pid] if container.process is not None else []
     for pid in found:
