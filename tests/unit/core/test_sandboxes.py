@@ -284,7 +284,7 @@ async def test_an_engine_that_does_not_answer_is_waited_for(
 
 
 async def test_directories_of_dead_embedded_daemons_go_with_their_containers(hall: Hall, tmp_path: Path) -> None:
-    state_dir = tmp_path / "gone" / "state"
+    state_dir = tmp_path / "4194305-1" / "state"  # a process that cannot be
     state_dir.mkdir(parents=True)
     (state_dir / "lock").touch()
     gone = Ownership.of(state_dir)
