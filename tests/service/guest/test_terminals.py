@@ -12,6 +12,20 @@ from enclaved.agent.guest.limits import TERMINALS_MAX
 from tests.service.guest.wire import UID, WireGuest, wire_guest
 
 SIZE = [24, 80]
+JOB = """
+import os, time
+before = None
+try:
+    while True:
+        place = 'front' if os.tcgetpgrp(0) == os.getpgrp() else 'back'
+        if place != before:
+            print('in', place, flush=True)
+        before = place
+        time.sleep(0.01)
+except KeyboardInterrupt:
+    print('interrupted')
+"""
+"""Says where it is from when on, until it is interrupted."""
 
 
 @pytest.fixture
@@ -129,14 +143,20 @@ async def test_a_size_that_comes_before_the_program_is_its_first(guest: WireGues
 async def test_a_shell_has_job_control(guest: WireGuest) -> None:
     run = guest.command("bash", "--norc", "--noprofile", "-i", terminal=SIZE)
     await guest.shown(run, "$ ")
-    offset = guest.type(run, "sh -c 'echo it $((3 + 4)); exec sleep 1000'\n", 0)
-    await guest.shown(run, "it 7\r\n")  # so it is in the foreground
+    (guest.working_dir / "job.py").write_text(JOB)
+    offset = guest.type(run, "/usr/bin/python3 job.py\n", 0)
+    await guest.shown(run, "in front\r\n")
     offset = guest.type(run, "\x1a", offset)
     await guest.shown(run, "Stopped")
-    offset = guest.type(run, "bg\njobs; echo $((3 + 5)) on; fg\n", offset)
-    await guest.shown(run, "8 on\r\nsh -c")
+    offset = guest.type(run, "bg\n", offset)
+    await guest.shown(run, "in back\r\n")
+    offset = guest.type(run, "jobs; echo $((3 + 5)) on; fg\n", offset)
+    await guest.shown(run, "8 on\r\n/usr/bin/python3 job.py")
     assert "Running" in run.screen
+    # The shell says its name before it is there.
+    await guest.until(lambda: "in front\r\n" in run.screen.rpartition("in back\r\n")[2])
     offset = guest.type(run, "\x03", offset)
+    await guest.shown(run, "interrupted\r\n")
     offset = guest.type(run, "echo $((6 * 7)); exit 5\n", offset)
     finished = await guest.end(run)
     assert "no job control" not in run.screen

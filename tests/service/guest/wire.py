@@ -37,9 +37,13 @@ class Run:
 
     name: str
     frames: deque[Header] = field(default_factory=lambda: deque(maxlen=1000))
+    latest: dict[str, Header] = field(default_factory=dict)
+    """The latest frame of each type, also where many came after it."""
     chunks: list[tuple[Header, bytes]] = field(default_factory=list)
     keeps_chunks: bool = True
     auto_credit: bool = True
+    follows: bool = False
+    """Whether the guest tells its first reader the end, after all of its output."""
 
     @property
     def finished(self) -> Header | None:
@@ -47,7 +51,12 @@ class Run:
 
     def last(self, kind: str) -> Header | None:
         """The latest frame of a type."""
-        return next((frame for frame in reversed(self.frames) if frame["type"] == kind), None)
+        return self.latest.get(kind)
+
+    def add(self, header: Header) -> None:
+        """Takes what the guest said of it."""
+        self.frames.append(header)
+        self.latest[header["type"]] = header
 
     def output(self, channel: int = 1, *, reader: int = 1) -> bytes:
         """All output of a channel that a reader got."""
@@ -115,7 +124,8 @@ class WireGuest:
             if run.auto_credit:
                 self.send("credit", execution=run.name, reader=header["reader"], bytes=cost_bytes(payload))
         else:
-            run.frames.append(header)
+            run.add(header)
+            run.follows = run.follows or header["type"] == "subscribed"
 
     def send(self, kind: str, payload: bytes = b"", **fields: Any) -> None:
         """Sends a frame."""
@@ -138,6 +148,8 @@ class WireGuest:
         assert self._writer is not None
         before = self.connections
         self._writer.transport.abort()
+        for run in self.runs.values():
+            run.follows = False
         await self.until(lambda: self.connections > before)
 
     # -- executions
@@ -154,6 +166,7 @@ class WireGuest:
             **fields,
         }
         if follow:
+            run.follows = True
             header["subscribe"] = {"reader": 1, "offsets": {}, "credit_bytes": CREDIT_BYTES}
         assert len(document) <= MAX_PAYLOAD_BYTES
         self.send("run", document, execution=run.name, context=context, job_bytes=len(document), **header)
@@ -184,7 +197,7 @@ class WireGuest:
 
     async def end(self, run: Run) -> Header:
         """Waits for the end of an execution, and of what its first reader gets."""
-        await self.until(lambda: run.finished is not None and (run.last("end") or run.last("subscribed") is None))
+        await self.until(lambda: run.finished is not None and (run.last("end") or not run.follows))
         assert run.finished is not None
         return run.finished
 
