@@ -148,6 +148,7 @@ async def test_a_paused_container_is_waited_for(world: World, monkeypatch: pytes
         assert (await info(second)).state == sandbox_pb.Sandbox.STATE_PAUSED
         monkeypatch.setattr(watching, "REJOIN_PATIENCE_S", 60.0)
         monkeypatch.setattr(watching, "REJOIN_DEADLINE_S", 60.0)
+        world.engine.paused = False  # else a later look would find it paused again
         os.killpg(container.process.pid, signals.SIGCONT)
         await recovered(second, "adopted", 1)
         assert await run(second, "print(6 * 7)") == "42\n"
