@@ -10,6 +10,8 @@ from typing import Final
 IDENTITIES_MAX: Final = 4096
 """Identities that are remembered. One that was not seen for longest is forgotten first, and starts anew."""
 MINUTE_S: Final = 60.0
+ROUNDING: Final = 1e-4
+"""What may be missing of a turn: who waited as long as we said has it, however sums of seconds were rounded."""
 
 
 class Rates:
@@ -32,8 +34,8 @@ class Rates:
         left, then = self._buckets.pop(name, (float(per_minute), now))
         left = min(float(per_minute), left + (now - then) * per_minute / MINUTE_S)
         wanted = float(min(turns, per_minute))
-        has_turns = left >= wanted
-        self._buckets[name] = (left - wanted if has_turns else left, now)
+        has_turns = left >= wanted - ROUNDING
+        self._buckets[name] = (max(0.0, left - wanted) if has_turns else left, now)
         if len(self._buckets) > IDENTITIES_MAX:
             self._buckets.popitem(last=False)
         return 0.0 if has_turns else (wanted - left) * MINUTE_S / per_minute

@@ -45,6 +45,17 @@ def test_turns_come_back_as_time_goes_by_and_never_more_than_a_minutes() -> None
     assert [rates.take("ann", 3) for _ in range(4)] == [0, 0, 0, pytest.approx(20.0)]
 
 
+@given(st.floats(0, 1e8), st.integers(1, 10_000))
+def test_who_waits_as_long_as_it_was_told_has_its_turn(now: float, per_minute: int) -> None:
+    clock = Clock()
+    clock.now = now
+    rates = Rates(clock)
+    assert rates.take("ann", per_minute, per_minute) == 0
+    clock.now += rates.take("ann", per_minute)
+    assert rates.take("ann", per_minute) == 0
+    assert rates.take("ann", per_minute) > 0
+
+
 def test_many_turns_are_taken_at_once_or_none_of_them() -> None:
     clock = Clock()
     rates = Rates(clock)
