@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 STATUS_EVERY_S = 0.5
 PING_EVERY_S = 2.0
 PING_PATIENCE_S = 3.0
+BUSY_PATIENCE_S = 12.0
+"""How much longer a guest may be silent whose programs use the processor time that it shares with them."""
+BUSY_SHARE = 0.01
+"""The part of one processor from which on they do."""
 RECONNECT_DEADLINE_S = 5.0
 PAUSED_PING_S = 3600.0
 PAUSED_STATUS_EVERY_S = 2.0
@@ -166,7 +170,7 @@ class Watching:
         """Why a connected guest must be given up; empty if it answers, or is paused."""
         asked_at = asyncio.get_running_loop().time()
         try:
-            await link.ping(PING_PATIENCE_S)
+            await self._ping(link, container_id)
         except GuestUnavailable:
             if not link.connected or record.state is SandboxState.PAUSED:
                 return ""
@@ -183,8 +187,27 @@ class Watching:
                 return ""  # it was paused in between, on request
             if await link.renewed(RECONNECT_DEADLINE_S):
                 return ""
-            return f"its guest did not answer for {PING_PATIENCE_S:g} s"
+            return f"its guest did not answer for {asyncio.get_running_loop().time() - asked_at:.0f} s"
         return ""
+
+    async def _ping(self, link: GuestLink, container_id: str) -> None:
+        """Asks a guest for a sign of life; a second time, and for longer, where it may be waiting for its turn to run.
+
+        Raises `GuestUnavailable`.
+        """
+        used_s = self._cpu_s(container_id)
+        try:
+            await link.ping(PING_PATIENCE_S)
+        except GuestUnavailable:
+            if self._cpu_s(container_id) - used_s < BUSY_SHARE * PING_PATIENCE_S or not link.connected:
+                raise
+            log.info("a guest is slow to answer, and its programs are busy", extra={"sandbox_id": link.sandbox_id})
+            await link.ping(BUSY_PATIENCE_S)
+
+    def _cpu_s(self, container_id: str) -> float:
+        """The processor time that a sandbox has used; 0 where that cannot be known."""
+        usage = self._runtime.usage(container_id)
+        return 0.0 if usage is None else usage.cpu_user_s + usage.cpu_system_s
 
     async def _gone(
         self,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
-from .limits import KILL_DEADLINE_S, SWEEP_ROUNDS
-from .processes import belongs, kill_all, real_uid, stat
+from .limits import FEW, KILL_DEADLINE_S, SWEEP_ROUNDS
+from .processes import belongs, kill_all, send_signal, stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ class Cleaner:
         self.children.reap()
         self.loop.after(0.0 if execution.kill_rounds < 5 else 0.002, lambda: self.clear_tree(execution, done))
 
+    def halt(self, execution: Execution) -> None:
+        """Stops what a program that is being killed has started, if that is much: its end would wait for all of it."""
+        if len(self.processes.listed() - self.protected()) > FEW:
+            for pid in self.left_behind(execution):
+                send_signal(pid, signal.SIGSTOP)
+
     def left_behind(self, execution: Execution) -> Set[int]:
         """Processes of an execution that has ended: its own tree, and all strays if nothing else runs."""
         pids = self.processes.listed()
@@ -51,7 +58,7 @@ class Cleaner:
         self.children.read_spawning()
         unknown = pids - self.protected()
         if len(self.records.active) == 1:
-            return {pid for pid in unknown if stat(pid) is not None and self.processes.is_users(pid)}
+            return self.processes.users_among(unknown)
         table = {pid: stat(pid) for pid in pids}
         return {pid for pid in unknown if table[pid] is not None and belongs(pid, table, execution.pid)}
 
@@ -67,8 +74,7 @@ class Cleaner:
 
     def strays(self) -> Set[int]:
         """Processes of the user that are not ours."""
-        unknown = self.processes.listed() - self.protected()
-        return {pid for pid in unknown if real_uid(pid) == self.processes.uid and stat(pid) is not None}
+        return self.processes.users_among(self.processes.listed() - self.protected())
 
     def protected(self) -> Set[int]:
         """Processes that a sweep leaves alone: they are known, alive or not yet reaped."""

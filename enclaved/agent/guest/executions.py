@@ -187,9 +187,10 @@ class Executions:
                 self.kill_running(execution)
 
     def kill_running(self, execution: Execution) -> None:
-        """Kills the program itself; its tree follows when wait4 has told of its end."""
+        """Kills the program itself; its tree, stopped if it is large, follows when wait4 has told of its end."""
         if execution.state == "running":
             kill(execution.pid)
+            self.cleaner.halt(execution)
 
     def on_output_limit(self, execution: Execution) -> None:
         """Kills a program that wrote more than it may. One that was quicker to end gets the same verdict."""

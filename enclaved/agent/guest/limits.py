@@ -47,6 +47,7 @@ SOURCES_KEPT = 256
 SOURCES_BYTES = 1024 * 1024
 LARGE_PIPES_MAX = 4
 STOP_ROUNDS = 8
+FEW = 4  # processes at most that are killed without being stopped first
 SWEEP_ROUNDS = 1000
 RETRY_S = 0.2
 CONTEXTS_MAX = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from .limits import KILL_DEADLINE_S
-from .processes import kill_all, stat
+from .processes import kill_all
 
 SHORT_ROUNDS = 8  # in which a process that was killed is usually gone
 
@@ -90,6 +90,4 @@ class Parking:
         """Everything of the user's but the standby children."""
         spared = {1, os.getpid()} | set(self.children.helpers) | {child.pid for child in self.nursery.standby}
         spared |= {child.pid for child in self.children.spawning}
-        victims = self.processes.listed() - spared
-        victims = {pid for pid in victims if self.processes.is_users(pid)}
-        return {pid for pid in victims if stat(pid) is not None}
+        return self.processes.users_among(self.processes.listed() - spared)

@@ -6,7 +6,7 @@ from typing import Final
 
 from enclaved.doctor.act import Act
 from enclaved.doctor.attacks.base import Attack, Category, Evidence, Judge, Program
-from enclaved.doctor.attacks.judges import all_of, ends, finds, nothing_left
+from enclaved.doctor.attacks.judges import all_of, ends, finds, nothing_left, still_works
 
 _SPAWNS: Final = """
 import signal
@@ -26,6 +26,21 @@ for _ in range(6):
         again(300)
 """
 """Six processes that pass on their life to a child all the time, 300 times each."""
+_SPINS: Final = """
+import signal
+signal.alarm(25)
+for _ in range(250):
+    try:
+        if not os.fork():
+            signal.alarm(25)
+            os.setsid()
+            break
+    except OSError:
+        break
+while True:
+    pass
+"""
+"""As many processes as it gets, of a session each; all of them want the processor, and so does who has to kill them."""
 _IGNORES: Final = """
 import signal
 signal.alarm(0)
@@ -114,6 +129,13 @@ tell("left", True)
         _SPAWNS + "time.sleep(25)\n",
         ends("TIMEOUT"),
         timeout_s=1,
+    ),
+    _attack(
+        "spinning-bomb",
+        "Fills the sandbox with processes that never rest, until a timeout.",
+        _SPINS,
+        all_of(ends("TIMEOUT"), still_works()),
+        timeout_s=3,
     ),
     _attack(
         "stops-itself",

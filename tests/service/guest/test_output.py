@@ -12,6 +12,7 @@ from enclaved.core.executions import RUN_OUTPUT_BYTES
 from enclaved.errors import ExecutionNotFound, InvalidRequest, OffsetReleased
 from enclaved.model import STDERR, STDOUT, NoticeKind, Verdict
 from tests.service.guest.laboratory import (
+    PATIENCE_S,
     Box,
     Laboratory,
     Story,
@@ -404,7 +405,7 @@ async def test_who_detaches_leaves_the_program_running(box: Box) -> None:
 
 async def test_without_grace_a_program_ends_with_its_last_client(box: Box) -> None:
     execution = await box.open_shell("echo begun; sleep 600", detach_grace_s=0)
-    async with execution.attach(observe=True):
+    async with execution.attach():
         await first_output(execution)
         assert not execution.ended.done()
     finished = await execution.ended
@@ -413,9 +414,11 @@ async def test_without_grace_a_program_ends_with_its_last_client(box: Box) -> No
 
 
 async def test_who_comes_back_in_time_keeps_the_program(box: Box) -> None:
-    execution = await box.open_shell("echo begun; read line; echo end", stdin=True, detach_grace_s=0.05)
-    await first_output(execution)
-    async with execution.attach(observe=True) as events:
+    execution = await box.open_shell("echo begun; read line; echo end", stdin=True, detach_grace_s=PATIENCE_S)
+    async with execution.attach():
+        await first_output(execution)
+    assert execution._detach is not None
+    async with execution.attach() as events:
         assert execution._detach is None
         await execution.write_stdin(b"\n")
         async for _ in events:
