@@ -46,7 +46,7 @@ class Http2:
 
     def frame(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
         """Sends a frame."""
-        self.write(struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload)
+        self.write(encoded(kind, flags, stream, payload))
 
     def begin(self, stream: int, method: str, more: Iterable[tuple[str, str]] = ()) -> None:
         """Begins a call, such as of ``/ms_enclave.v1.SystemService/GetInfo``."""
@@ -93,6 +93,11 @@ class Http2:
         self._writer.close()
         with suppress(OSError):
             await self._writer.wait_closed()
+
+
+def encoded(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame as it travels."""
+    return struct.pack(">I", len(payload))[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
 
 @asynccontextmanager
