@@ -187,7 +187,7 @@ class Watching:
                 return ""  # it was paused in between, on request
             if await link.renewed(RECONNECT_DEADLINE_S):
                 return ""
-            return f"its guest did not answer for {asyncio.get_running_loop().time() - asked_at:.0f} s"
+            return f"its guest did not answer for {round(asyncio.get_running_loop().time() - asked_at, 1):g} s"
         return ""
 
     async def _ping(self, link: GuestLink, container_id: str) -> None:
