@@ -326,6 +326,6 @@ async def test_a_daemon_without_tools_says_what_to_do(folder: Path, monkeypatch)
 
 
 def test_the_daemon_shows_what_others_need():
-    names = {"Addresses", "Reloads", "StopRequest", "policy_of", "prepare", "prune", "run", "serve"}
+    names = {"Addresses", "Reloads", "StopRequest", "policy_of", "prepare", "prune", "prune_doctors", "run", "serve"}
     problems = {"StartError", "StateLocked", "Unprotected"}
     assert set(daemon_module.__all__) == names | problems

@@ -42,16 +42,16 @@ CASES = {
         "tests/integration/docker_runtime/test_profile.py::test_a_hostile_images_metadata_is_without_effect",
     ),
     "set odd, reserved or huge environment variables": (
-        "tests/unit/core/test_policy.py::test_loader_and_reserved_variables_are_malformed",
-        "tests/unit/core/test_policy.py::test_values_that_no_environment_can_hold_are_malformed",
+        "tests/unit/core/test_policy_texts.py::test_loader_and_reserved_variables_are_malformed",
+        "tests/unit/core/test_policy_texts.py::test_values_that_no_environment_can_hold_are_malformed",
         "tests/unit/core/test_policy.py::test_an_environment_has_a_bound_in_entries_and_bytes",
     ),
     "set labels that look like the daemon's": (
         f"{HERE}/test_names.py::test_labels_that_are_none_are_refused",
-        "tests/unit/core/test_policy.py::test_labels_in_our_namespace_or_out_of_bounds_are_malformed",
+        "tests/unit/core/test_policy_texts.py::test_labels_in_our_namespace_or_out_of_bounds_are_malformed",
     ),
     "choose a working directory that hides the system": (
-        "tests/unit/core/test_policy.py::test_a_working_directory_that_is_odd_or_the_systems_is_malformed",
+        "tests/unit/core/test_policy_texts.py::test_a_working_directory_that_is_odd_or_the_systems_is_malformed",
     ),
     "upload archives with links, devices, bombs or a cut end": (
         "tests/service/guest/test_archives.py::test_a_hostile_archive_is_refused_with_its_reason",
@@ -98,7 +98,7 @@ CASES = {
     "ask for timeouts that are negative, infinite or no number": (
         "tests/service/test_daemon_hostile.py::test_malformed_sandboxes_are_refused_by_field",
         "tests/unit/core/test_policy.py::test_a_timeout_of_zero_asks_for_the_longest",
-        "tests/unit/core/test_policy.py::test_any_timeout_is_within_the_sandboxs_maximum_or_a_typed_error",
+        "tests/unit/core/test_policy_any_request.py::test_any_timeout_is_within_the_sandboxs_maximum_or_a_typed_error",
     ),
     "ask for absurd limits": (
         "tests/service/test_daemon_hostile.py::test_malformed_sandboxes_are_refused_by_field",
