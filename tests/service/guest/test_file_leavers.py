@@ -38,7 +38,7 @@ async def fill(box: Box) -> None:
         await box.isolated(
             "import os\nos.makedirs('tree/many')\n"
             "open('tree/big', 'wb').write(bytes(8 << 20))\n"
-            "for n in range(600): open(f'tree/many/{n:04}' + 'n' * 200, 'w').write('x\\n' * 20)"
+            "for n in range(1200): open(f'tree/many/{n:04}' + 'n' * 200, 'w').write('x\\n' * 20)"
         )
     )
 

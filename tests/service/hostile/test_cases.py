@@ -44,7 +44,7 @@ CASES = {
     "set odd, reserved or huge environment variables": (
         "tests/unit/core/test_policy_texts.py::test_loader_and_reserved_variables_are_malformed",
         "tests/unit/core/test_policy_texts.py::test_values_that_no_environment_can_hold_are_malformed",
-        "tests/unit/core/test_policy.py::test_an_environment_has_a_bound_in_entries_and_bytes",
+        "tests/unit/core/test_policy_texts.py::test_an_environment_has_a_bound_in_entries_and_bytes",
     ),
     "set labels that look like the daemon's": (
         f"{HERE}/test_names.py::test_labels_that_are_none_are_refused",
